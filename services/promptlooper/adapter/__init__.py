@@ -1,0 +1,1 @@
+"""The Adapter: one face for every LLM provider."""

@@ -1,0 +1,1 @@
+"""The Cache: remembers answers, and makes sure one question is asked once."""

@@ -1,0 +1,1 @@
+"""The Runner: stores experiments, runs them, and tells how they go."""

@@ -1,0 +1,1 @@
+"""The Scorer: computes scores from outputs."""

@@ -1,0 +1,164 @@
+"""What can go wrong, in domain words. Knows no transport: `rpc.status` has the one table that makes status codes of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class DomainError(Exception):
+    """A failure with a stable `reason` (a name of the proto's ErrorReason) and its facts as `metadata`."""
+
+    reason = "INTERNAL"
+    retryable = False
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after  # seconds; None where nobody said
+        self.metadata = metadata
+
+
+class InvalidArgument(DomainError):
+    reason = "INVALID_ARGUMENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with an experiment: where in the spec (`pipelines[0].stages[1].model`), and a sentence."""
+
+    field: str
+    message: str
+
+
+class InvalidExperiment(DomainError):
+    reason = "INVALID_EXPERIMENT"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(f"{p.field}: {p.message}" if p.field else p.message for p in problems))
+        self.problems = tuple(problems)
+
+
+class ExperimentNotFound(DomainError):
+    reason = "EXPERIMENT_NOT_FOUND"
+
+
+class RunNotFound(DomainError):
+    reason = "RUN_NOT_FOUND"
+
+
+class RequestIdReused(DomainError):
+    reason = "REQUEST_ID_REUSED"
+
+
+class ExperimentNotEnded(DomainError):
+    reason = "EXPERIMENT_NOT_ENDED"
+
+
+class NotAvailableYet(DomainError):
+    reason = "NOT_AVAILABLE_YET"
+
+
+class ResumeTokenInvalid(DomainError):
+    reason = "RESUME_TOKEN_INVALID"
+
+
+class ResumeTokenExpired(DomainError):
+    reason = "RESUME_TOKEN_EXPIRED"
+
+
+class PageTokenInvalid(DomainError):
+    reason = "PAGE_TOKEN_INVALID"
+
+
+class TooLarge(DomainError):
+    reason = "TOO_LARGE"
+
+
+class UnknownProvider(DomainError):
+    reason = "UNKNOWN_PROVIDER"
+
+
+class CompletionFailed(DomainError):
+    """A provider call that got no answer; `attempts` HTTP requests were made."""
+
+    def __init__(self, message: str, *, attempts: int = 0, retry_after: float | None = None, **metadata: str) -> None:
+        super().__init__(message, retry_after=retry_after, **metadata)
+        self.attempts = attempts
+
+
+class ProviderCredentials(CompletionFailed):
+    reason = "PROVIDER_CREDENTIALS"
+
+
+class ProviderRateLimited(CompletionFailed):
+    reason = "PROVIDER_RATE_LIMITED"
+    retryable = True
+
+
+class ProviderUnavailable(CompletionFailed):
+    reason = "PROVIDER_UNAVAILABLE"
+    retryable = True
+
+
+class ProviderRejected(CompletionFailed):
+    reason = "PROVIDER_REJECTED"
+
+
+class ProviderMalformed(CompletionFailed):
+    reason = "PROVIDER_MALFORMED"
+    retryable = True
+
+
+class ContextTooLong(CompletionFailed):
+    reason = "CONTEXT_TOO_LONG"
+
+
+class ContentFiltered(CompletionFailed):
+    reason = "CONTENT_FILTERED"
+
+
+class DeadlineExceeded(CompletionFailed):
+    reason = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class TemplateError(DomainError):
+    reason = "TEMPLATE_ERROR"
+
+
+class UnknownScorer(DomainError):
+    reason = "UNKNOWN_SCORER"
+
+
+class ScorerUnavailable(DomainError):
+    reason = "SCORER_UNAVAILABLE"
+    retryable = True
+
+
+class CacheUnavailable(DomainError):
+    reason = "CACHE_UNAVAILABLE"
+    retryable = True
+
+
+class StoreUnavailable(DomainError):
+    reason = "STORE_UNAVAILABLE"
+    retryable = True
+
+
+class Draining(DomainError):
+    reason = "DRAINING"
+    retryable = True
+
+
+class ServiceUnavailable(DomainError):
+    reason = "SERVICE_UNAVAILABLE"
+    retryable = True
+
+
+def _subclasses(cls: type[DomainError]) -> list[type[DomainError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
+
+
+ERRORS_BY_REASON = {cls.reason: cls for cls in _subclasses(DomainError) if cls is not CompletionFailed}
+"""The class of each reason, so that a client raises what the server raised."""

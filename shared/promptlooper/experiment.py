@@ -1,0 +1,227 @@
+"""Experiments: the normal form of what a user submits, and what is known of it while and after it runs.
+
+Every service and client shares these. Money is integer nano-USD, durations are seconds unless a name says `_ms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from promptlooper.jsonvalue import Json, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class InputRow:
+    input_id: str
+    value: Json  # the row without `expected` and `_…`
+    expected: Json = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    name: str  # what labels say
+    model: str  # provider/model
+    params: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageTemplate:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    messages: tuple[MessageTemplate, ...]  # `system` and `prompt` are written out as messages
+    name: str = ""
+    model: str = ""  # provider/model; "" is the variant's
+    params: JsonObject = field(default_factory=dict)
+    timeout: float | None = None  # seconds; None is limits.stage_timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    name: str
+    stages: tuple[Stage, ...]
+    models: tuple[ModelEntry, ...]  # at least one: where every stage pins its model, the last stage's
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSpec:
+    name: str
+    type: str
+    value: Json = None  # strings in it are templates
+    weight: float = 1.0
+    threshold: float | None = None
+    output: str = ""  # template of what is scored; "" is the last stage's output
+    settings: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    min_scores: Mapping[str, float] = field(default_factory=dict)  # scorer name → mean that each variant must reach
+    max_failed_runs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_concurrency: int = 64
+    budget_nanousd: int | None = None
+    budget_tokens: int | None = None
+    stage_timeout: float = 60.0
+
+
+class CacheMode(Enum):
+    OFF = "off"
+    READ_WRITE = "read_write"
+    READ_ONLY = "read_only"
+    WRITE_ONLY = "write_only"
+    REFRESH = "refresh"
+
+    @property
+    def reads(self) -> bool:
+        return self in (CacheMode.READ_WRITE, CacheMode.READ_ONLY)
+
+    @property
+    def writes(self) -> bool:
+        return self in (CacheMode.READ_WRITE, CacheMode.WRITE_ONLY, CacheMode.REFRESH)
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    mode: CacheMode = CacheMode.READ_WRITE
+    max_age: float | None = None  # seconds
+    namespace: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSpec:
+    """The normal form. `sweep` has at least one point ({} where nothing is swept), `inputs` at least one row."""
+
+    name: str
+    pipelines: tuple[Pipeline, ...]
+    inputs: tuple[InputRow, ...]
+    description: str = ""
+    project: str = "default"
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # name → text
+    params: JsonObject = field(default_factory=dict)  # None is "not sent"
+    sweep: tuple[JsonObject, ...] = ({},)
+    repeats: int = 1
+    scorers: tuple[ScorerSpec, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    limits: Limits = Limits()
+    cache: CachePolicy = CachePolicy()
+
+
+class ExperimentState(Enum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+
+    @property
+    def ended(self) -> bool:
+        return self in (ExperimentState.COMPLETED, ExperimentState.CANCELLED, ExperimentState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    total: int = 0
+    pending: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    cached: int = 0  # runs whose every answer came from the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """An experiment with its totals so far."""
+
+    experiment_id: str
+    project: str
+    name: str
+    state: ExperimentState
+    counts: RunCounts
+    created_at: datetime
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    generation: int = 1
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_nanousd: int = 0  # of the calls whose price is known
+    cost_unknown_calls: int = 0
+    cost_saved_nanousd: int = 0
+    duration_ms: int = 0  # from the first start to the end, or to now
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    event_seq: int = 0
+
+    @property
+    def total_cost_nanousd(self) -> int | None:
+        """None where any price is unknown."""
+        return None if self.cost_unknown_calls else self.cost_nanousd
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSummary:
+    name: str
+    mean: float | None
+    n: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSummary:
+    variant_id: str
+    label: str
+    pipeline: str
+    model: str
+    params: JsonObject
+    inputs: int
+    runs: int  # that ended
+    failed: int
+    score: float | None
+    pass_rate: float | None
+    scores: tuple[ScorerSummary, ...]
+    latency_ms_p50: int | None
+    latency_ms_p95: int | None
+    tokens_in: int
+    tokens_out: int
+    cost_nanousd: int
+    cost_unknown_calls: int
+
+    @property
+    def total_cost_nanousd(self) -> int | None:
+        """None where any price is unknown."""
+        return None if self.cost_unknown_calls else self.cost_nanousd
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    name: str  # min_scores.<scorer> or max_failed_runs
+    variant_id: str  # "" for the whole experiment
+    wanted: float
+    got: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSummary:
+    experiment: Experiment
+    variants: tuple[VariantSummary, ...]
+    gates: tuple[GateResult, ...]

@@ -1,0 +1,108 @@
+"""What clients ask of the Runner: its core when embedded, its client when there is a server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from promptlooper.caching import CacheStats
+from promptlooper.completion import ModelInfo
+from promptlooper.errors import Problem
+from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState, ExperimentSummary
+from promptlooper.run import Event, Run, RunState
+from promptlooper.scoring import ScorerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    problems: tuple[Problem, ...]
+    runs: int
+    calls: int
+    estimated_cost_nanousd: int | None  # None where a price or max_tokens is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentFilter:
+    project: str = ""  # "" is every project
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    states: tuple[ExperimentState, ...] = ()
+    experiment_id_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentPage:
+    experiments: tuple[Experiment, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    runs: tuple[Run, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchMessage:
+    """Exactly one of the four is set. `resume_token` goes on after this message."""
+
+    resume_token: str
+    event_seq: int
+    snapshot: Experiment | None = None
+    event: Event | None = None
+    bookmark: Experiment | None = None
+    terminal: Experiment | None = None
+
+
+class Experiments(Protocol):
+    """The Runner as clients see it. The errors are those of the RPCs of the same names."""
+
+    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment: ...
+
+    async def validate(self, spec: ExperimentSpec) -> Validation: ...
+
+    async def get(self, experiment_id: str) -> Experiment: ...
+
+    async def list_experiments(self, where: ExperimentFilter, page_size: int = 0, page_token: str = "") -> ExperimentPage: ...
+
+    async def cancel(self, experiment_id: str) -> Experiment: ...
+
+    async def delete(self, experiment_id: str) -> None: ...
+
+    def watch(
+        self,
+        experiment_id: str,
+        resume_token: str = "",
+        kinds: Sequence[str] = (),
+        bookmark_interval: float | None = None,
+    ) -> AsyncIterator[WatchMessage]:
+        """Snapshot, events, terminal. Ends without a terminal where the server drains: go on with the last token."""
+        ...
+
+    async def get_run(self, run_id: str) -> Run: ...
+
+    async def list_runs(
+        self,
+        experiment_id: str,
+        page_size: int = 0,
+        page_token: str = "",
+        states: Sequence[RunState] = (),
+        full: bool = False,
+    ) -> RunPage: ...
+
+    async def cancel_run(self, run_id: str) -> Run: ...
+
+    def export(self, experiment_id: str, start_run_index: int = 0) -> AsyncIterator[Run]:
+        """Every run that has started, in full, by run_index."""
+        ...
+
+    async def summarize(self, experiment_id: str) -> ExperimentSummary: ...
+
+    async def list_models(self) -> list[ModelInfo]: ...
+
+    async def list_scorers(self) -> list[ScorerInfo]: ...
+
+    async def cache_stats(self) -> CacheStats: ...
+
+    async def purge_cache(self, scope: str) -> int: ...

@@ -1,0 +1,129 @@
+"""Runs, their stages, scores and events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from promptlooper.completion import Message
+from promptlooper.jsonvalue import Json, JsonObject
+
+
+class RunState(Enum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        return self in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    reason: str  # a name of ErrorReason
+    message: str
+    stage_index: int | None = None
+    stage: str = ""
+    attempts: int = 0
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    stage_index: int
+    name: str
+    messages: tuple[Message, ...]  # as sent
+    output: str
+    model: str  # what answered
+    model_requested: str
+    params: JsonObject  # as sent
+    tokens_in: int | None
+    tokens_out: int | None
+    tokens_reasoning: int | None
+    tokens_cached_in: int | None
+    latency_ms: int  # of the original call when cached
+    ttft_ms: int | None
+    cost_nanousd: int | None  # 0 when cached; None where unknown
+    cost_saved_nanousd: int | None  # what the cache saved; None where that is unknown
+    cached: bool
+    attempts: int  # 0 when cached
+    finish_reason: str
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    name: str
+    type: str
+    value: float | None
+    passed: bool | None
+    weight: float = 1.0
+    explanation: str = ""
+    error: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One cell of the grid. Texts (input, expected, output, stages) are left out in the BASIC view."""
+
+    run_id: str
+    experiment_id: str
+    project: str
+    generation: int
+    run_index: int
+    state: RunState
+    input_index: int
+    input_id: str
+    variant_id: str
+    pipeline: str
+    model: str
+    params: JsonObject
+    repeat: int
+    input: Json
+    expected: Json
+    output: str | None
+    score: float | None
+    passed: bool | None
+    scores: tuple[Score, ...]
+    error: RunError | None
+    tokens_in: int
+    tokens_out: int
+    tokens_reasoning: int
+    tokens_cached_in: int
+    cost_nanousd: int | None
+    cost_saved_nanousd: int
+    latency_ms: int
+    duration_ms: int | None
+    cached: bool
+    attempts: int
+    stages: tuple[StageResult, ...]
+    tags: tuple[str, ...]
+    metadata: Mapping[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact with its gapless number. `detail` holds the fields of the proto's ExperimentFact or RunFact by name."""
+
+    experiment_id: str
+    event_seq: int
+    project: str
+    kind: str
+    event_time: datetime
+    generation: int
+    run_index: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str | None:
+        return None if self.run_index is None else f"{self.experiment_id}-{self.run_index}"
