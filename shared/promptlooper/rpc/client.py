@@ -1,0 +1,217 @@
+"""A gRPC channel as a context manager, and the server's errors as ours again."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc
+import orjson
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from grpc_status import rpc_status
+from promptlooper.addresses import host_and_port
+from promptlooper.errors import (
+    DeadlineExceeded,
+    DomainError,
+    InvalidArgument,
+    NotAvailableYet,
+    ServiceUnavailable,
+    TooLarge,
+)
+from promptlooper.rpc.deadlines import usual_deadline
+from promptlooper.rpc.status import error_of
+
+Code = grpc.StatusCode
+
+
+@asynccontextmanager
+async def open_channel(
+    address: str, *descriptors: ServiceDescriptor | FileDescriptor, default_deadline: float = 10.0
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to `address`: HOST:PORT, a list (`10.0.0.1:7052,10.0.0.2:7052`), `dns:///NAME:PORT` or `unix:PATH`.
+
+    Calls without a timeout get the RPC's usual one, `default_deadline` where it is not one of ours. Calls are spread
+    over all addresses. Unary methods of `descriptors` that are safe to repeat are repeated when a server is
+    UNAVAILABLE. Connects when first used; an address that can't be read raises InvalidArgument.
+    """
+    async with grpc.aio.insecure_channel(target_of(address), options=_options(*descriptors)) as channel:
+        yield _Channel(channel, default_deadline)
+
+
+def target_of(address: str) -> str:
+    """What grpc calls the address."""
+    if "," in address:
+        return _list_target([part.strip() for part in address.split(",")])
+    if address.startswith(("unix:", "ipv4:", "ipv6:", "dns:")):
+        return address
+    host_and_port(address)
+    return f"dns:///{address}"
+
+
+def _list_target(addresses: list[str]) -> str:
+    families = set()
+    found = []
+    for address in addresses:
+        host, port = host_and_port(address)
+        host = "127.0.0.1" if host == "localhost" else host
+        try:
+            ip = ipaddress.ip_address(host)
+        except ValueError:
+            raise InvalidArgument(
+                f"{address!r} in a list of addresses is not an IP address: use one name that stands for all of them",
+                field="address",
+            ) from None
+        families.add(ip.version)
+        found.append(f"{host}:{port}" if ip.version == 4 else f"[{host}]:{port}")
+    if len(families) > 1:
+        raise InvalidArgument(f"{','.join(addresses)!r} mixes IPv4 and IPv6: list one kind", field="address")
+    return f"ipv{families.pop()}:{','.join(found)}"
+
+
+def service_config(*descriptors: ServiceDescriptor | FileDescriptor) -> str:
+    """Round robin, and retries of UNAVAILABLE for the unary methods whose idempotency level allows it.
+
+    Holds no timeouts: grpc ends them too early.
+    """
+    services = [s for d in descriptors for s in (d.services_by_name.values() if isinstance(d, FileDescriptor) else [d])]
+    safe = [
+        {"service": service.full_name, "method": method.name}
+        for service in services
+        for method in service.methods
+        if not method.client_streaming
+        and not method.server_streaming
+        and method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
+    ]
+    retry = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    config: dict[str, Any] = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    }
+    if safe:
+        config["methodConfig"] = [{"name": safe, "retryPolicy": retry}]
+    return orjson.dumps(config).decode()
+
+
+def _options(*descriptors: ServiceDescriptor | FileDescriptor) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.service_config", service_config(*descriptors)),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.enable_http_proxy", 0),  # services talk to each other directly, whatever the environment says
+        ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+        ("grpc.max_send_message_length", 4 * 1024 * 1024),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # else a frozen server is seen after a minute more
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A service that comes back is found again in seconds; by default up to two minutes pass.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 3_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+        ("grpc.use_local_subchannel_pool", 1),  # each channel has connections of its own
+    ]
+
+
+class _Channel(grpc.aio.Channel):
+    """Fills in timeouts. Not an interceptor: those put another task around each call."""
+
+    def __init__(self, channel: grpc.aio.Channel, default_deadline: float) -> None:
+        self._channel = channel
+        self._default_deadline = default_deadline
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._filled(self._channel.unary_unary(method, *args, **kwargs), method, self._default_deadline)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._filled(self._channel.stream_unary(method, *args, **kwargs), method, self._default_deadline)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._filled(self._channel.unary_stream(method, *args, **kwargs), method, None)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._filled(self._channel.stream_stream(method, *args, **kwargs), method, None)
+
+    def _filled(self, call: Any, method: str, otherwise: float | None) -> Any:
+        seconds = usual_deadline(method, otherwise=otherwise)
+        if seconds is None:
+            return call
+
+        def with_deadline(request: Any = None, *, timeout: float | None = None, **kwargs: Any) -> Any:
+            return call(request, timeout=seconds if timeout is None else timeout, **kwargs)
+
+        return with_deadline
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> _Channel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+@contextmanager
+def domain_errors(address: str, service: str | None = None) -> Iterator[None]:
+    """Raises what the server raised where a call failed; what grpc itself says becomes ours too.
+
+    `address` and `service` (`cache`) are for the message when nothing answers.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise domain_error(error, address, service) from error
+
+
+def domain_error(error: grpc.aio.AioRpcError, address: str, service: str | None = None) -> DomainError:
+    """The domain error that a failed call stands for: by its reason, else by its code."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    if status is not None and (found := error_of(status)) is not None:
+        return found
+    details = error.details() or "no details"
+    match error.code():
+        case Code.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"{address} gave no answer in time: it may be busy; try again or allow more time")
+        case Code.UNAVAILABLE | Code.CANCELLED:
+            return ServiceUnavailable(_unreachable(address, service, details), address=address)
+        case Code.RESOURCE_EXHAUSTED if "larger than max" in details or "metadata size" in details:
+            return TooLarge(f"a message to or from {address} is too large: send less at once ({details})")
+        case Code.RESOURCE_EXHAUSTED:
+            return ServiceUnavailable(f"{address} has too much to do: try again later ({details})", address=address)
+        case Code.UNIMPLEMENTED:
+            what = f"as a {service} of this version" if service else "this call"
+            return NotAvailableYet(
+                f"{address} does not answer {what}: is it the right address? ({details})", feature=""
+            )
+        case Code.INVALID_ARGUMENT:
+            return InvalidArgument(details)
+        case code:
+            return DomainError(f"{address} failed with {code.name}: {details}; its log may say more")
+
+
+def _unreachable(address: str, service: str | None, details: str) -> str:
+    start = f"`promptlooper serve {service}`" if service else "`promptlooper serve`"
+    why = details.rsplit("last error: ", 1)[-1].removeprefix("UNKNOWN: ")
+    return (
+        f"no {service or 'service'} answers at {address}: start it ({start}, or `promptlooper up` for all), "
+        f"or correct the address ({why})"
+    )

@@ -1,0 +1,91 @@
+"""A service's process: event loop, logging, signals, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+from promptlooper.errors import DomainError, InvalidArgument
+from promptlooper.telemetry import set_up_logging
+
+_log = logging.getLogger(__name__)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_service(main: Callable[[], Awaitable[None]], *, name: str | None = None, log_level: str = "info") -> None:
+    """Runs `main` to its end and leaves the process: 0, 1 where it failed, 2 where a setting is wrong.
+
+    A signal before `main` waits in `until_signalled` cancels it, and the exit code is 128 + signal, as of a process
+    that a signal ended. `name` is what log lines carry; by default the service's part of the module of `main`.
+    """
+    set_up_logging(name or _name_of(main), log_level)
+    sys.exit(_run(main))
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> int:
+    received: list[signal.Signals] = []
+
+    async def with_signals() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def stop(number: signal.Signals) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, stop, number)
+        await main()
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(with_signals())
+    except asyncio.CancelledError:
+        return 128 + received[0] if received else 1
+    except InvalidArgument as error:
+        _log.error("%s", error)
+        return 2
+    except DomainError as error:
+        _log.error("%s", error)
+        return 1
+    except Exception:
+        _log.exception("stopped by a fault")
+        return 1
+    return 0
+
+
+async def until_signalled() -> signal.Signals:
+    """Waits for SIGTERM or SIGINT and says which. From then on a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def receive(number: signal.Signals) -> None:
+        if first.done():
+            os._exit(128 + number)
+        first.set_result(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, receive, number)
+    number = await first
+    _log.info("%s: stopping; once more stops at once", number.name)
+    return number
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _name_of(main: Callable[[], Awaitable[None]]) -> str:
+    module = main.__module__
+    if module == "__main__" and (spec := getattr(sys.modules["__main__"], "__spec__", None)) is not None:
+        module = spec.name
+    parts = module.split(".")
+    return parts[1] if parts[0] == "promptlooper" and len(parts) > 1 else parts[-1]

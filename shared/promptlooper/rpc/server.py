@@ -1,0 +1,157 @@
+"""A gRPC server as a context manager: tests and services go the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection as grpc_reflection
+from promptlooper.addresses import health_address, host_and_port
+from promptlooper.errors import DomainError
+from promptlooper.rpc.interceptors import CallGuard
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+Register = Callable[[grpc.aio.Server], None]
+
+
+class CannotListen(DomainError):
+    """The address can't be had; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A running server: the ports it got."""
+
+    port: int
+    health_port: int
+    _health: _Health = field(repr=False)
+    _names: tuple[str, ...] = field(repr=False)
+
+    async def set_ready(self, ready: bool) -> None:
+        """What health says from now on: False while a dependency is gone that no call can do without."""
+        await self._health.say(self._names, _SERVING if ready else _NOT_SERVING)
+
+
+@asynccontextmanager
+async def serving(
+    listen: str,
+    services: Mapping[str, Register],
+    *,
+    health_listen: str | None = None,
+    reflection: bool = True,
+    grace: float = 20.0,
+    lame_duck: float = 0.0,
+    on_drain: Callable[[], None] | None = None,
+    max_receive_bytes: int = 4 * 1024 * 1024,
+    deadlines: Mapping[str, float | None] | None = None,
+) -> AsyncIterator[Serving]:
+    """Serves `services` (full name to what registers it) on `listen`, with health there and, alone, on its own port.
+
+    Port 0 takes a free one. `health_listen` is the port of `listen` + 100 unless given. On leaving it drains: health
+    says NOT_SERVING, `lame_duck` seconds later `on_drain` tells long streams to end, and what still runs gets `grace`
+    seconds. `deadlines` replaces usual deadlines by method. Raises CannotListen where an address is taken.
+    """
+    names = ("", *services)
+    answers = _Health()
+    async with AsyncExitStack() as stack:
+        server = grpc.aio.server(interceptors=[CallGuard(deadlines)], options=_options(max_receive_bytes))
+        stack.push_async_callback(server.stop, None)
+        for register in services.values():
+            register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(answers, server)
+        if reflection:
+            listed = (*services, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
+            grpc_reflection.enable_server_reflection(listed, server)
+        port = _bound(server, listen, "PROMPTLOOPER_LISTEN")
+
+        # Alone on its own port, so that a server with many calls still answers its probes.
+        probes = grpc.aio.server(options=_options(64 * 1024))
+        stack.push_async_callback(probes.stop, None)
+        health_pb2_grpc.add_HealthServicer_to_server(answers, probes)
+        health_port = _bound(probes, health_listen or health_address(listen), "PROMPTLOOPER_HEALTH_LISTEN")
+
+        await server.start()
+        await probes.start()
+        await answers.say(names, _SERVING)
+        try:
+            yield Serving(port, health_port, answers, names)
+        finally:
+            await answers.say(names, _NOT_SERVING)
+            await asyncio.sleep(lame_duck)
+            answers.end_watches()
+            if on_drain is not None:
+                on_drain()
+            await server.stop(grace)
+
+
+def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.so_reuseport", 0),  # by default two servers share a port, in silence
+        ("grpc.max_receive_message_length", max_receive_bytes),
+        ("grpc.max_send_message_length", 4 * 1024 * 1024),
+        ("grpc.max_concurrent_streams", 200),
+        # All three are needed: without ping_timeout a frozen peer is seen after a minute more.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Our clients ping every 30 s; who pings more often than this is cut off.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _bound(server: grpc.aio.Server, listen: str, variable: str) -> int:
+    in_use = f"{listen} is in use: stop what listens there or set {variable}"
+    try:
+        # First ourselves: grpc does not say what is wrong, and writes to stderr.
+        _bind_once(*host_and_port(listen))
+        return server.add_insecure_port(listen)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(in_use) from None
+        raise CannotListen(f"can't listen on {listen!r}: {error.strerror}; set {variable} to another address") from None
+    except RuntimeError:
+        raise CannotListen(in_use) from None
+
+
+def _bind_once(host: str, port: int) -> None:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, _, _, address = found[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
+
+
+class _Health(health.aio.HealthServicer):
+    """grpc's health servicer, whose watches end when the server drains: else each would hold it for the whole grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = asyncio.Event()
+
+    async def say(self, names: tuple[str, ...], status: Any) -> None:
+        for name in names:
+            await self.set(name, status)
+
+    def end_watches(self) -> None:
+        self._ended.set()
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({watch, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watch, ended):
+                task.cancel()
+            await asyncio.gather(watch, ended, return_exceptions=True)
