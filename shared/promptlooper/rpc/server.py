@@ -7,18 +7,17 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 from promptlooper.addresses import health_address, host_and_port
 from promptlooper.errors import DomainError
+from promptlooper.rpc.health import Health
 from promptlooper.rpc.interceptors import CallGuard
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 Register = Callable[[grpc.aio.Server], None]
 
 
@@ -28,16 +27,11 @@ class CannotListen(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A running server: the ports it got."""
+    """A running server: the ports it got, and its health (`set_ready(False)` while it can't do its work)."""
 
     port: int
     health_port: int
-    _health: _Health = field(repr=False)
-    _names: tuple[str, ...] = field(repr=False)
-
-    async def set_ready(self, ready: bool) -> None:
-        """What health says from now on: False while a dependency is gone that no call can do without."""
-        await self._health.say(self._names, _SERVING if ready else _NOT_SERVING)
+    health: Health
 
 
 @asynccontextmanager
@@ -59,8 +53,7 @@ async def serving(
     says NOT_SERVING, `lame_duck` seconds later `on_drain` tells long streams to end, and what still runs gets `grace`
     seconds. `deadlines` replaces usual deadlines by method. Raises CannotListen where an address is taken.
     """
-    names = ("", *services)
-    answers = _Health()
+    answers = Health(services)
     async with AsyncExitStack() as stack:
         server = grpc.aio.server(interceptors=[CallGuard(deadlines)], options=_options(max_receive_bytes))
         stack.push_async_callback(server.stop, None)
@@ -73,18 +66,18 @@ async def serving(
         port = _bound(server, listen, "PROMPTLOOPER_LISTEN")
 
         # Alone on its own port, so that a server with many calls still answers its probes.
-        probes = grpc.aio.server(options=_options(64 * 1024))
+        probes = grpc.aio.server(interceptors=[CallGuard()], options=_options(64 * 1024))
         stack.push_async_callback(probes.stop, None)
         health_pb2_grpc.add_HealthServicer_to_server(answers, probes)
         health_port = _bound(probes, health_listen or health_address(listen), "PROMPTLOOPER_HEALTH_LISTEN")
 
         await server.start()
         await probes.start()
-        await answers.say(names, _SERVING)
+        answers.set_ready(True)
         try:
-            yield Serving(port, health_port, answers, names)
+            yield Serving(port, health_port, answers)
         finally:
-            await answers.say(names, _NOT_SERVING)
+            answers.set_ready(False)
             await asyncio.sleep(lame_duck)
             answers.end_watches()
             if on_drain is not None:
@@ -130,28 +123,3 @@ def _bind_once(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
         probe.listen()
-
-
-class _Health(health.aio.HealthServicer):
-    """grpc's health servicer, whose watches end when the server drains: else each would hold it for the whole grace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ended = asyncio.Event()
-
-    async def say(self, names: tuple[str, ...], status: Any) -> None:
-        for name in names:
-            await self.set(name, status)
-
-    def end_watches(self) -> None:
-        self._ended.set()
-
-    async def Watch(self, request: Any, context: Any) -> None:
-        watch = asyncio.ensure_future(super().Watch(request, context))
-        ended = asyncio.ensure_future(self._ended.wait())
-        try:
-            await asyncio.wait({watch, ended}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (watch, ended):
-                task.cancel()
-            await asyncio.gather(watch, ended, return_exceptions=True)
