@@ -1,0 +1,48 @@
+"""Says what went wrong: on stderr to people, on stdout as one JSON document to programs. Returns the exit code."""
+
+from __future__ import annotations
+
+import traceback
+
+import click
+from promptlooper.cli.outcome import FAILED, USAGE, Refused, code_of, error_document
+from promptlooper.cli.signals import Interrupted
+from promptlooper.errors import DomainError, ServiceUnavailable
+from promptlooper.jsonvalue import json_text
+
+START_A_SERVER = "Start one with `promptlooper up -d` (the whole stack) or `promptlooper serve runner`."
+
+
+def reported(error: Exception, as_json: bool) -> int:
+    refused = _refused(error)
+    if refused is None:
+        traceback.print_exception(error)
+        refused = Refused(f"This is a fault of PromptLooper: {type(error).__name__}: {error}")
+    if as_json:
+        click.echo(json_text(error_document(refused.reason, refused.message, refused.file, refused.line)))
+    if isinstance(error, click.UsageError) and not as_json:
+        error.show()
+    elif refused.message:
+        click.echo(refused.message if refused.located else f"Error: {refused.message}", err=True)
+    return refused.code
+
+
+def _refused(error: Exception) -> Refused | None:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, Interrupted):
+        return Refused(f"Stopped by {error}.", reason="INTERRUPTED", code=error.exit_code)
+    if isinstance(error, click.Abort):  # Ctrl-C at a question, or before the loop runs
+        return Refused("Stopped by SIGINT.", reason="INTERRUPTED", code=130)
+    if isinstance(error, click.UsageError):
+        return Refused(error.format_message(), reason="INVALID_ARGUMENT", code=USAGE)
+    if isinstance(error, click.ClickException):
+        return Refused(error.format_message(), reason="INVALID_ARGUMENT", code=error.exit_code)
+    if isinstance(error, DomainError):
+        message = error.message
+        if isinstance(error, ServiceUnavailable) and "promptlooper" not in message:
+            message = f"{message} {START_A_SERVER}"
+        return Refused(message, reason=error.reason, code=code_of(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return Refused(f"{error.filename}: {error.strerror}.", reason="INVALID_ARGUMENT", code=FAILED)
+    return None

@@ -1,0 +1,102 @@
+"""The Runner a command talks to: its core in this process, or the one at `--server`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from promptlooper.experiments import Experiments
+
+DEFAULT_HOME = ".promptlooper"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where experiments live: a server's address, or the folder of embedded data."""
+
+    server: str | None
+    home: Path
+
+    def described(self) -> str:
+        return f"the Runner at {self.server}" if self.server else f"the folder {os.path.relpath(self.home)}"
+
+    def option(self) -> str:
+        """What to add to a command so that it looks in the same place."""
+        return f" --server {self.server}" if self.server else ""
+
+
+Opener = Callable[[Target], AbstractAsyncContextManager[Experiments]]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command gets: where to look, and how to open it."""
+
+    target: Target
+    opener: Opener
+
+    def open(self) -> AbstractAsyncContextManager[Experiments]:
+        return self.opener(self.target)
+
+
+@asynccontextmanager
+async def opened(target: Target) -> AsyncIterator[Experiments]:
+    if target.server:
+        from promptlooper.clients.runner import connected
+
+        async with connected(target.server) as remote:
+            yield remote
+    else:
+        from promptlooper.cli.embedded import embedded
+
+        async with embedded(target.home) as local:
+            yield local
+
+
+def _load_environment(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Before the other options are looked at, because they may be set by variables. What is set already stays."""
+    path = value or ".env"
+    if ctx.resilient_parsing or (value is None and not os.path.isfile(path)):
+        return
+    from dotenv import load_dotenv
+
+    load_dotenv(path, override=False)
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+env_file_option = click.option(
+    "--env-file",
+    type=click.Path(exists=True, dir_okay=False, readable=True),
+    is_eager=True,
+    expose_value=False,
+    callback=_load_environment,
+    help="Read environment variables from FILE instead of .env. What is set already stays.",
+    metavar="FILE",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+project_option = click.option("--project", metavar="NAME", help="The project to look in; `latest` looks in `default`.")
+
+
+def session_options(command: Command) -> Command:
+    """`--server` and `--env-file`; the command takes the Session that they make as `session`."""
+
+    def with_session(ctx: click.Context, param: click.Parameter, value: str | None) -> Session:
+        home = Path(os.environ.get("PROMPTLOOPER_HOME") or DEFAULT_HOME).absolute()
+        opener: Opener = ctx.obj if ctx.obj is not None else opened  # tests bring their own
+        return Session(Target(value or None, home), opener)
+
+    server = click.option(
+        "--server",
+        "session",
+        metavar="HOST:PORT",
+        envvar="PROMPTLOOPER_SERVER",
+        callback=with_session,
+        help="Use the Runner there instead of this process. [PROMPTLOOPER_SERVER]",
+    )
+    return env_file_option(server(command))
