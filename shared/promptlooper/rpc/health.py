@@ -21,17 +21,20 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(("", *services))
-        self._ready = False
-        self._ended = False
+        self._ready = self._draining = self._ended = False
         self._changed = asyncio.Event()
 
     def set_ready(self, ready: bool) -> None:
-        self._ready = ready and not self._ended
+        self._ready = ready and not self._draining
+        self._tell()
+
+    def drain(self) -> None:
+        """Not ready from now on, whatever is set later."""
+        self._ready, self._draining = False, True
         self._tell()
 
     def end_watches(self) -> None:
-        """Not ready from now on, and every watch ends with that."""
-        self._ready, self._ended = False, True
+        self._ended = True
         self._tell()
 
     async def Check(self, request: Any, context: Any) -> Any:

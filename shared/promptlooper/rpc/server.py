@@ -77,7 +77,7 @@ async def serving(
         try:
             yield Serving(port, health_port, answers)
         finally:
-            answers.set_ready(False)
+            answers.drain()
             await asyncio.sleep(lame_duck)
             answers.end_watches()
             if on_drain is not None:
