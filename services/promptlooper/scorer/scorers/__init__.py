@@ -1,0 +1,1 @@
+"""The scorer types, one small module per family."""
