@@ -7,7 +7,7 @@ Each dies with the thread that started it: start them from one that lives as lon
 from promptlooper.backing.brokers import NatsServer, RedisServer
 from promptlooper.backing.postgres import PostgresServer
 from promptlooper.backing.programs import BackingUnavailable, find_nats_server, find_postgres, find_redis_server
-from promptlooper.backing.server import Server, free_port
+from promptlooper.backing.server import Server, dies_with_parent, free_port
 
 __all__ = [
     "BackingUnavailable",
@@ -15,6 +15,7 @@ __all__ = [
     "PostgresServer",
     "RedisServer",
     "Server",
+    "dies_with_parent",
     "find_nats_server",
     "find_postgres",
     "find_redis_server",

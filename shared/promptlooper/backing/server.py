@@ -63,8 +63,12 @@ class Server:
             except OSError as error:
                 reason = f"{HOST}:{self.port} is not free for {self.name} ({error.strerror}): stop what listens there"
                 raise BackingUnavailable(reason) from None
+        self.process = self._spawned(self.command())
+
+    def command(self) -> Sequence[str | Path]:
+        """The command line, for who starts it in a way of their own; makes the data folder and its configuration."""
         self.data.mkdir(parents=True, exist_ok=True)
-        self.process = self._spawned(self._command())
+        return self._command()
 
     def is_ready(self) -> bool:
         """Whether this very process answers in its own protocol now."""
@@ -110,7 +114,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in a terminal is for us; we stop them in order
-                preexec_fn=_dies_with_parent(self.stop_signal),
+                preexec_fn=dies_with_parent(self.stop_signal),
                 user=user.pw_uid if user else None,
                 group=user.pw_gid if user else None,
                 extra_groups=[] if user else None,
@@ -121,8 +125,11 @@ class Server:
         return " / ".join(text.splitlines()[-5:]) or "it said nothing"
 
 
-def _dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """What the child does before it becomes the server; found before the fork, since after it little is safe."""
+def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """A `preexec_fn`: the child gets `number` when the thread that started it ends.
+
+    prctl is found here, before the fork, since after it little is safe.
+    """
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
