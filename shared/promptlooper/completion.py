@@ -58,6 +58,7 @@ class ModelCheck:
     problem_reason: str | None = None  # UNKNOWN_PROVIDER, PROVIDER_CREDENTIALS, INVALID_ARGUMENT
     problem: str | None = None
     price: Price | None = None
+    endpoint: str = ""  # identity of the provider's address, which may change the answer: part of the cache key
 
 
 @dataclass(frozen=True, slots=True)

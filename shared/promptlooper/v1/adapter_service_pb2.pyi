@@ -285,10 +285,13 @@ class ModelCheck(_message.Message):
     PROBLEM_REASON_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     problem_reason: _builtins.str
     """Set where the model can't be asked: a reason of ErrorReason without its prefix, and a sentence that says what to do."""
     problem: _builtins.str
+    endpoint: _builtins.str
+    """Identity of the provider's address (12 hex digits of its SHA-256), which may change the answer: part of the cache key."""
     @_builtins.property
     def price(self) -> Global___Price:
         """Unset where the price is unknown."""
@@ -300,10 +303,11 @@ class ModelCheck(_message.Message):
         problem_reason: _builtins.str = ...,
         problem: _builtins.str = ...,
         price: Global___Price | None = ...,
+        endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "model", b"model", "price", b"price", "problem", b"problem", "problem_reason", b"problem_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "endpoint", b"endpoint", "model", b"model", "price", b"price", "problem", b"problem", "problem_reason", b"problem_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
     _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015

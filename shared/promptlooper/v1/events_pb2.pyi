@@ -145,6 +145,7 @@ class RunFact(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     variant_id: _builtins.str
     input_id: _builtins.str
+    """Unset in run.started."""
     repeat: _builtins.int
     stage_index: _builtins.int
     """Of run.stage_completed, and of a failed run the stage that failed."""

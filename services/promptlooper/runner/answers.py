@@ -1,0 +1,248 @@
+"""Where a stage gets its answer: the cache, somebody's equal question that is under way, or the model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import orjson
+
+from promptlooper.batching import TickBatcher
+from promptlooper.caching import LEASE_TTL, CacheEntry, Found, Lookup, LookupStatus, ResponseCache
+from promptlooper.clock import Clock
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest
+from promptlooper.digest import sha256_hex
+from promptlooper.errors import CacheUnavailable, DeadlineExceeded, DomainError, ServiceUnavailable
+from promptlooper.experiment import CacheMode, CachePolicy
+
+log = logging.getLogger("runner.answers")
+KEY_VERSION = 1
+STORED_FINISH_REASONS = frozenset({"stop", "length", "tool_calls"})
+BUSY_TICK = 0.1  # seconds between looks at keys that another process is asking for
+FIRST_RETRY, LAST_RETRY = 0.1, 2.0  # seconds between tries while the Adapter can't be reached
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    request: CompletionRequest
+    endpoint: str  # identity of the provider's address
+    repeat: int
+    project: str
+    policy: CachePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`cached`: nobody was paid for it. The completion stays the original's: its tokens, latency, cost and attempts."""
+
+    completion: Completion
+    cached: bool
+
+
+def cache_key(question: Question) -> str:
+    """`<project>.<namespace>:<sha256>` over all that can change the answer. Timeouts, retries, labels and ids are not in it;
+    the repeat is, so that repeats of a question differ within an experiment and are shared across experiments."""
+    request = question.request
+    meaning = [
+        KEY_VERSION,
+        request.model,
+        question.endpoint,
+        [[message.role, message.content] for message in request.messages],
+        request.params,
+        question.repeat,
+        question.project,
+        question.policy.namespace,
+    ]
+    return f"{question.project}.{question.policy.namespace}:{sha256_hex(meaning)}"
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One question that this process is asking, and how many wait for it."""
+
+    task: asyncio.Task[Answer]
+    waiters: int = 0
+
+
+class Answers:
+    """Asks every question once. A cache that does not answer is a miss; a model's error goes to all who waited for it.
+
+    Close it when no question is under way: it writes what is still to be stored.
+    """
+
+    def __init__(self, gateway: CompletionGateway, cache: ResponseCache, claimant_id: str, clock: Clock) -> None:
+        self._gateway, self._cache, self._claimant_id, self._clock = gateway, cache, claimant_id, clock
+        self._flights: dict[tuple[str, float | None], _Flight] = {}
+        self._leading: set[str] = set()
+        self._renewer: asyncio.Task[None] | None = None
+        self._tick: asyncio.Task[None] | None = None
+        self._look_up = TickBatcher(self._lookup_batch)
+        self._read = TickBatcher(self._read_batch)
+        self._store = TickBatcher(self._store_batch)
+        self._release = TickBatcher(self._release_batch)
+        self._last_warning = float("-inf")
+
+    async def aclose(self) -> None:
+        for batcher in (self._look_up, self._read, self._store, self._release):
+            await batcher.aclose()
+        for task in (self._renewer, self._tick):
+            if task is not None:
+                task.cancel()
+
+    async def ask(self, question: Question) -> Answer:
+        """Raises what the gateway raises; DeadlineExceeded after `request.timeout` seconds, waiting for others included."""
+        deadline = self._clock.monotonic() + question.request.timeout
+        mode = question.policy.mode
+        if mode is CacheMode.READ_WRITE:
+            return await self._ask_once(question, deadline)
+        key = cache_key(question) if mode is not CacheMode.OFF else ""
+        if mode is CacheMode.READ_ONLY:
+            found = await self._read(Lookup(key, question.policy.max_age))
+            if (completion := _completion_of(found)) is not None:
+                return Answer(completion, cached=True)
+        completion = await self._complete(question.request, deadline)
+        if mode.writes and completion.finish_reason in STORED_FINISH_REASONS:
+            self._store(CacheEntry(key, orjson.dumps(completion)))
+        return Answer(completion, cached=False)
+
+    async def _ask_once(self, question: Question, deadline: float) -> Answer:
+        key = cache_key(question)
+        place = (key, question.policy.max_age)
+        flight = self._flights.get(place)
+        leader = flight is None
+        if flight is None:
+            flight = _Flight(asyncio.create_task(self._fly(key, question, deadline)))
+            self._flights[place] = flight
+            flight.task.add_done_callback(lambda _: self._forget(place, flight))
+        flight.waiters += 1
+        try:
+            if leader:
+                answer = await asyncio.shield(flight.task)
+            else:
+                async with asyncio.timeout(question.request.timeout):
+                    answer = await asyncio.shield(flight.task)
+        except TimeoutError as error:
+            raise _too_late(question.request) from error
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.task.done():
+                flight.task.cancel()  # nobody waits for it any more
+                self._forget(place, flight)
+        return answer if leader else Answer(answer.completion, cached=True)
+
+    def _forget(self, place: tuple[str, float | None], flight: _Flight) -> None:
+        if self._flights.get(place) is flight:
+            del self._flights[place]
+
+    async def _fly(self, key: str, question: Question, deadline: float) -> Answer:
+        lookup = Lookup(key, question.policy.max_age)
+        while (found := await self._look_up(lookup)).status is LookupStatus.BUSY:
+            if self._clock.monotonic() >= deadline:
+                raise _too_late(question.request)
+            await self._next_tick()
+        if (completion := _completion_of(found)) is not None:
+            return Answer(completion, cached=True)
+        if found.status is LookupStatus.LEAD:
+            self._leading.add(key)
+            self._keep_leases()
+        try:
+            completion = await self._complete(question.request, deadline)
+        except BaseException:
+            self._give_up(key)
+            raise
+        if completion.finish_reason in STORED_FINISH_REASONS:
+            self._leading.discard(key)
+            self._store(CacheEntry(key, orjson.dumps(completion)))
+        else:
+            self._give_up(key)
+        return Answer(completion, cached=False)
+
+    def _give_up(self, key: str) -> None:
+        if key in self._leading:
+            self._leading.discard(key)
+            self._release(key)
+
+    async def _complete(self, request: CompletionRequest, deadline: float) -> Completion:
+        """Goes on trying while the Adapter can't be reached; what a provider says is final, the Adapter has retried it."""
+        pause = FIRST_RETRY
+        while True:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                raise _too_late(request)
+            try:
+                return await self._gateway.complete(replace(request, timeout=left))
+            except ServiceUnavailable:
+                if deadline - self._clock.monotonic() <= pause:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_RETRY)
+
+    async def _next_tick(self) -> None:
+        """Everyone who waits for another process looks again in one call."""
+        if self._tick is None or self._tick.done():
+            self._tick = asyncio.create_task(asyncio.sleep(BUSY_TICK))
+        await asyncio.shield(self._tick)
+
+    def _keep_leases(self) -> None:
+        if self._renewer is None or self._renewer.done():
+            self._renewer = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_TTL / 3)
+            if not (keys := sorted(self._leading)):
+                return
+            try:
+                await self._cache.renew(keys, self._claimant_id)
+            except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+                self._degraded(error)
+
+    async def _lookup_batch(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
+        return await self._found(lookups, self._claimant_id)
+
+    async def _read_batch(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
+        return await self._found(lookups, "")
+
+    async def _found(self, lookups: Sequence[Lookup], claimant_id: str) -> Sequence[Found]:
+        try:
+            return await self._cache.lookup(lookups, claimant_id)
+        except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+            self._degraded(error)
+            return [Found(LookupStatus.MISS)] * len(lookups)
+
+    async def _store_batch(self, entries: Sequence[CacheEntry]) -> Sequence[None]:
+        try:
+            await self._cache.store(entries, self._claimant_id)
+        except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+            self._degraded(error)
+        return [None] * len(entries)
+
+    async def _release_batch(self, keys: Sequence[str]) -> Sequence[None]:
+        try:
+            await self._cache.release(keys, self._claimant_id)
+        except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+            self._degraded(error)
+        return [None] * len(keys)
+
+    def _degraded(self, error: DomainError) -> None:
+        """A dead cache multiplies what is paid, so it is said, but not once per question."""
+        now = self._clock.monotonic()
+        if now - self._last_warning >= 30:
+            self._last_warning = now
+            log.warning("the cache does not answer, every question is asked anew: %s", error)
+
+
+def _completion_of(found: Found) -> Completion | None:
+    """None for what is no hit or can't be read, which is a miss."""
+    if found.status is not LookupStatus.HIT:
+        return None
+    try:
+        return Completion(**orjson.loads(found.value))
+    except (ValueError, TypeError):
+        return None
+
+
+def _too_late(request: CompletionRequest) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{request.model!r} gave no answer in time; raise limits.stage_timeout or ask for less")

@@ -1,0 +1,250 @@
+"""The Runner's core: what clients may ask of it, with no transport in sight."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+from promptlooper.caching import CacheStats, ResponseCache
+from promptlooper.clock import Clock, IdMaker
+from promptlooper.completion import CompletionGateway, ModelInfo
+from promptlooper.digest import sha256_hex
+from promptlooper.errors import InvalidArgument, InvalidExperiment, PageTokenInvalid, Problem, RunNotFound, TemplateError
+from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
+from promptlooper.experiments import ExperimentFilter, ExperimentPage, RunPage, Validation, WatchMessage
+from promptlooper.jsonvalue import json_text, json_value
+from promptlooper.run import Run, RunState
+from promptlooper.runner.budget import Bound, call_bound
+from promptlooper.runner.engine import Engine
+from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.events.watching import Watching
+from promptlooper.runner.render import Renderer, variables
+from promptlooper.runner.spec.check import check
+from promptlooper.runner.spec.expand import cell, stage_model, stage_params, variants
+from promptlooper.runner.spec.normal import body_sha256, completed
+from promptlooper.runner.store import repository
+from promptlooper.runner.store.database import Database
+from promptlooper.runner.store.reading import RunSource, read_runs
+from promptlooper.runner.store.rows import microseconds
+from promptlooper.runner.store.summary import summarize
+from promptlooper.scoring import ScorerInfo, ScoringService
+
+DEFAULT_PAGE, LARGEST_PAGE, EXPORT_PAGE = 50, 1_000, 200
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RunnerCore:
+    """Implements `promptlooper.experiments.Experiments` over the database; the engine does the work."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: Engine,
+        hub: Hub,
+        gateway: CompletionGateway,
+        cache: ResponseCache,
+        scoring: ScoringService,
+        renderer: Renderer,
+        clock: Clock,
+        new_id: IdMaker,
+    ) -> None:
+        self._database, self._engine, self._hub = database, engine, hub
+        self._gateway, self._cache, self._scoring = gateway, cache, scoring
+        self._renderer, self._clock, self._new_id = renderer, clock, new_id
+        self._watching = Watching(database, hub, clock)
+
+    def _now_us(self) -> int:
+        return microseconds(self._clock.now())
+
+    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
+        if request_id and not REQUEST_ID.fullmatch(request_id):
+            raise InvalidArgument(
+                f"request_id {request_id!r} is not 1 to 128 letters, digits or ._:-; choose another", field="request_id"
+            )
+        spec = completed(spec)
+        validation = await check(spec, self._gateway, self._scoring)
+        if validation.problems:
+            raise InvalidExperiment(validation.problems)
+        unit = await self._first_bound(spec)
+        new = repository.NewExperiment(
+            self._new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens
+        )
+        now_us = self._now_us()
+        experiment_id = await self._database.write(partial(repository.create, new=new, now_us=now_us))
+        self._engine.hint()
+        self._hub.advanced(experiment_id)
+        return await self.get(experiment_id)
+
+    async def _first_bound(self, spec: ExperimentSpec) -> Bound:
+        """What the first run's first call may cost, as the first guess at what calls reserve. A run that needs more says so
+        before it calls."""
+        if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
+            return Bound(0, 0)
+        place = cell(spec, variants(spec), 0)
+        stage = place.variant.pipeline.stages[0]
+        (known,) = await self._gateway.check_models([stage_model(place.variant, stage)])
+        try:
+            messages = self._renderer.messages(stage, variables(spec, spec.inputs[0], (), 0))
+        except TemplateError:  # that run will fail; the others tell what they need
+            return Bound(0, 0)
+        return call_bound(messages, stage_params(place.variant, stage), known.price)
+
+    async def validate(self, spec: ExperimentSpec) -> Validation:
+        return await check(completed(spec), self._gateway, self._scoring)
+
+    async def get(self, experiment_id: str) -> Experiment:
+        now_us = self._now_us()
+        return await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=now_us))
+
+    async def list_experiments(
+        self, where: ExperimentFilter, page_size: int = 0, page_token: str = ""
+    ) -> ExperimentPage:
+        bound_to = ["experiments", where.project, where.tags, where.metadata, [s.value for s in where.states]]
+        bound_to.append(where.experiment_id_prefix)
+        after = _place_of(page_token, bound_to)
+        found, following = await self._database.read(
+            partial(
+                repository.page,
+                where=where,
+                limit=_page_size(page_size),
+                after=None if after is None else (after[0], after[1]),
+                now_us=self._now_us(),
+            )
+        )
+        return ExperimentPage(tuple(found), "" if following is None else _page_token(list(following), bound_to))
+
+    async def cancel(self, experiment_id: str) -> Experiment:
+        now_us = self._now_us()
+        await self._database.write(partial(repository.cancel, experiment_id=experiment_id, now_us=now_us))
+        self._engine.hint()
+        self._hub.advanced(experiment_id)
+        return await self.get(experiment_id)
+
+    async def delete(self, experiment_id: str) -> None:
+        await self._database.write(partial(repository.delete, experiment_id=experiment_id))
+        self._hub.advanced(experiment_id)
+
+    def watch(
+        self,
+        experiment_id: str,
+        resume_token: str = "",
+        kinds: Sequence[str] = (),
+        bookmark_interval: float | None = None,
+    ) -> AsyncIterator[WatchMessage]:
+        return self._watching.watch(experiment_id, resume_token, kinds, bookmark_interval)
+
+    async def get_run(self, run_id: str) -> Run:
+        experiment_id, run_index = _run_place(run_id)
+        source = await self._source(experiment_id)
+        read = partial(read_runs, source=source, start=0, limit=1, full=True, only=run_index)
+        if not (found := await self._database.read(read)):
+            raise _no_run(run_id)
+        return found[0]
+
+    async def list_runs(
+        self,
+        experiment_id: str,
+        page_size: int = 0,
+        page_token: str = "",
+        states: Sequence[RunState] = (),
+        full: bool = False,
+    ) -> RunPage:
+        bound_to = ["runs", experiment_id, [state.value for state in states], full]
+        after = _place_of(page_token, bound_to)
+        limit = _page_size(page_size)
+        source = await self._source(experiment_id)
+        start = 0 if after is None else after[0]
+        read = partial(read_runs, source=source, start=start, limit=limit + 1, full=full, states=states)
+        found = await self._database.read(read)
+        shown, rest = found[:limit], found[limit:]
+        if not rest and shown:  # the page may have ended at its size in bytes
+            rest = await self._database.read(
+                partial(read_runs, source=source, start=shown[-1].run_index + 1, limit=1, full=False, states=states)
+            )
+        return RunPage(tuple(shown), _page_token([rest[0].run_index], bound_to) if rest else "")
+
+    async def cancel_run(self, run_id: str) -> Run:
+        experiment_id, run_index = _run_place(run_id)
+        cancel = partial(
+            repository.cancel_waiting_run, experiment_id=experiment_id, run_index=run_index, now_us=self._now_us()
+        )
+        state = await self._database.write(cancel)
+        if state is None:
+            raise _no_run(run_id)
+        if state is RunState.RUNNING:
+            self._engine.cancel_run(experiment_id, run_index)
+        self._engine.hint()
+        self._hub.advanced(experiment_id)
+        return await self.get_run(run_id)
+
+    async def export(self, experiment_id: str, start_run_index: int = 0) -> AsyncIterator[Run]:
+        source = await self._source(experiment_id)
+        start = start_run_index
+        while True:
+            page = await self._database.read(
+                partial(read_runs, source=source, start=start, limit=EXPORT_PAGE, full=True)
+            )
+            for run in page:
+                yield run
+            if not page:
+                return
+            start = page[-1].run_index + 1
+
+    async def summarize(self, experiment_id: str) -> ExperimentSummary:
+        source = await self._source(experiment_id)
+        return await self._database.read(partial(summarize, source=source))
+
+    async def _source(self, experiment_id: str) -> RunSource:
+        experiment = await self.get(experiment_id)
+        spec = await self._database.read(partial(repository.spec_of, experiment_id=experiment_id))
+        return RunSource(experiment, spec, variants(spec))
+
+    async def list_models(self) -> list[ModelInfo]:
+        return await self._gateway.list_models()
+
+    async def list_scorers(self) -> list[ScorerInfo]:
+        return await self._scoring.list_scorers()
+
+    async def cache_stats(self) -> CacheStats:
+        return await self._cache.stats()
+
+    async def purge_cache(self, scope: str) -> int:
+        return await self._cache.purge(scope)
+
+
+def _run_place(run_id: str) -> tuple[str, int]:
+    experiment_id, dash, index = run_id.rpartition("-")
+    if not dash or not index.isdecimal():
+        raise _no_run(run_id)
+    return experiment_id, int(index)
+
+
+def _no_run(run_id: str) -> RunNotFound:
+    return RunNotFound(f"there is no run {run_id!r}, or it has not started; see `list` and `export`", run_id=run_id)
+
+
+def _page_size(asked: int) -> int:
+    if asked < 0:
+        raise InvalidArgument(f"page_size {asked} is negative; 0 is {DEFAULT_PAGE}", field="page_size")
+    return min(asked or DEFAULT_PAGE, LARGEST_PAGE)
+
+
+def _page_token(place: list[int | str], bound_to: Sequence[object]) -> str:
+    """Opaque to clients, and good only for the filter that it was made with."""
+    text = json_text([sha256_hex(list(bound_to))[:12], *place])
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _place_of(token: str, bound_to: Sequence[object]) -> list[int | str] | None:  # type: ignore[type-arg]
+    if not token:
+        return None
+    try:
+        digest, *place = json_value(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise PageTokenInvalid(f"page token {token!r} was not given by this server; start without it") from error
+    if digest != sha256_hex(list(bound_to))[:12]:
+        raise PageTokenInvalid("the page token is of another filter; start without it")
+    return place

@@ -1,0 +1,169 @@
+"""The engine of a Runner: which experiments it works on, how many runs of each, and the lease under which it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from promptlooper.clock import Clock, IdMaker
+from promptlooper.completion import CompletionGateway
+from promptlooper.errors import StoreUnavailable
+from promptlooper.experiment import ExperimentState
+from promptlooper.failpoints import Failpoints
+from promptlooper.runner.answers import Answers
+from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.fairness import fair_shares
+from promptlooper.runner.loop import ExperimentLoop
+from promptlooper.runner.render import Renderer
+from promptlooper.runner.scores import Scores
+from promptlooper.runner.store import repository
+from promptlooper.runner.store.database import Database
+from promptlooper.runner.store.rows import microseconds
+
+log = logging.getLogger("runner.engine")
+POLL = 0.2  # seconds between looks at what is active, without a hint
+RUNNER_LEASE_TTL = 15.0  # seconds
+AFTER_OUTAGE = 0.5  # seconds before the database is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What the engine and its loops work with."""
+
+    database: Database
+    gateway: CompletionGateway
+    answers: Answers
+    scores: Scores
+    renderer: Renderer
+    hub: Hub
+    clock: Clock
+    failpoints: Failpoints
+
+
+class Engine:
+    """Runs experiments until it is stopped. `slots` bounds the runs, and so the memory, of this process."""
+
+    def __init__(self, parts: EngineParts, new_id: IdMaker, slots: int, *, only: Collection[str] | None = None) -> None:
+        self._parts, self._new_id, self.slots, self._only = parts, new_id, slots, only
+        self.runner_id = ""
+        self._loops: dict[str, ExperimentLoop] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._hint = asyncio.Event()
+        self._lease_since = 0.0  # monotonic time since when every renewal has succeeded
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Engine]:
+        """The engine at work. On leaving, running calls are stopped, and their runs handed back to be claimed again."""
+        await self._register()
+        background = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._keep_lease())]
+        try:
+            yield self
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._stop_loops(hand_back=True)
+            with suppress(StoreUnavailable):
+                await self._parts.database.write(lambda c: repository.end_runner(c, self.runner_id))
+
+    def hint(self) -> None:
+        """There may be something new to do: look now."""
+        self._hint.set()
+
+    def in_flight(self) -> int:
+        return sum(loop.in_flight for loop in self._loops.values())
+
+    def cancel_run(self, experiment_id: str, run_index: int) -> None:
+        if (loop := self._loops.get(experiment_id)) is not None:
+            loop.cancel_run(run_index)
+
+    async def _register(self) -> None:
+        self.runner_id = self._new_id()
+        ttl = RUNNER_LEASE_TTL
+        await self._parts.database.write(lambda c: repository.register_runner(c, self.runner_id, ttl))
+        self._lease_since = self._parts.clock.monotonic()
+
+    async def _dispatch(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hint.wait(), POLL)
+            self._hint.clear()
+            try:
+                active = await self._parts.database.read(repository.active)
+            except StoreUnavailable as error:
+                log.warning("can't look for work: %s", error)
+                await asyncio.sleep(AFTER_OUTAGE)
+                continue
+            mine = [a for a in active if self._only is None or a.experiment_id in self._only]
+            self._forget_ended()
+            for experiment in mine:
+                if experiment.experiment_id not in self._tasks:
+                    self._start(experiment.experiment_id)
+            for experiment_id in self._loops.keys() - {a.experiment_id for a in mine}:
+                self._loops[experiment_id].check()
+            shares = fair_shares(
+                self.slots, {a.experiment_id: min(a.max_concurrency, a.running + a.pending) for a in mine}
+            )
+            for experiment in mine:
+                loop = self._loops[experiment.experiment_id]
+                loop.share = shares[experiment.experiment_id]
+                if experiment.state is ExperimentState.CANCELLING:
+                    loop.cancel()
+                loop.look(experiment.pending)
+
+    def _start(self, experiment_id: str) -> None:
+        loop = ExperimentLoop(experiment_id, self._parts, self)
+        self._loops[experiment_id] = loop
+        self._tasks[experiment_id] = asyncio.create_task(loop.run(), name=f"experiment {experiment_id}")
+
+    def _forget_ended(self) -> None:
+        for experiment_id in [e for e, task in self._tasks.items() if task.done()]:
+            task = self._tasks.pop(experiment_id)
+            del self._loops[experiment_id]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("experiment %s: its loop ended with %r", experiment_id, error)
+
+    async def _stop_loops(self, *, hand_back: bool) -> None:
+        for loop in self._loops.values():
+            loop.stop(hand_back=hand_back)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._forget_ended()
+
+    async def _keep_lease(self) -> None:
+        """Renews this Runner's lease, and gives back the runs of Runners whose lease ran out, but only with one unbroken TTL
+        of own renewals behind it: after an outage of the database nobody robs anybody."""
+        database, clock = self._parts.database, self._parts.clock
+        while True:
+            await asyncio.sleep(RUNNER_LEASE_TTL / 3)
+            try:
+                alive = await database.write(lambda c: repository.renew_runner(c, self.runner_id, RUNNER_LEASE_TTL))
+                if not alive:
+                    log.error("runner %s lost its lease: its calls are stopped, it takes a new id", self.runner_id)
+                    await self._stop_loops(hand_back=False)
+                    await self._register()
+                elif clock.monotonic() - self._lease_since >= RUNNER_LEASE_TTL:
+                    await self._reap()
+                now_us = microseconds(clock.now())
+                await database.write(lambda c: repository.forget_old_requests(c, now_us))
+            except StoreUnavailable as error:
+                self._lease_since = clock.monotonic()
+                log.warning("can't renew the lease: %s", error)
+
+    async def _reap(self) -> None:
+        database, runner_id = self._parts.database, self.runner_id
+        dead = await database.write(lambda c: repository.mark_expired_runners(c, runner_id))
+        if not dead:
+            return
+        for experiment_id in await database.read(lambda c: repository.orphaned(c, dead)):
+            now_us = microseconds(self._parts.clock.now())
+
+            def take(c: object, experiment_id: str = experiment_id, now_us: int = now_us) -> int:
+                return repository.give_back_orphans(c, experiment_id, dead, now_us)  # type: ignore[arg-type]
+
+            count = await database.write(take)
+            log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
+            self.hint()
+        await database.write(lambda c: repository.forget_dead_runners(c, dead))

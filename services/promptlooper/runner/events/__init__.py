@@ -1,0 +1,1 @@
+"""Events: to watchers in this process, and to NATS."""

@@ -1,0 +1,60 @@
+"""Tells watchers and the relay in this process that an experiment has new events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from contextlib import suppress
+
+
+class Hub:
+    """Carries no events: they are read from SQL, so a slow watcher holds no memory and misses nothing. Other processes'
+    commits are seen by looking again after `timeout`."""
+
+    def __init__(self) -> None:
+        self._drained = asyncio.Event()
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._any = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self._drained.is_set()
+
+    def advanced(self, experiment_id: str) -> None:
+        """New events are committed. Wakes whoever waits for the experiment."""
+        for event in self._waiting.get(experiment_id, ()):
+            event.set()
+        self._any.set()
+
+    async def changed(self, experiment_id: str, timeout: float) -> None:
+        """Until the experiment has new events, the server drains, or `timeout` seconds have passed."""
+        if self.draining:
+            return
+        event = asyncio.Event()
+        self._waiting[experiment_id].add(event)
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout)
+        finally:
+            self._waiting[experiment_id].discard(event)
+            if not self._waiting[experiment_id]:
+                del self._waiting[experiment_id]
+
+    async def paced(self, seconds: float) -> None:
+        """Lets `seconds` pass, or less when the server drains: for watchers that need not hear of every commit."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._drained.wait(), seconds)
+
+    async def anything(self, timeout: float) -> None:
+        """Until any experiment has new events, or `timeout` seconds have passed. For one caller, the relay."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._any.wait(), timeout)
+        self._any.clear()
+
+    def drain(self) -> None:
+        """Ends all waiting: watches end with their token, to be taken up elsewhere."""
+        self._drained.set()
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+        self._any.set()

@@ -1,0 +1,77 @@
+"""Scoring of finished runs: values are rendered here, scorers see plain ones, runs of one tick share a call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from promptlooper.batching import TickBatcher
+from promptlooper.errors import DomainError, TemplateError
+from promptlooper.experiment import ScorerSpec
+from promptlooper.run import Score, StageResult
+from promptlooper.runner.render import Renderer
+from promptlooper.runner.verdict import run_passed, run_score, score_of
+from promptlooper.scoring import ScoreItem, ScorerCall, ScoreValue, ScoringService
+
+log = logging.getLogger("runner.scores")
+TRIES, PAUSE = 5, 0.2  # while the Scorer can't be reached: 0.2 + 0.4 + 0.8 + 1.6 s
+
+
+class Scores:
+    def __init__(self, scoring: ScoringService, renderer: Renderer) -> None:
+        self._scoring, self._renderer = scoring, renderer
+        self._score = TickBatcher(self._score_batch)
+
+    async def aclose(self) -> None:
+        await self._score.aclose()
+
+    async def of(
+        self, specs: Sequence[ScorerSpec], results: Sequence[StageResult], values: Mapping[str, object]
+    ) -> tuple[tuple[Score, ...], float | None, bool | None]:
+        """The scores of a run, its score and whether it passed. What goes wrong with a scorer is in its score."""
+        if not specs:
+            return (), None, None
+        said: list[ScoreValue | None] = [None] * len(specs)
+        calls: list[tuple[int, ScorerCall]] = []
+        for index, spec in enumerate(specs):
+            try:
+                output = self._renderer.text(spec.output, values) if spec.output else None
+                calls.append((index, ScorerCall(spec.type, self._renderer.value(spec.value, values), spec.settings, output)))
+            except TemplateError as error:
+                said[index] = ScoreValue(None, error=error.message)
+        if calls:
+            item = ScoreItem(
+                results[-1].output if results else "",
+                tuple(call for _, call in calls),
+                sum(result.latency_ms for result in results),
+                _cost(results),
+            )
+            for (index, _), value in zip(calls, await self._score(item), strict=True):
+                said[index] = value
+        scores = tuple(score_of(spec, value or ScoreValue(None)) for spec, value in zip(specs, said, strict=True))
+        return scores, run_score(scores), run_passed(specs, scores)
+
+    async def _score_batch(self, items: Sequence[ScoreItem]) -> Sequence[Sequence[ScoreValue]]:
+        pause = PAUSE
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._scoring.score(items)
+            except DomainError as error:
+                if not error.retryable or not left:
+                    log.warning("the Scorer did not answer, %d runs have no scores: %s", len(items), error)
+                    return [[ScoreValue(None, error=f"not scored: {error.message}")] * len(i.calls) for i in items]
+            await asyncio.sleep(pause)
+            pause *= 2
+        raise AssertionError("the last try returns")
+
+
+def _cost(results: Sequence[StageResult]) -> int | None:
+    """What the answers cost when they were paid for, cached or not; None where one is unknown."""
+    total = 0
+    for result in results:
+        price = result.cost_saved_nanousd if result.cached else result.cost_nanousd
+        if price is None:
+            return None
+        total += price
+    return total

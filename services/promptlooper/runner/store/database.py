@@ -1,0 +1,123 @@
+"""Connections and threads: writes in one thread, reads beside them, neither on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError as PoolTimeout
+
+from promptlooper.errors import InvalidArgument, StoreUnavailable
+
+log = logging.getLogger("runner.store")
+T = TypeVar("T")
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def _normal_url(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise InvalidArgument(
+            "the database URL can't be read; write postgresql://USER@HOST:PORT/NAME or sqlite:///PATH"
+        ) from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise InvalidArgument(f"the database {parsed.get_backend_name()!r} is not supported; use postgresql or sqlite")
+    return parsed
+
+
+class Database:
+    """`await write(fn)` and `await read(fn)` call `fn(connection)` inside a transaction, in a thread of their own.
+
+    `write` commits unless fn raises. A database that does not answer is StoreUnavailable; after it a commit may or may not
+    have happened. In-memory SQLite (for tests) reads through the writer's connection.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _normal_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        in_memory = self.is_sqlite and self.url.database in (None, "", ":memory:")
+        self._write_engine = self._engine(writes=True)
+        self._read_engine = self._write_engine if in_memory else self._engine(writes=False)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
+        self._readers = self._writer if in_memory else ThreadPoolExecutor(4, thread_name_prefix="sql-read")
+
+    def _engine(self, *, writes: bool) -> sa.Engine:
+        if not self.is_sqlite:
+            # The idle bound must stay below the lease TTL, or a frozen Runner would hold an experiment's lock.
+            options = (
+                "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=8000 "
+                "-c application_name=promptlooper-runner"
+            )
+            connect = {"connect_timeout": 3, "options": options, "keepalives_idle": 30, "keepalives_interval": 10}
+            return sa.create_engine(
+                self.url, pool_size=1 if writes else 4, max_overflow=0, pool_pre_ping=True, connect_args=connect
+            )
+        engine = sa.create_engine(
+            self.url,
+            poolclass=sa.pool.StaticPool if self.url.database in (None, "", ":memory:") else sa.pool.QueuePool,
+            connect_args={"check_same_thread": False, "timeout": 5.0},
+        )
+
+        @sa.event.listens_for(engine, "connect")
+        def _configure(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # BEGIN is ours: the driver's own would be deferred
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "trusted_schema=OFF"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @sa.event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            # A deferred transaction that reads before it writes fails with SQLITE_BUSY whatever the timeout.
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except (OperationalError, PoolTimeout, sa.exc.InterfaceError) as error:
+            raise StoreUnavailable(f"the database does not answer: {_cause(error)}") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise StoreUnavailable(f"the connection to the database was lost: {_cause(error)}") from error
+            raise
+
+    def writing(self, fn: Callable[[sa.Connection], T]) -> T:
+        """The same as `write`, in the calling thread: for migrations and simulations."""
+        with self._transaction(self._write_engine) as connection:
+            return fn(connection)
+
+    def reading(self, fn: Callable[[sa.Connection], T]) -> T:
+        with self._transaction(self._read_engine) as connection:
+            return fn(connection)
+
+    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.writing, fn)
+
+    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.reading, fn)
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self._readers.shutdown(wait=True)
+        self._writer.shutdown(wait=True)
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+
+def _cause(error: Exception) -> str:
+    """The driver's own words, without SQL and parameters."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

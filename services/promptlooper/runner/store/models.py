@@ -1,0 +1,193 @@
+"""The tables. Times are integer microseconds since the epoch, money integer nano-USD, free values JSON text.
+
+Everything that changes an experiment's rows takes its progress row first and only that one, so there are no cycles and no
+foreign keys to hot rows.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, text
+
+metadata = MetaData()
+
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("project", String(40), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("tags_json", Text, nullable=False),
+    Column("metadata_json", Text, nullable=False),
+    Column("spec_json", Text, nullable=False),  # the normal form without its inputs
+    Column("created_us", BigInteger, nullable=False),
+    Index("experiments_newest", "created_us", "experiment_id"),
+    Index("experiments_newest_of_project", "project", "created_us", "experiment_id"),
+)
+
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("chunk", Integer, primary_key=True),  # 200 rows each
+    Column("rows_json", Text, nullable=False),
+)
+
+# The one hot row of an experiment, and its lock: no index on what changes, and room on the page for new versions.
+progress = Table(
+    "progress",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("generation", Integer, nullable=False, server_default="1"),
+    Column("total", BigInteger, nullable=False),
+    Column("next_index", BigInteger, nullable=False, server_default="0"),  # runs from here on have no row yet
+    Column("running", BigInteger, nullable=False, server_default="0"),
+    Column("returned", BigInteger, nullable=False, server_default="0"),  # PENDING with a row
+    Column("completed", BigInteger, nullable=False, server_default="0"),
+    Column("failed", BigInteger, nullable=False, server_default="0"),
+    Column("cancelled", BigInteger, nullable=False, server_default="0"),
+    Column("cached", BigInteger, nullable=False, server_default="0"),
+    Column("max_concurrency", Integer, nullable=False),
+    Column("budget_nanousd", BigInteger),
+    Column("spent_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("unit_nanousd", BigInteger, nullable=False, server_default="0"),  # what one call reserves
+    Column("budget_tokens", BigInteger),
+    Column("spent_tokens", BigInteger, nullable=False, server_default="0"),  # paid ones
+    Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("unit_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("tokens_in", BigInteger, nullable=False, server_default="0"),
+    Column("tokens_out", BigInteger, nullable=False, server_default="0"),
+    Column("cost_unknown_calls", BigInteger, nullable=False, server_default="0"),
+    Column("cost_saved_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("event_seq", BigInteger, nullable=False, server_default="0"),
+    Column("started_us", BigInteger),
+    Column("ended_us", BigInteger),
+    postgresql_with={"fillfactor": 50},
+)
+
+# A row exists from a run's first claim on.
+runs = Table(
+    "runs",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("run_index", BigInteger, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("variant_index", Integer, nullable=False),
+    Column("owner", String(63)),
+    Column("lease_epoch", Integer, nullable=False),
+    Column("next_stage", Integer, nullable=False, server_default="0"),
+    Column("not_before_us", BigInteger),
+    Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("error_json", Text),
+    Column("tokens_in", BigInteger, nullable=False, server_default="0"),
+    Column("tokens_out", BigInteger, nullable=False, server_default="0"),
+    Column("tokens_reasoning", BigInteger, nullable=False, server_default="0"),
+    Column("tokens_cached_in", BigInteger, nullable=False, server_default="0"),
+    Column("cost_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("cost_unknown_calls", Integer, nullable=False, server_default="0"),
+    Column("cost_saved_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("latency_ms", BigInteger, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("paid_calls", Integer, nullable=False, server_default="0"),  # answers that were not cached
+    Column("score", Float),
+    Column("passed", Boolean),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+    Index(
+        "runs_pending",
+        "experiment_id",
+        "run_index",
+        sqlite_where=text("state = 'PENDING'"),
+        postgresql_where=text("state = 'PENDING'"),
+    ),
+    Index("runs_owner", "owner", sqlite_where=text("state = 'RUNNING'"), postgresql_where=text("state = 'RUNNING'")),
+    postgresql_with={"fillfactor": 70},
+    sqlite_with_rowid=False,
+)
+
+stage_results = Table(
+    "stage_results",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("run_index", BigInteger, primary_key=True),
+    Column("stage_index", Integer, primary_key=True),
+    Column("lease_epoch", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("messages_json", Text, nullable=False),
+    Column("output", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("model_requested", Text, nullable=False),
+    Column("params_json", Text, nullable=False),
+    Column("tokens_in", BigInteger),
+    Column("tokens_out", BigInteger),
+    Column("tokens_reasoning", BigInteger),
+    Column("tokens_cached_in", BigInteger),
+    Column("latency_ms", BigInteger, nullable=False),
+    Column("ttft_ms", BigInteger),
+    Column("cost_nanousd", BigInteger),
+    Column("cost_saved_nanousd", BigInteger),
+    Column("cached", Boolean, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("finish_reason", Text, nullable=False),
+    Column("reasoning", Text),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("run_index", BigInteger, primary_key=True),
+    Column("score_index", Integer, primary_key=True),  # in the order of the spec's scorers
+    Column("variant_index", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("value", Float),
+    Column("passed", Boolean),
+    Column("weight", Float, nullable=False),
+    Column("explanation", Text, nullable=False),
+    Column("error", Text),
+    Column("metadata_json", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("event_seq", BigInteger, primary_key=True),
+    Column("run_index", BigInteger),
+    Column("kind", String(40), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("detail_json", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+runners = Table(
+    "runners",
+    metadata,
+    Column("runner_id", String(63), primary_key=True),  # new at every process start
+    Column("lease_until_us", BigInteger, nullable=False),  # by the database's clock
+    Column("dead", Boolean, nullable=False),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("experiment_id", String(63), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+relay = Table(
+    "relay",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("published_seq", BigInteger, nullable=False),
+)

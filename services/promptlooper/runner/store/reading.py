@@ -1,0 +1,160 @@
+"""Runs as clients see them: rows of four tables and the spec put together, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from promptlooper.experiment import Experiment, ExperimentSpec, InputRow
+from promptlooper.jsonvalue import json_text
+from promptlooper.run import Run, RunState, Score, StageResult
+from promptlooper.runner.spec.expand import Variant, cell
+from promptlooper.runner.store.models import runs, scores, stage_results
+from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, input_chunk
+from promptlooper.runner.store.rows import EPOCH, moment_of, run_error_of, score_of, stage_result_of
+
+PAGE_BYTES = 3 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RunSource:
+    """An experiment whose runs are read."""
+
+    experiment: Experiment
+    spec: ExperimentSpec
+    variants: tuple[Variant, ...]
+
+
+def read_runs(
+    connection: sa.Connection,
+    source: RunSource,
+    start: int,
+    limit: int,
+    *,
+    full: bool,
+    states: Sequence[RunState] = (),
+    only: int | None = None,
+) -> list[Run]:
+    """Runs with a row from `start` on, by run_index: up to `limit`, and in the full view up to 3 MiB of text but at least
+    one. `only` names a single run."""
+    experiment_id = source.experiment.experiment_id
+    query = sa.select(runs).where(runs.c.experiment_id == experiment_id, runs.c.run_index >= start)
+    if only is not None:
+        query = query.where(runs.c.run_index == only)
+    if states:
+        query = query.where(runs.c.state.in_([state.value for state in states]))
+    rows = connection.execute(query.order_by(runs.c.run_index).limit(limit)).all()
+    if not rows:
+        return []
+    span = (experiment_id, rows[0].run_index, rows[-1].run_index)
+    stages = _stages(connection, *span) if full else {}
+    judged = _scores(connection, *span)
+    inputs = _Inputs(connection, experiment_id)
+    found: list[Run] = []
+    size = 0
+    for row in rows:
+        run = _run(source, row, inputs, stages.get(row.run_index, []), judged.get(row.run_index, []), full)
+        size += _text_bytes(run)
+        if found and size > PAGE_BYTES:
+            break
+        found.append(run)
+    return found
+
+
+class _Inputs:
+    """Rows of inputs by index; keeps the chunk that it read last."""
+
+    def __init__(self, connection: sa.Connection, experiment_id: str) -> None:
+        self._connection, self._experiment_id = connection, experiment_id
+        self._number, self._chunk = -1, list[InputRow]()
+
+    def __getitem__(self, index: int) -> InputRow:
+        number, offset = divmod(index, INPUTS_PER_CHUNK)
+        if number != self._number:
+            self._number, self._chunk = number, input_chunk(self._connection, self._experiment_id, number)
+        return self._chunk[offset]
+
+
+def _stages(connection: sa.Connection, experiment_id: str, first: int, last: int) -> dict[int, list[StageResult]]:
+    query = (
+        sa.select(stage_results)
+        .where(stage_results.c.experiment_id == experiment_id, stage_results.c.run_index.between(first, last))
+        .order_by(stage_results.c.run_index, stage_results.c.stage_index)
+    )
+    found: dict[int, list[StageResult]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.run_index, []).append(stage_result_of(row))
+    return found
+
+
+def _scores(connection: sa.Connection, experiment_id: str, first: int, last: int) -> dict[int, list[Score]]:
+    query = (
+        sa.select(scores)
+        .where(scores.c.experiment_id == experiment_id, scores.c.run_index.between(first, last))
+        .order_by(scores.c.run_index, scores.c.score_index)
+    )
+    found: dict[int, list[Score]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.run_index, []).append(score_of(row))
+    return found
+
+
+def _run(
+    source: RunSource, row: Any, inputs: _Inputs, stages: list[StageResult], judged: list[Score], full: bool
+) -> Run:
+    experiment = source.experiment
+    place = cell(source.spec, source.variants, row.run_index)
+    variant, value = place.variant, inputs[place.input_index]
+    answered = row.next_stage > 0
+    return Run(
+        run_id=f"{experiment.experiment_id}-{row.run_index}",
+        experiment_id=experiment.experiment_id,
+        project=experiment.project,
+        generation=row.generation,
+        run_index=row.run_index,
+        state=RunState(row.state),
+        input_index=place.input_index,
+        input_id=value.input_id,
+        variant_id=variant.variant_id,
+        pipeline=variant.pipeline.name,
+        model=variant.model.name,
+        params=variant.params,
+        repeat=place.repeat,
+        input=value.value if full else None,
+        expected=value.expected if full else None,
+        output=stages[-1].output if stages and row.next_stage == len(variant.pipeline.stages) else None,
+        score=row.score,
+        passed=row.passed,
+        scores=tuple(judged),
+        error=run_error_of(row.error_json),
+        tokens_in=row.tokens_in,
+        tokens_out=row.tokens_out,
+        tokens_reasoning=row.tokens_reasoning,
+        tokens_cached_in=row.tokens_cached_in,
+        cost_nanousd=None if row.cost_unknown_calls else row.cost_nanousd,
+        cost_saved_nanousd=row.cost_saved_nanousd,
+        latency_ms=row.latency_ms,
+        duration_ms=None if row.ended_us is None else max(0, row.ended_us - row.started_us) // 1000,
+        cached=answered and row.paid_calls == 0,
+        attempts=row.attempts,
+        stages=tuple(stages),
+        tags=value.tags,
+        metadata=value.metadata,
+        created_at=experiment.created_at,
+        started_at=EPOCH + timedelta(microseconds=row.started_us),
+        completed_at=moment_of(row.ended_us),
+    )
+
+
+def _text_bytes(run: Run) -> int:
+    """About how much of a message the run takes."""
+    size = 1_000 + sum(len(s.output.encode()) + 300 for s in run.stages)
+    size += sum(len(m.content.encode()) for s in run.stages for m in s.messages)
+    size += sum(len((s.reasoning or "").encode()) for s in run.stages)
+    if run.input is not None:
+        size += len(json_text(run.input))
+    return size + len((run.output or "").encode()) + sum(len(s.explanation) + 100 for s in run.scores)

@@ -1,0 +1,419 @@
+"""What the Runner asks of the database besides turns: each function is one short transaction's work on a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from promptlooper.errors import ExperimentNotEnded, ExperimentNotFound, RequestIdReused
+from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
+from promptlooper.experiments import ExperimentFilter
+from promptlooper.jsonvalue import json_text, json_value
+from promptlooper.run import Event, RunState
+from promptlooper.runner.spec.expand import total_runs
+from promptlooper.runner.spec.normal import input_from_json, input_to_json, spec_from_json, spec_to_json
+from promptlooper.runner.store.models import (
+    events,
+    experiments,
+    inputs,
+    metadata,
+    progress,
+    relay,
+    requests,
+    runners,
+    runs,
+    scores,
+    stage_results,
+)
+from promptlooper.runner.store.rows import event_of, experiment_of
+from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, with_results, write
+from promptlooper.runner.turn import Claim, Ledger, NewEvent, RunRow, Turn, experiment_facts
+from promptlooper.failpoints import Failpoints
+
+INPUTS_PER_CHUNK = 200
+REQUEST_KEPT_US = 7 * 24 * 3600 * 1_000_000
+EXPERIMENT = sa.select(experiments, *(c for c in progress.c if c.name != "experiment_id")).join(
+    progress, progress.c.experiment_id == experiments.c.experiment_id
+)
+ACTIVE = [ExperimentState.PENDING.value, ExperimentState.RUNNING.value, ExperimentState.CANCELLING.value]
+
+
+@dataclass(frozen=True, slots=True)
+class NewExperiment:
+    experiment_id: str
+    spec: ExperimentSpec
+    body_sha256: str
+    request_id: str  # "" for none
+    unit_nanousd: int  # what one call reserves of the budgets, to begin with
+    unit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """An experiment that has something to do."""
+
+    experiment_id: str
+    state: ExperimentState
+    running: int
+    pending: int
+    max_concurrency: int
+
+
+def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
+    """Stores an experiment with its first event and returns its id, or the id that the request_id got before. Raises
+    RequestIdReused where that was for another body. Of concurrent calls with one request_id, one stores."""
+    if new.request_id:
+        known = _known_request(connection, new)
+        if known is not None:
+            return known
+        row = {"body_sha256": new.body_sha256, "experiment_id": new.experiment_id, "created_us": now_us}
+        try:
+            # The unique key settles races: a second writer waits here for the first one's commit.
+            with connection.begin_nested():
+                connection.execute(sa.insert(requests), {"request_id": new.request_id, **row})
+        except IntegrityError:
+            known = _known_request(connection, new)
+            if known is None:
+                raise
+            return known
+    spec = new.spec
+    connection.execute(
+        sa.insert(experiments),
+        {
+            "experiment_id": new.experiment_id,
+            "project": spec.project,
+            "name": spec.name,
+            "description": spec.description,
+            "tags_json": json_text(list(spec.tags)),
+            "metadata_json": json_text(dict(spec.metadata)),
+            "spec_json": json_text(spec_to_json(spec, inputs=False)),
+            "created_us": now_us,
+        },
+    )
+    chunks = [spec.inputs[start : start + INPUTS_PER_CHUNK] for start in range(0, len(spec.inputs), INPUTS_PER_CHUNK)]
+    connection.execute(
+        sa.insert(inputs),
+        [
+            {
+                "experiment_id": new.experiment_id,
+                "chunk": number,
+                "rows_json": json_text([input_to_json(row) for row in chunk]),
+            }
+            for number, chunk in enumerate(chunks)
+        ],
+    )
+    connection.execute(
+        sa.insert(progress),
+        {
+            "experiment_id": new.experiment_id,
+            "state": ExperimentState.PENDING.value,
+            "total": total_runs(spec),
+            "max_concurrency": spec.limits.max_concurrency,
+            "budget_nanousd": spec.limits.budget_nanousd,
+            "budget_tokens": spec.limits.budget_tokens,
+            "unit_nanousd": new.unit_nanousd,
+            "unit_tokens": new.unit_tokens,
+        },
+    )
+    connection.execute(sa.insert(relay), {"experiment_id": new.experiment_id, "published_seq": 0})
+    ledger = locked_ledger(connection, new.experiment_id)
+    number_events(connection, ledger, [NewEvent("experiment.created", None, experiment_facts(ledger))], now_us)
+    return new.experiment_id
+
+
+def _known_request(connection: sa.Connection, new: NewExperiment) -> str | None:
+    query = sa.select(requests.c.body_sha256, requests.c.experiment_id).where(requests.c.request_id == new.request_id)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    if row.body_sha256 != new.body_sha256:
+        raise RequestIdReused(
+            f"request_id {new.request_id!r} was used before for another experiment; use a new one",
+            request_id=new.request_id,
+        )
+    return str(row.experiment_id)
+
+
+def forget_old_requests(connection: sa.Connection, now_us: int) -> None:
+    connection.execute(sa.delete(requests).where(requests.c.created_us < now_us - REQUEST_KEPT_US))
+
+
+def get(connection: sa.Connection, experiment_id: str, now_us: int) -> Experiment:
+    row = connection.execute(EXPERIMENT.where(experiments.c.experiment_id == experiment_id)).one_or_none()
+    if row is None:
+        raise _not_found(experiment_id)
+    return experiment_of(row, now_us)
+
+
+def page(
+    connection: sa.Connection, where: ExperimentFilter, limit: int, after: tuple[int, str] | None, now_us: int
+) -> tuple[list[Experiment], tuple[int, str] | None]:
+    """Up to `limit` experiments, newest first, and where the next page begins (None at the end). Keyset by creation time."""
+    query = EXPERIMENT.order_by(experiments.c.created_us.desc(), experiments.c.experiment_id.desc()).limit(limit + 1)
+    if where.project:
+        query = query.where(experiments.c.project == where.project)
+    if where.states:
+        query = query.where(progress.c.state.in_([state.value for state in where.states]))
+    if where.experiment_id_prefix:
+        query = query.where(experiments.c.experiment_id.startswith(where.experiment_id_prefix, autoescape=True))
+    for tag in where.tags:
+        query = query.where(experiments.c.tags_json.contains(json_text(tag), autoescape=True))
+    for key, value in where.metadata.items():
+        pair = f"{json_text(key)}:{json_text(value)}"
+        query = query.where(experiments.c.metadata_json.contains(pair, autoescape=True))
+    if after is not None:
+        created_us, experiment_id = after
+        query = query.where(
+            sa.or_(
+                experiments.c.created_us < created_us,
+                sa.and_(experiments.c.created_us == created_us, experiments.c.experiment_id < experiment_id),
+            )
+        )
+    rows = connection.execute(query).all()
+    found = [experiment_of(row, now_us) for row in rows[:limit]]
+    # LIKE is only the sieve: it ignores case on SQLite.
+    exact = [
+        e
+        for e in found
+        if set(where.tags) <= set(e.tags)
+        and all(e.metadata.get(key) == value for key, value in where.metadata.items())
+        and e.experiment_id.startswith(where.experiment_id_prefix)
+    ]
+    more = len(rows) > limit
+    return exact, (rows[limit - 1].created_us, rows[limit - 1].experiment_id) if more else None
+
+
+def spec_of(connection: sa.Connection, experiment_id: str) -> ExperimentSpec:
+    """The spec without its inputs."""
+    text = connection.execute(
+        sa.select(experiments.c.spec_json).where(experiments.c.experiment_id == experiment_id)
+    ).scalar()
+    if text is None:
+        raise _not_found(experiment_id)
+    return spec_from_json(json_value(text))
+
+
+def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> list[Any]:
+    """The rows of a chunk as InputRow."""
+    text = connection.execute(
+        sa.select(inputs.c.rows_json).where(inputs.c.experiment_id == experiment_id, inputs.c.chunk == chunk)
+    ).scalar()
+    if text is None:
+        raise _not_found(experiment_id)
+    return [input_from_json(row) for row in json_value(text)]
+
+
+def active(connection: sa.Connection) -> list[Active]:
+    columns = ("experiment_id", "state", "running", "total", "next_index", "returned", "max_concurrency")
+    query = sa.select(*(progress.c[name] for name in columns)).where(progress.c.state.in_(ACTIVE))
+    return [
+        Active(r.experiment_id, ExperimentState(r.state), r.running, r.total - r.next_index + r.returned, r.max_concurrency)
+        for r in connection.execute(query)
+    ]
+
+
+def cancel(connection: sa.Connection, experiment_id: str, now_us: int, reason: str = "USER") -> None:
+    """Marks an experiment CANCELLING, or CANCELLED where nothing runs. Does nothing to one that ended."""
+    ledger = locked_ledger(connection, experiment_id)
+    if ledger.ended or ledger.state == ExperimentState.CANCELLING.value:
+        return
+    ledger.state, ledger.reason = ExperimentState.CANCELLING.value, reason
+    decided = Turn(ledger, "", now_us)
+    decided.settle(lambda: _pending_rows(connection, experiment_id))
+    write(connection, decided, Failpoints())
+
+
+def _pending_rows(connection: sa.Connection, experiment_id: str) -> list[RunRow]:
+    query = sa.select(*RUN_COLUMNS).where(
+        runs.c.experiment_id == experiment_id, runs.c.state == sa.literal_column("'PENDING'")
+    )
+    return [RunRow(*row[:-1]) for row in connection.execute(query)]
+
+
+def cancel_waiting_run(connection: sa.Connection, experiment_id: str, run_index: int, now_us: int) -> RunState | None:
+    """Cancels a run that came back and waits. Returns the state it had, None where it has no row."""
+    ledger = locked_ledger(connection, experiment_id)
+    query = sa.select(*RUN_COLUMNS).where(runs.c.experiment_id == experiment_id, runs.c.run_index == run_index)
+    stored = connection.execute(query).one_or_none()
+    if stored is None:
+        return None
+    state = RunState(stored.state)
+    if state is RunState.PENDING:
+        row = RunRow(*stored[:-1])
+        row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, now_us, None
+        ledger.returned -= 1
+        ledger.cancelled += 1
+        decided = Turn(ledger, "", now_us, touched={run_index: row})
+        decided.events.append(NewEvent("run.cancelled", run_index, {}))
+        decided.settle(lambda: [])
+        write(connection, decided, Failpoints())
+    return state
+
+
+def delete(connection: sa.Connection, experiment_id: str) -> None:
+    """Deletes an experiment that has ended, with everything of it."""
+    ledger = locked_ledger(connection, experiment_id)
+    if not ledger.ended:
+        raise ExperimentNotEnded(
+            f"experiment {experiment_id!r} is {ledger.state}; cancel it before deleting it", experiment_id=experiment_id
+        )
+    for table in (scores, stage_results, runs, events, inputs, relay, requests, experiments, progress):
+        connection.execute(sa.delete(table).where(table.c.experiment_id == experiment_id))
+
+
+def events_after(
+    connection: sa.Connection,
+    experiment_id: str,
+    project: str,
+    event_seq: int,
+    limit: int,
+    kinds: Sequence[str] = (),
+    up_to: int | None = None,
+) -> list[Event]:
+    query = (
+        sa.select(events)
+        .where(events.c.experiment_id == experiment_id, events.c.event_seq > event_seq)
+        .order_by(events.c.event_seq)
+        .limit(limit)
+    )
+    if kinds:
+        query = query.where(events.c.kind.in_(kinds))
+    if up_to is not None:
+        query = query.where(events.c.event_seq <= up_to)
+    return [event_of(row, project) for row in connection.execute(query)]
+
+
+def earliest_event_seq(connection: sa.Connection, experiment_id: str) -> int | None:
+    query = sa.select(sa.func.min(events.c.event_seq)).where(events.c.experiment_id == experiment_id)
+    return connection.execute(query).scalar()
+
+
+def unpublished(connection: sa.Connection, limit: int) -> list[tuple[str, str, int, int]]:
+    """(experiment_id, project, published_seq, event_seq) of experiments with events that the relay has not published."""
+    query = (
+        sa.select(relay.c.experiment_id, experiments.c.project, relay.c.published_seq, progress.c.event_seq)
+        .join(progress, progress.c.experiment_id == relay.c.experiment_id)
+        .join(experiments, experiments.c.experiment_id == relay.c.experiment_id)
+        .where(progress.c.event_seq > relay.c.published_seq)
+        .order_by(experiments.c.created_us)
+        .limit(limit)
+    )
+    return [(r[0], r[1], r[2], r[3]) for r in connection.execute(query)]
+
+
+def record_published(connection: sa.Connection, published: Mapping[str, int]) -> None:
+    statement = (
+        sa.update(relay)
+        .where(relay.c.experiment_id == sa.bindparam("x"), relay.c.published_seq < sa.bindparam("n"))
+        .values(published_seq=sa.bindparam("n"))
+    )
+    connection.execute(statement, [{"x": experiment_id, "n": seq} for experiment_id, seq in published.items()])
+
+
+def _database_now_us(connection: sa.Connection) -> Any:
+    """The database's clock as an SQL expression: Runners' clocks may differ."""
+    if connection.dialect.name == "sqlite":
+        return sa.literal_column("CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)")
+    return sa.literal_column("(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint")
+
+
+def register_runner(connection: sa.Connection, runner_id: str, ttl: float) -> None:
+    until = _database_now_us(connection) + int(ttl * 1e6)
+    connection.execute(sa.insert(runners).values(runner_id=runner_id, lease_until_us=until, dead=False))
+
+
+def renew_runner(connection: sa.Connection, runner_id: str, ttl: float) -> bool:
+    """False: the lease is gone, another Runner may have taken the runs."""
+    until = _database_now_us(connection) + int(ttl * 1e6)
+    statement = sa.update(runners).where(runners.c.runner_id == runner_id, runners.c.dead.is_(False))
+    return connection.execute(statement.values(lease_until_us=until)).rowcount == 1
+
+
+def mark_expired_runners(connection: sa.Connection, runner_id: str) -> list[str]:
+    """Marks Runners dead whose lease has run out, and returns all dead ones. Not for one that came up just now."""
+    expired = sa.and_(
+        runners.c.dead.is_(False),
+        runners.c.lease_until_us < _database_now_us(connection),
+        runners.c.runner_id != runner_id,
+    )
+    connection.execute(sa.update(runners).where(expired).values(dead=True))
+    return list(connection.execute(sa.select(runners.c.runner_id).where(runners.c.dead.is_(True))).scalars())
+
+
+def forget_dead_runners(connection: sa.Connection, dead: Sequence[str]) -> None:
+    """Deletes the rows of dead Runners that hold no run any more."""
+    holds = sa.select(runs.c.owner).where(runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'"))
+    gone = sa.delete(runners).where(runners.c.runner_id.in_(dead), runners.c.runner_id.not_in(holds))
+    connection.execute(gone)
+
+
+def end_runner(connection: sa.Connection, runner_id: str) -> None:
+    """A Runner that goes in good order holds no runs and leaves no row."""
+    connection.execute(sa.delete(runners).where(runners.c.runner_id == runner_id))
+
+
+def owned_claims(connection: sa.Connection, experiment_id: str, runner_id: str) -> list[Claim]:
+    """What a Runner holds of an experiment, with results: after a commit whose answer was lost."""
+    query = sa.select(*RUN_COLUMNS).where(
+        runs.c.experiment_id == experiment_id,
+        runs.c.owner == runner_id,
+        runs.c.state == sa.literal_column("'RUNNING'"),
+    )
+    ledger = locked_ledger(connection, experiment_id)
+    decided = Turn(ledger, runner_id, 0)
+    return with_results(connection, experiment_id, [decided.claim_of(RunRow(*r[:-1])) for r in connection.execute(query)])
+
+
+def fail(connection: sa.Connection, experiment_id: str, reason: str, now_us: int) -> None:
+    """Ends an experiment that cannot be run. Its running runs are cancelled."""
+    ledger = locked_ledger(connection, experiment_id)
+    if ledger.ended:
+        return
+    query = sa.select(*RUN_COLUMNS).where(
+        runs.c.experiment_id == experiment_id, runs.c.state.in_([RunState.PENDING.value, RunState.RUNNING.value])
+    )
+    decided = Turn(ledger, "", now_us)
+    decided.fail([RunRow(*row[:-1]) for row in connection.execute(query)], reason)
+    write(connection, decided, Failpoints())
+
+
+def orphaned(connection: sa.Connection, dead: Sequence[str]) -> list[str]:
+    """Experiments with runs of dead Runners."""
+    query = sa.select(runs.c.experiment_id).distinct().where(
+        runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'")
+    )
+    return list(connection.execute(query).scalars())
+
+
+def give_back_orphans(connection: sa.Connection, experiment_id: str, dead: Sequence[str], now_us: int) -> int:
+    """Returns the runs of dead Runners to the experiment, under its lock. They continue after their last stored stage."""
+    ledger: Ledger = locked_ledger(connection, experiment_id)
+    query = sa.select(*RUN_COLUMNS).where(
+        runs.c.experiment_id == experiment_id,
+        runs.c.owner.in_(dead),
+        runs.c.state == sa.literal_column("'RUNNING'"),
+    )
+    decided = Turn(ledger, "", now_us)
+    rows = [RunRow(*row[:-1], cached_before=row[-1] == 0) for row in connection.execute(query)]
+    decided.take_back(rows)
+    decided.settle(lambda: [row for row in rows if row.state == RunState.PENDING.value])
+    write(connection, decided, Failpoints())
+    return len(rows)
+
+
+def create_all(connection: sa.Connection) -> None:
+    """All tables at once, for in-memory databases; stored ones are migrated."""
+    metadata.create_all(connection)
+
+
+def chunks_of(count: int) -> Iterator[int]:
+    """The chunk numbers of `count` inputs."""
+    return iter(range((count + INPUTS_PER_CHUNK - 1) // INPUTS_PER_CHUNK))
+
+
+def _not_found(experiment_id: str) -> ExperimentNotFound:
+    return ExperimentNotFound(f"there is no experiment {experiment_id!r}", experiment_id=experiment_id)

@@ -1,0 +1,137 @@
+"""Rows to domain values and back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from promptlooper.completion import Message
+from promptlooper.experiment import Experiment, ExperimentState, RunCounts
+from promptlooper.jsonvalue import json_text, json_value
+from promptlooper.run import Event, RunError, Score, StageResult
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def moment_of(us: int | None) -> datetime | None:
+    return None if us is None else EPOCH + timedelta(microseconds=us)
+
+
+def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, result: StageResult) -> dict[str, Any]:
+    return {
+        "experiment_id": experiment_id,
+        "run_index": run_index,
+        "stage_index": result.stage_index,
+        "lease_epoch": lease_epoch,
+        "name": result.name,
+        "messages_json": json_text([[m.role, m.content] for m in result.messages]),
+        "output": result.output,
+        "model": result.model,
+        "model_requested": result.model_requested,
+        "params_json": json_text(result.params),
+        "tokens_in": result.tokens_in,
+        "tokens_out": result.tokens_out,
+        "tokens_reasoning": result.tokens_reasoning,
+        "tokens_cached_in": result.tokens_cached_in,
+        "latency_ms": result.latency_ms,
+        "ttft_ms": result.ttft_ms,
+        "cost_nanousd": result.cost_nanousd,
+        "cost_saved_nanousd": result.cost_saved_nanousd,
+        "cached": result.cached,
+        "attempts": result.attempts,
+        "finish_reason": result.finish_reason,
+        "reasoning": result.reasoning,
+    }
+
+
+def stage_result_of(row: Any) -> StageResult:
+    return StageResult(
+        stage_index=row.stage_index,
+        name=row.name,
+        messages=tuple(Message(role, content) for role, content in json_value(row.messages_json)),
+        output=row.output,
+        model=row.model,
+        model_requested=row.model_requested,
+        params=json_value(row.params_json),
+        tokens_in=row.tokens_in,
+        tokens_out=row.tokens_out,
+        tokens_reasoning=row.tokens_reasoning,
+        tokens_cached_in=row.tokens_cached_in,
+        latency_ms=row.latency_ms,
+        ttft_ms=row.ttft_ms,
+        cost_nanousd=row.cost_nanousd,
+        cost_saved_nanousd=row.cost_saved_nanousd,
+        cached=row.cached,
+        attempts=row.attempts,
+        finish_reason=row.finish_reason,
+        reasoning=row.reasoning,
+    )
+
+
+def score_of(row: Any) -> Score:
+    return Score(
+        name=row.name,
+        type=row.type,
+        value=row.value,
+        passed=row.passed,
+        weight=row.weight,
+        explanation=row.explanation,
+        error=row.error,
+        metadata=json_value(row.metadata_json),
+    )
+
+
+def run_error_of(text: str | None) -> RunError | None:
+    return None if text is None else RunError(**json_value(text))
+
+
+def event_of(row: Any, project: str) -> Event:
+    return Event(
+        experiment_id=row.experiment_id,
+        event_seq=row.event_seq,
+        project=project,
+        kind=row.kind,
+        event_time=EPOCH + timedelta(microseconds=row.time_us),
+        generation=row.generation,
+        run_index=row.run_index,
+        detail=json_value(row.detail_json),
+    )
+
+
+def experiment_of(row: Any, now_us: int) -> Experiment:
+    """Of a row that joins experiments and progress."""
+    end_us = row.ended_us or now_us
+    return Experiment(
+        experiment_id=row.experiment_id,
+        project=row.project,
+        name=row.name,
+        state=ExperimentState(row.state),
+        counts=RunCounts(
+            total=row.total,
+            pending=row.total - row.next_index + row.returned,
+            running=row.running,
+            completed=row.completed,
+            failed=row.failed,
+            cancelled=row.cancelled,
+            cached=row.cached,
+        ),
+        created_at=EPOCH + timedelta(microseconds=row.created_us),
+        description=row.description,
+        tags=tuple(json_value(row.tags_json)),
+        metadata=json_value(row.metadata_json),
+        reason=row.reason,
+        generation=row.generation,
+        tokens_in=row.tokens_in,
+        tokens_out=row.tokens_out,
+        cost_nanousd=row.spent_nanousd,
+        cost_unknown_calls=row.cost_unknown_calls,
+        cost_saved_nanousd=row.cost_saved_nanousd,
+        duration_ms=0 if row.started_us is None else max(0, end_us - row.started_us) // 1000,
+        started_at=moment_of(row.started_us),
+        completed_at=moment_of(row.ended_us),
+        event_seq=row.event_seq,
+    )

@@ -1,0 +1,141 @@
+"""Results by variant, computed by the database: memory does not grow with the number of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from promptlooper.experiment import ExperimentSpec, ExperimentSummary, Gate, GateResult, ScorerSummary, VariantSummary
+from promptlooper.run import RunState
+from promptlooper.runner.spec.expand import Variant
+from promptlooper.runner.store.models import runs, scores
+from promptlooper.runner.store.reading import RunSource
+
+ENDED = [RunState.COMPLETED.value, RunState.FAILED.value, RunState.CANCELLED.value]
+
+
+def summarize(connection: sa.Connection, source: RunSource) -> ExperimentSummary:
+    experiment_id = source.experiment.experiment_id
+    totals = {row.variant_index: row for row in connection.execute(_totals(experiment_id))}
+    means = _means(connection, experiment_id)
+    variants = tuple(
+        _variant(connection, source, index, variant, totals.get(index), means.get(index, {}))
+        for index, variant in enumerate(source.variants)
+    )
+    return ExperimentSummary(
+        experiment=source.experiment,
+        variants=variants,
+        gates=gate_results(source.spec.gates, variants, source.experiment.counts.failed),
+    )
+
+
+def _totals(experiment_id: str) -> sa.Select[Any]:
+    def count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
+
+    completed, failed = runs.c.state == RunState.COMPLETED.value, runs.c.state == RunState.FAILED.value
+    return (
+        sa.select(
+            runs.c.variant_index,
+            count(runs.c.state.in_(ENDED)).label("ended"),
+            count(completed).label("completed"),
+            count(failed).label("failed"),
+            sa.func.avg(sa.case((completed, runs.c.score))).label("score"),
+            count(sa.and_(completed, runs.c.passed.is_(True))).label("passed"),
+            count(sa.and_(completed, runs.c.passed.is_not(None))).label("judged"),
+            sa.func.sum(runs.c.tokens_in).label("tokens_in"),
+            sa.func.sum(runs.c.tokens_out).label("tokens_out"),
+            sa.func.sum(runs.c.cost_nanousd).label("cost_nanousd"),
+            sa.func.sum(runs.c.cost_unknown_calls).label("cost_unknown_calls"),
+        )
+        .where(runs.c.experiment_id == experiment_id)
+        .group_by(runs.c.variant_index)
+    )
+
+
+def _means(connection: sa.Connection, experiment_id: str) -> dict[int, dict[str, ScorerSummary]]:
+    query = (
+        sa.select(
+            scores.c.variant_index,
+            scores.c.name,
+            sa.func.avg(scores.c.value),
+            sa.func.count(scores.c.value),
+            sa.func.count(scores.c.error),
+        )
+        .where(scores.c.experiment_id == experiment_id)
+        .group_by(scores.c.variant_index, scores.c.name)
+    )
+    found: dict[int, dict[str, ScorerSummary]] = {}
+    for variant_index, name, mean, n, errors in connection.execute(query):
+        found.setdefault(variant_index, {})[name] = ScorerSummary(name, None if mean is None else float(mean), n, errors)
+    return found
+
+
+def _variant(
+    connection: sa.Connection,
+    source: RunSource,
+    index: int,
+    variant: Variant,
+    totals: Any,
+    means: Mapping[str, ScorerSummary],
+) -> VariantSummary:
+    spec: ExperimentSpec = source.spec
+    experiment_id = source.experiment.experiment_id
+    completed = 0 if totals is None else int(totals.completed)
+    # A failed run did not pass; where nothing has a threshold there is no rate.
+    judged = 0 if totals is None or not totals.judged else int(totals.judged) + int(totals.failed)
+    return VariantSummary(
+        variant_id=variant.variant_id,
+        label=variant.label,
+        pipeline=variant.pipeline.name,
+        model=variant.model.name,
+        params=variant.params,
+        inputs=source.experiment.counts.total // (len(source.variants) * spec.repeats),
+        runs=0 if totals is None else int(totals.ended),
+        failed=0 if totals is None else int(totals.failed),
+        score=None if totals is None or totals.score is None else float(totals.score),
+        pass_rate=int(totals.passed) / judged if judged else None,
+        scores=tuple(means.get(s.name, ScorerSummary(s.name, None, 0, 0)) for s in spec.scorers),
+        latency_ms_p50=_latency(connection, experiment_id, index, completed, 0.50),
+        latency_ms_p95=_latency(connection, experiment_id, index, completed, 0.95),
+        tokens_in=0 if totals is None else int(totals.tokens_in),
+        tokens_out=0 if totals is None else int(totals.tokens_out),
+        cost_nanousd=0 if totals is None else int(totals.cost_nanousd),
+        cost_unknown_calls=0 if totals is None else int(totals.cost_unknown_calls),
+    )
+
+
+def _latency(connection: sa.Connection, experiment_id: str, variant: int, completed: int, share: float) -> int | None:
+    """The nearest-rank percentile over completed runs: the smallest value with at least that share at or below it."""
+    if not completed:
+        return None
+    rank = max(1, -int(-share * completed // 1))
+    query = (
+        sa.select(runs.c.latency_ms)
+        .where(
+            runs.c.experiment_id == experiment_id,
+            runs.c.variant_index == variant,
+            runs.c.state == RunState.COMPLETED.value,
+        )
+        .order_by(runs.c.latency_ms)
+        .offset(rank - 1)
+        .limit(1)
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def gate_results(gates: tuple[Gate, ...], variants: tuple[VariantSummary, ...], failed_runs: int) -> tuple[GateResult, ...]:
+    """Each minimum is asked of each variant; one that cannot be computed is missed."""
+    results: list[GateResult] = []
+    for gate in gates:
+        for scorer, wanted in gate.min_scores.items():
+            for variant in variants:
+                got = next((s.mean for s in variant.scores if s.name == scorer), None)
+                passed = got is not None and got >= wanted
+                results.append(GateResult(f"min_scores.{scorer}", variant.variant_id, wanted, got, passed))
+        if gate.max_failed_runs is not None:
+            passed = failed_runs <= gate.max_failed_runs
+            results.append(GateResult("max_failed_runs", "", gate.max_failed_runs, failed_runs, passed))
+    return tuple(results)

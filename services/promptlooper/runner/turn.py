@@ -1,0 +1,453 @@
+"""The turn: what one short transaction does with an experiment, decided without touching the database.
+
+A `Ledger` is the experiment's progress row while its lock is held. A `Turn` takes the outcomes of calls, refuses those
+of runs that are no longer ours, claims what may start, and collects the rows and events to write. `store.turns` reads
+before it and writes after it; the protocol is docs/design/execution.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from promptlooper.experiment import ExperimentState
+from promptlooper.run import RunError, RunState, Score, StageResult
+
+EVENT_MESSAGE_LIMIT = 2_000  # characters of an error in an event; the whole stands in the run
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What events say of a run besides its index."""
+
+    variant_id: str
+    input_id: str
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageDone:
+    """A stage has its answer. `last`: there is no other stage, and a RunEnded follows."""
+
+    run_index: int
+    lease_epoch: int
+    facts: RunFacts
+    result: StageResult
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run completed, failed or was cancelled."""
+
+    run_index: int
+    lease_epoch: int
+    facts: RunFacts
+    state: RunState
+    scores: tuple[Score, ...] = ()
+    score: float | None = None
+    passed: bool | None = None
+    error: RunError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReturned:
+    """A run goes back to be claimed again: parked until a time, or in need of a larger reservation, or handed back."""
+
+    run_index: int
+    lease_epoch: int
+    facts: RunFacts
+    not_before_us: int | None = None
+    need_nanousd: int = 0
+    need_tokens: int = 0
+    why: str = ""
+
+
+Outcome = StageDone | RunEnded | RunReturned
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The progress row, as it will be written back."""
+
+    experiment_id: str
+    state: str
+    reason: str
+    generation: int
+    total: int
+    next_index: int
+    running: int
+    returned: int
+    completed: int
+    failed: int
+    cancelled: int
+    cached: int
+    max_concurrency: int
+    budget_nanousd: int | None
+    spent_nanousd: int
+    reserved_nanousd: int
+    unit_nanousd: int
+    budget_tokens: int | None
+    spent_tokens: int
+    reserved_tokens: int
+    unit_tokens: int
+    tokens_in: int
+    tokens_out: int
+    cost_unknown_calls: int
+    cost_saved_nanousd: int
+    event_seq: int
+    started_us: int | None
+    ended_us: int | None
+
+    @property
+    def pending(self) -> int:
+        """Runs that wait, with a row or without."""
+        return self.total - self.next_index + self.returned
+
+    @property
+    def ended(self) -> bool:
+        return ExperimentState(self.state).ended
+
+    def admitted(self, wanted: int) -> int:
+        """How many of `wanted` calls the budgets still admit, each with its unit reserved."""
+        count = wanted
+        for budget, spent, reserved, unit in (
+            (self.budget_nanousd, self.spent_nanousd, self.reserved_nanousd, self.unit_nanousd),
+            (self.budget_tokens, self.spent_tokens, self.reserved_tokens, self.unit_tokens),
+        ):
+            if budget is None:
+                continue
+            left = budget - spent - reserved
+            count = min(count, max(left, 0) // unit if unit else (count if left >= 0 else 0))
+        return count
+
+    def reserve(self, run: RunRow) -> None:
+        if self.budget_nanousd is not None:
+            run.reserved_nanousd = self.unit_nanousd
+            self.reserved_nanousd += self.unit_nanousd
+        if self.budget_tokens is not None:
+            run.reserved_tokens = self.unit_tokens
+            self.reserved_tokens += self.unit_tokens
+
+    def release(self, run: RunRow) -> None:
+        self.reserved_nanousd -= run.reserved_nanousd
+        self.reserved_tokens -= run.reserved_tokens
+        run.reserved_nanousd = run.reserved_tokens = 0
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class RunRow:
+    """A run's row while the lock is held. Totals are what this turn adds to the stored ones."""
+
+    run_index: int
+    variant_index: int
+    state: str
+    owner: str | None
+    lease_epoch: int
+    next_stage: int
+    reserved_nanousd: int = 0
+    reserved_tokens: int = 0
+    not_before_us: int | None = None
+    cached_before: bool = True  # no paid call was counted before this turn
+    error: RunError | None = None
+    score: float | None = None
+    passed: bool | None = None
+    ended_us: int | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_reasoning: int = 0
+    tokens_cached_in: int = 0
+    cost_nanousd: int = 0
+    cost_unknown_calls: int = 0
+    cost_saved_nanousd: int = 0
+    latency_ms: int = 0
+    attempts: int = 0
+    paid_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run to execute from `next_stage` on; `results` are those of the stages before, where this Runner lacks them."""
+
+    run_index: int
+    lease_epoch: int
+    next_stage: int
+    reserved_nanousd: int | None  # None without such a budget
+    reserved_tokens: int | None
+    results: tuple[StageResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    kind: str
+    run_index: int | None
+    detail: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn's decisions. Call `take` with the outcomes, `claim` with what may start, then `settle`."""
+
+    ledger: Ledger
+    runner_id: str
+    now_us: int
+    touched: dict[int, RunRow] = field(default_factory=dict)  # existing rows to update
+    created: list[RunRow] = field(default_factory=list)  # rows to insert
+    stage_results: list[tuple[RunRow, StageResult]] = field(default_factory=list)
+    scores: list[tuple[RunRow, tuple[Score, ...]]] = field(default_factory=list)
+    events: list[NewEvent] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    continuing: list[Claim] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+    def take(self, outcomes: Sequence[Outcome], rows: Mapping[int, RunRow]) -> None:
+        """Applies outcomes in order. Those of runs that this Runner no longer holds at that epoch are refused; one that is
+        already stored counts as accepted and changes nothing."""
+        for outcome in outcomes:
+            row = rows.get(outcome.run_index)
+            if row is None or row.owner != self.runner_id or row.lease_epoch != outcome.lease_epoch:
+                if row is None or not self._stored_before(outcome, row):
+                    self.refused.append(outcome.run_index)
+                continue
+            if isinstance(outcome, StageDone):
+                if outcome.result.stage_index == row.next_stage and row.state == RunState.RUNNING.value:
+                    self._stage_done(outcome, row)
+            elif row.state == RunState.RUNNING.value:
+                if isinstance(outcome, RunEnded):
+                    self._run_ended(outcome, row)
+                else:
+                    self._run_returned(outcome, row)
+
+    @staticmethod
+    def _stored_before(outcome: Outcome, row: RunRow) -> bool:
+        """An ended or returned run has no owner: its own outcome sent again after an uncertain commit."""
+        return row.owner is None and row.lease_epoch == outcome.lease_epoch and row.state != RunState.RUNNING.value
+
+    def _stage_done(self, outcome: StageDone, row: RunRow) -> None:
+        result, ledger = outcome.result, self.ledger
+        self.touched[row.run_index] = row
+        cost = result.cost_nanousd
+        row.next_stage += 1
+        row.tokens_in += result.tokens_in or 0
+        row.tokens_out += result.tokens_out or 0
+        row.tokens_reasoning += result.tokens_reasoning or 0
+        row.tokens_cached_in += result.tokens_cached_in or 0
+        row.cost_nanousd += cost or 0
+        row.cost_unknown_calls += cost is None
+        row.cost_saved_nanousd += result.cost_saved_nanousd or 0
+        row.latency_ms += result.latency_ms
+        row.attempts += result.attempts
+        row.paid_calls += not result.cached
+        # Where nobody can say what a call cost or counted, the whole reservation is taken for spent: a budget must hold.
+        ledger.spent_nanousd += row.reserved_nanousd if cost is None else cost
+        tokens_known = result.tokens_in is not None and result.tokens_out is not None
+        if not result.cached:
+            ledger.spent_tokens += (
+                (result.tokens_in or 0) + (result.tokens_out or 0) if tokens_known else row.reserved_tokens
+            )
+        ledger.tokens_in += result.tokens_in or 0
+        ledger.tokens_out += result.tokens_out or 0
+        ledger.cost_unknown_calls += cost is None
+        ledger.cost_saved_nanousd += result.cost_saved_nanousd or 0
+        ledger.release(row)
+        self.stage_results.append((row, result))
+        self._run_event(
+            "run.stage_completed",
+            outcome,
+            stage_index=result.stage_index,
+            tokens_in=result.tokens_in or 0,
+            tokens_out=result.tokens_out or 0,
+            cost_nanousd=cost,
+            cached=result.cached,
+            latency_ms=result.latency_ms,
+        )
+        if outcome.last:
+            return
+        if ledger.state == ExperimentState.CANCELLING.value:
+            self._end(row, RunState.CANCELLED)
+            self._run_event("run.cancelled", outcome)
+        elif ledger.admitted(1):
+            ledger.reserve(row)
+            self.continuing.append(self.claim_of(row))
+        else:
+            self._give_back(row, None)
+
+    def _run_ended(self, outcome: RunEnded, row: RunRow) -> None:
+        self._end(row, outcome.state)
+        row.error, row.score, row.passed = outcome.error, outcome.score, outcome.passed
+        row.attempts += outcome.error.attempts if outcome.error else 0
+        if outcome.scores:
+            self.scores.append((row, outcome.scores))
+        cached = row.cached_before and not row.paid_calls
+        if outcome.state is RunState.COMPLETED:
+            self.ledger.cached += cached
+            self._run_event("run.completed", outcome, score=outcome.score, passed=outcome.passed, cached=cached)
+        elif outcome.state is RunState.FAILED:
+            error = outcome.error or RunError("INTERNAL", "")
+            self._run_event(
+                "run.failed",
+                outcome,
+                stage_index=error.stage_index,
+                error_reason=error.reason,
+                error_message=error.message[:EVENT_MESSAGE_LIMIT],
+            )
+        else:
+            self._run_event("run.cancelled", outcome)
+
+    def _run_returned(self, outcome: RunReturned, row: RunRow) -> None:
+        ledger = self.ledger
+        ledger.unit_nanousd = max(ledger.unit_nanousd, outcome.need_nanousd)
+        ledger.unit_tokens = max(ledger.unit_tokens, outcome.need_tokens)
+        if ledger.state == ExperimentState.CANCELLING.value:
+            self._end(row, RunState.CANCELLED)
+            self._run_event("run.cancelled", outcome)
+            return
+        self._give_back(row, outcome.not_before_us)
+        if outcome.not_before_us is not None:
+            self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_message=outcome.why)
+
+    def _end(self, row: RunRow, state: RunState) -> None:
+        self.ledger.release(row)
+        self.ledger.running -= 1
+        if state is RunState.COMPLETED:
+            self.ledger.completed += 1
+        elif state is RunState.FAILED:
+            self.ledger.failed += 1
+        else:
+            self.ledger.cancelled += 1
+        row.state, row.owner, row.ended_us, row.not_before_us = state.value, None, self.now_us, None
+        self.touched[row.run_index] = row
+
+    def _give_back(self, row: RunRow, not_before_us: int | None) -> None:
+        self.ledger.release(row)
+        self.ledger.running -= 1
+        self.ledger.returned += 1
+        row.state, row.owner, row.not_before_us = RunState.PENDING.value, None, not_before_us
+        self.touched[row.run_index] = row
+
+    def take_back(self, rows: Sequence[RunRow]) -> None:
+        """Gives back the runs of a dead Runner; a later outcome of it is refused, as the next claim raises the epoch."""
+        for row in rows:
+            if self.ledger.state == ExperimentState.CANCELLING.value:
+                self._end(row, RunState.CANCELLED)
+                self.events.append(NewEvent("run.cancelled", row.run_index, {}))
+            else:
+                self._give_back(row, None)
+
+    def room(self, slots: int) -> int:
+        """How many runs may be claimed: free slots, the experiment's cap, what waits, and what the budgets admit."""
+        ledger = self.ledger
+        if ledger.ended or ledger.state in (ExperimentState.CANCELLING.value, ExperimentState.PAUSED.value):
+            return 0
+        return ledger.admitted(max(0, min(slots, ledger.max_concurrency - ledger.running, ledger.pending)))
+
+    def claim_returned(self, rows: Sequence[RunRow]) -> None:
+        for row in rows:
+            row.state, row.owner, row.lease_epoch = RunState.RUNNING.value, self.runner_id, row.lease_epoch + 1
+            row.not_before_us = None
+            self.ledger.returned -= 1
+            self.ledger.running += 1
+            self.ledger.reserve(row)
+            self.touched[row.run_index] = row
+            self.claims.append(self.claim_of(row))
+        self._started()
+
+    def claim_new(self, count: int, variant_ids: Sequence[str], repeats: int) -> None:
+        """Creates the rows of the next runs of the grid. Expansion is the claim: a run has no row before."""
+        ledger, variants = self.ledger, len(variant_ids)
+        for run_index in range(ledger.next_index, min(ledger.next_index + count, ledger.total)):
+            variant_index = run_index % variants
+            row = RunRow(run_index, variant_index, RunState.RUNNING.value, self.runner_id, 1, 0)
+            ledger.next_index += 1
+            ledger.running += 1
+            ledger.reserve(row)
+            self.created.append(row)
+            self.claims.append(self.claim_of(row))
+            facts = {"variant_id": variant_ids[variant_index], "repeat": run_index // variants % repeats}
+            self.events.append(NewEvent("run.started", run_index, facts))
+        self._started()
+
+    def claim_of(self, row: RunRow) -> Claim:
+        return Claim(
+            row.run_index,
+            row.lease_epoch,
+            row.next_stage,
+            None if self.ledger.budget_nanousd is None else row.reserved_nanousd,
+            None if self.ledger.budget_tokens is None else row.reserved_tokens,
+        )
+
+    def _started(self) -> None:
+        if self.claims and self.ledger.state == ExperimentState.PENDING.value:
+            self.ledger.state = ExperimentState.RUNNING.value
+            self.ledger.started_us = self.now_us
+            first = next((i for i, event in enumerate(self.events) if event.kind == "run.started"), len(self.events))
+            self.events.insert(first, NewEvent("experiment.started", None, experiment_facts(self.ledger)))
+
+    def settle(self, waiting: Callable[[], Sequence[RunRow]]) -> bool:
+        """Ends the experiment where nothing runs and nothing may start. Returns whether it ended in this turn.
+        `waiting` gives the rows that came back and are cancelled with it."""
+        ledger = self.ledger
+        if ledger.running or ledger.ended or ledger.state == ExperimentState.PAUSED.value:
+            return False
+        if ledger.state == ExperimentState.CANCELLING.value:
+            self._cancelled(ledger.reason or "USER", waiting())
+        elif not ledger.pending:
+            ledger.state, kind = ExperimentState.COMPLETED.value, "experiment.completed"
+            ledger.ended_us = self.now_us
+            self.events.append(NewEvent(kind, None, experiment_facts(ledger)))
+        elif not ledger.admitted(1):
+            self._cancelled("BUDGET", waiting())
+        else:
+            return False
+        return True
+
+    def fail(self, rows: Sequence[RunRow], reason: str) -> None:
+        """Ends an experiment that cannot be run, with the given waiting and running rows."""
+        ledger = self.ledger
+        for row in rows:
+            if row.state == RunState.RUNNING.value:
+                self._end(row, RunState.CANCELLED)
+                self.events.append(NewEvent("run.cancelled", row.run_index, {}))
+        self._never_started([row for row in rows if row.state == RunState.PENDING.value])
+        ledger.state, ledger.reason, ledger.ended_us = ExperimentState.FAILED.value, reason, self.now_us
+        self.events.append(NewEvent("experiment.failed", None, experiment_facts(ledger)))
+
+    def _cancelled(self, reason: str, waiting: Sequence[RunRow]) -> None:
+        ledger = self.ledger
+        self._never_started(waiting)
+        ledger.state, ledger.reason, ledger.ended_us = ExperimentState.CANCELLED.value, reason, self.now_us
+        self.events.append(NewEvent("experiment.cancelled", None, experiment_facts(ledger)))
+
+    def _never_started(self, waiting: Sequence[RunRow]) -> None:
+        """Cancels what waits. Runs that were never started have no row and no event, only a count."""
+        ledger = self.ledger
+        ledger.cancelled += ledger.pending
+        ledger.next_index, ledger.returned = ledger.total, 0
+        for row in waiting:
+            row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, self.now_us, None
+            self.touched[row.run_index] = row
+            self.events.append(NewEvent("run.cancelled", row.run_index, {}))
+
+    def _run_event(self, kind: str, outcome: Outcome, **detail: Any) -> None:
+        facts = outcome.facts
+        values = {"variant_id": facts.variant_id, "input_id": facts.input_id, "repeat": facts.repeat}
+        values.update((name, value) for name, value in detail.items() if value is not None)
+        self.events.append(NewEvent(kind, outcome.run_index, values))
+
+
+def experiment_facts(ledger: Ledger) -> dict[str, Any]:
+    """What experiment.… events say."""
+    return {
+        "state": ledger.state,
+        "reason": ledger.reason,
+        "total": ledger.total,
+        "completed": ledger.completed,
+        "failed": ledger.failed,
+        "cancelled": ledger.cancelled,
+        "cost_nanousd": ledger.spent_nanousd,
+        "cost_unknown_calls": ledger.cost_unknown_calls,
+    }
