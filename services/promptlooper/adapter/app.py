@@ -1,0 +1,70 @@
+"""Builds and joins the Adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from promptlooper.adapter.config import read_providers_file
+from promptlooper.adapter.gateway import Gateway
+from promptlooper.adapter.limits import LocalLimiter
+from promptlooper.adapter.providers.registry import built_provider, entries_with_built_in, max_concurrency
+from promptlooper.clock import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from promptlooper.adapter.settings import AdapterSettings
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def gateway_from(
+    providers_file: Path | None = None, *, env: Mapping[str, str] | None = None, clock: Clock | None = None
+) -> AsyncIterator[Gateway]:
+    """A gateway over the built-in providers and those of the file; keys and addresses come from `env`, by default the
+    process's own. Raises InvalidArgument where the file or an address is wrong."""
+    env = os.environ if env is None else env
+    clock = clock or SystemClock()
+    entries = entries_with_built_in(read_providers_file(providers_file) if providers_file else ())
+    providers = {entry.name: built_provider(entry, env, clock=clock) for entry in entries}
+    gateway = Gateway(providers, LocalLimiter({e.name: max_concurrency(e) for e in entries}), clock=clock)
+    try:
+        yield gateway
+    finally:
+        await asyncio.shield(gateway.aclose())
+
+
+async def run(settings: AdapterSettings) -> None:
+    """Serves until a signal comes."""
+    # Not above: the embedded composition takes `gateway_from` without gRPC.
+    from promptlooper.adapter import servicer
+    from promptlooper.rpc.process import until_signalled
+    from promptlooper.rpc.server import serving
+
+    _allow_many_connections()
+    async with gateway_from(settings.providers) as gateway:
+        core = servicer.AdapterServicer(gateway)
+        async with serving(
+            settings.listen,
+            {servicer.SERVICE_NAME: core.register},
+            health_listen=settings.health_listen,
+            reflection=settings.reflection,
+            grace=settings.grace,
+            lame_duck=settings.lame_duck,
+            on_drain=core.drain,
+        ) as server:
+            _log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
+            await until_signalled()
+
+
+def _allow_many_connections() -> None:
+    """The usual soft limit of 1,024 open files is fewer than the provider calls of a few busy Runners."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,152 @@
+"""The Adapter's core: finds the provider, keeps the deadline, retries, and names the price."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from difflib import get_close_matches
+
+from promptlooper.adapter.config import NOT_YET
+from promptlooper.adapter.limits import Limiter
+from promptlooper.adapter.providers.provider import Problem, Provider
+from promptlooper.adapter.retrying import AttemptFailed, Failure, decide, error_of
+from promptlooper.clock import Clock, SystemClock
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo
+from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
+
+_log = logging.getLogger(__name__)
+
+
+class Gateway(CompletionGateway):
+    """One face for all providers. Belongs to the event loop it is used in; `aclose` when nothing is asked any more."""
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        limiter: Limiter,
+        *,
+        clock: Clock | None = None,
+        random: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._providers = dict(providers)
+        self._limiter = limiter
+        self._clock = clock or SystemClock()
+        self._random = random
+        self._sleep = sleep
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        provider, model, problem = self._route(request.model)
+        if provider is None or problem is not None:
+            assert problem is not None
+            raise _error_of(problem, request.model)
+        attempts = 0
+        deadline = self._clock.monotonic() + request.timeout
+        try:
+            async with asyncio.timeout(request.timeout):
+                while True:
+                    async with self._limiter.slot(provider.name, model):
+                        attempts += 1
+                        try:
+                            completion = await provider.complete(model, request)
+                            break
+                        except AttemptFailed as error:
+                            failure = error.failure
+                    await self._before_next(failure, attempts, deadline, provider.name, model)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"Provider {provider.name!r} did not answer within {request.timeout:g} s ({_requests(attempts)}): "
+                f"allow more time, or ask fewer questions at once.",
+                attempts=attempts,
+                provider=provider.name,
+                model=model,
+            ) from None
+        cost_nanousd = provider.prices.cost_nanousd(model, completion)
+        return replace(completion, attempts=attempts, cost_nanousd=cost_nanousd)
+
+    async def _before_next(self, failure: Failure, attempts: int, deadline: float, provider: str, model: str) -> None:
+        """Sleeps until the next attempt, or raises where there is none."""
+        time_left = deadline - self._clock.monotonic()
+        decision = decide(failure, attempts=attempts, time_left=time_left, random=self._random)
+        if decision.sleep is None:
+            raise error_of(
+                failure, attempts=attempts, provider=provider, model=model, retry_after=decision.retry_after
+            ) from None
+        # Not the provider's message: it may quote the prompt.
+        _log.info(
+            "provider %s: attempt %d failed (%s, HTTP %s), again in %.2f s",
+            *(provider, attempts, failure.kind.value, failure.status or "-", decision.sleep),
+        )
+        await self._sleep(decision.sleep)
+
+    async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
+        return [self._check(model) for model in models]
+
+    def _check(self, name: str) -> ModelCheck:
+        provider, model, problem = self._route(name)
+        if provider is None or problem is not None:
+            assert problem is not None
+            return ModelCheck(name, problem.reason, problem.message)
+        return ModelCheck(name, price=provider.prices.price(model), endpoint=provider.endpoint)
+
+    async def list_models(self) -> list[ModelInfo]:
+        """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""
+        infos = []
+        for name, provider in sorted(self._providers.items()):
+            for model in provider.models() or ["*"]:
+                problem = provider.problem(model)
+                infos.append(
+                    ModelInfo(
+                        model=f"{name}/{model}",
+                        provider=name,
+                        available=problem is None,
+                        problem=None if problem is None else problem.message,
+                        price=provider.prices.price(model),
+                    )
+                )
+        return infos
+
+    def _route(self, name: str) -> tuple[Provider | None, str, Problem | None]:
+        """The provider and its own name of the model, or why there is none."""
+        provider_name, slash, model = name.partition("/")
+        provider = self._providers.get(provider_name)
+        if provider is not None and model:
+            return provider, model, provider.problem(model)
+        known = ", ".join(sorted(self._providers))
+        if not slash or not model:
+            message = f"The model {name!r} names no provider: write it as provider/model; providers are {known}."
+            return None, model, Problem("INVALID_ARGUMENT", message)
+        if provider_name in NOT_YET:
+            message = (
+                f"Provider {provider_name!r} is not available yet. Where it has an OpenAI-compatible address, put it "
+                f"into the providers file (PROMPTLOOPER_PROVIDERS) with 'type: openai' and its 'base_url'."
+            )
+            return None, model, Problem("UNKNOWN_PROVIDER", message)
+        near = get_close_matches(provider_name, self._providers, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {known}."
+        message = f"There is no provider {provider_name!r}: {hint}"
+        others = "Others go into the providers file (PROMPTLOOPER_PROVIDERS)."
+        return None, model, Problem("UNKNOWN_PROVIDER", f"{message} {others}")
+
+    async def aclose(self) -> None:
+        """Closes connections and ends the local model."""
+        async with AsyncExitStack() as stack:
+            for provider in self._providers.values():
+                stack.push_async_callback(provider.aclose)
+
+
+def _requests(attempts: int) -> str:
+    return f"{attempts} request was made" if attempts == 1 else f"{attempts} requests were made"
+
+
+def _error_of(problem: Problem, model: str) -> DomainError:
+    provider = model.partition("/")[0]
+    if problem.reason == "PROVIDER_CREDENTIALS":
+        return ProviderCredentials(problem.message, provider=provider, model=model)
+    if problem.reason == "UNKNOWN_PROVIDER":
+        return UnknownProvider(problem.message, provider=provider, model=model)
+    return ProviderRejected(problem.message, provider=provider, model=model)

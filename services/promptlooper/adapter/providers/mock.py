@@ -1,0 +1,136 @@
+"""A provider that answers from a script: for tests, dry runs and budgets, without network or model."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from promptlooper.adapter.cost import Prices
+from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
+from promptlooper.clock import Clock
+from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.digest import sha256_hex
+
+_BUILT_IN = ("echo", "ok")
+
+
+@dataclass(frozen=True, slots=True)
+class MockError:
+    """An HTTP error as a provider would answer it; `times` per question, None is always."""
+
+    status: int
+    message: str = "scripted error"
+    code: str = ""
+    retry_after: float | None = None
+    times: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MockRule:
+    """Applies where `model` (exact) and `match` (searched in the last user message) fit; None fits everything."""
+
+    model: str | None = None
+    match: re.Pattern[str] | None = None
+    text: str | None = None  # \1 and \g<name> stand for groups of `match` where `expand` is set
+    expand: bool = False
+    echo: bool = False
+    delay: float = 0.0  # seconds
+    error: MockError | None = None
+    finish_reason: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+class MockProvider:
+    """The first rule that fits answers; where none does, `echo` repeats the last user message and `ok` says ok.
+
+    Tokens are words, unless a rule says otherwise; `max_tokens` cuts as a model would. The same questions get the same
+    answers in any order: errors are counted per question.
+    """
+
+    def __init__(self, name: str, rules: Sequence[MockRule], *, prices: Prices, clock: Clock) -> None:
+        self.name = name
+        self.prices = prices
+        self._rules = tuple(rules)
+        self.endpoint = _script_id(self._rules)
+        self._clock = clock
+        self._errors: Counter[tuple[int, str]] = Counter()
+
+    def models(self) -> list[str]:
+        return sorted({*_BUILT_IN, *(r.model for r in self._rules if r.model), *self.prices.known_models()})
+
+    def problem(self, model: str) -> Problem | None:
+        if model in _BUILT_IN or any(rule.model in (None, model) for rule in self._rules):
+            return None
+        known = self.models()
+        near = get_close_matches(model, known, 1)
+        hint = f"did you mean {self.name + '/' + near[0]!r}?" if near else f"known are {', '.join(known)}."
+        message = f"Provider {self.name!r} has no model {model!r}: {hint} Others need a rule in the providers file."
+        return Problem("INVALID_ARGUMENT", message)
+
+    async def complete(self, model: str, request: CompletionRequest) -> Completion:
+        started = self._clock.monotonic()
+        question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
+        rule, text = self._answer(model, question)
+        if rule.delay:
+            await asyncio.sleep(rule.delay)
+        if text is None:
+            assert rule.error is not None
+            error = rule.error
+            kind = kind_of(error.status, error.code, error.message)
+            raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
+        finish_reason = rule.finish_reason or "stop"
+        words = text.split()
+        limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
+        if isinstance(limit, int) and len(words) > limit:
+            text, words = " ".join(words[:limit]), words[:limit]
+            finish_reason = rule.finish_reason or "length"
+        return Completion(
+            output=text,
+            model=model,
+            finish_reason=finish_reason,
+            tokens_in=sum(len(m.content.split()) for m in request.messages)
+            if rule.tokens_in is None
+            else rule.tokens_in,
+            tokens_out=len(words) if rule.tokens_out is None else rule.tokens_out,
+            latency_ms=round((self._clock.monotonic() - started) * 1000),
+        )
+
+    def _answer(self, model: str, question: str) -> tuple[MockRule, str | None]:
+        """The rule that answers and its text; no text is its error."""
+        for index, rule in enumerate(self._rules):
+            if rule.model not in (None, model):
+                continue
+            found = rule.match.search(question) if rule.match else None
+            if rule.match and found is None:
+                continue
+            if rule.error and self._still_fails(index, rule.error, question):
+                return rule, None
+            if rule.echo:
+                return rule, question
+            if rule.text is not None:
+                return rule, found.expand(rule.text) if found and rule.expand else rule.text
+        if model in _BUILT_IN:
+            return MockRule(), question if model == "echo" else "ok"
+        raise AttemptFailed(
+            Failure(Kind.PERMANENT, f"no rule of its script fits this question to model {model!r}", 404)
+        )
+
+    def _still_fails(self, index: int, error: MockError, question: str) -> bool:
+        if error.times is None:
+            return True
+        self._errors[index, question] += 1
+        return self._errors[index, question] <= error.times
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def _script_id(rules: Sequence[MockRule]) -> str:
+    """Another script is another model: its answers are not taken from the cache of this one."""
+    return sha256_hex([repr(rule) for rule in rules])[:16] if rules else ""

@@ -1,0 +1,150 @@
+"""The OpenAI chat completions format: bytes of a question, and what the bytes of an answer mean. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of, retry_after_of
+from promptlooper.completion import FINISH_REASONS, Completion, CompletionRequest
+
+_OURS = frozenset({"model", "messages", "stream", "stream_options"})
+_WANTS_MAX_COMPLETION_TOKENS = re.compile(r"o\d|gpt-[5-9]")
+_FINISH_REASONS: Mapping[str, str] = {
+    **{reason: reason for reason in FINISH_REASONS},
+    "function_call": "tool_calls",
+    "max_tokens": "length",
+    "eos": "stop",
+}
+
+
+def request_body(model: str, request: CompletionRequest, *, public_openai: bool) -> bytes:
+    """Raises AttemptFailed where a parameter is not the caller's to set or is no JSON."""
+    body: dict[str, Any] = {"model": model, "messages": request.messages}
+    for name, value in request.params.items():
+        if name in _OURS:
+            raise AttemptFailed(
+                Failure(Kind.PERMANENT, f"The parameter {name!r} is set by the Adapter itself: take it out of `params`")
+            )
+        if name == "max_tokens" and public_openai and _WANTS_MAX_COMPLETION_TOKENS.match(model):
+            name = "max_completion_tokens"  # their reasoning models refuse the old name
+        body[name] = value
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise AttemptFailed(Failure(Kind.PERMANENT, f"The request is not JSON: {error}")) from error
+
+
+def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
+    """The answer in a 200 response. Raises AttemptFailed where there is none."""
+    try:
+        data = orjson.loads(body)
+    except ValueError:
+        raise _malformed("the body is not JSON") from None
+    if not isinstance(data, dict):
+        raise _malformed("the body is not a JSON object")
+    choices = data.get("choices")
+    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+        raise _malformed("there are no choices")
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise _malformed("the choice has no message")
+    said = choice.get("finish_reason")
+    if not isinstance(said, str) or not said:
+        raise _malformed("it ended without a finish_reason, so it may be cut off")
+    if said == "error":
+        raise AttemptFailed(Failure(Kind.TRANSIENT, "the answer broke off with an error"))
+    output = _text(message.get("content"))
+    if output is None:
+        output = _text(message.get("refusal")) or ""
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    cached = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+    return Completion(
+        output=output,
+        model=answered if isinstance(answered := data.get("model"), str) and answered else model,
+        finish_reason=_FINISH_REASONS.get(said, "other"),
+        tokens_in=_count(usage, "prompt_tokens"),
+        tokens_out=_count(usage, "completion_tokens"),
+        tokens_reasoning=_count(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
+        tokens_cached_in=cached if cached is not None else _count(usage, "prompt_cache_hit_tokens"),  # DeepSeek
+        latency_ms=latency_ms,
+        reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
+    )
+
+
+def error_in(body: bytes) -> int | None:
+    """The status of an error that some routers send in a 200 response: 502 where it has none, None without an error."""
+    try:
+        error = orjson.loads(body).get("error")
+    except (ValueError, AttributeError):
+        return None
+    if not isinstance(error, dict):
+        return 502 if isinstance(error, str) else None
+    code = error.get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
+def failure_of(
+    status: int, headers: Mapping[str, str], body: bytes, *, now: datetime, redacted: Callable[[str], str]
+) -> Failure:
+    """What an error response means."""
+    code, message = _error(body)
+    if not message:
+        try:
+            message = HTTPStatus(status).phrase
+        except ValueError:
+            message = "an error without a message"
+    if 300 <= status < 400:
+        message = (
+            f"it redirects to {headers.get('location', 'elsewhere')!r}, which is not followed: set its base_url to that"
+        )
+    return Failure(kind_of(status, code, message), redacted(message), status, retry_after_of(headers, now))
+
+
+def _error(body: bytes) -> tuple[str, str]:
+    """Code and message, from the shapes that servers of this format use."""
+    try:
+        data = orjson.loads(body)
+    except ValueError:
+        text = body[:2000].decode("utf-8", "replace").strip()
+        return "", "" if text.startswith("<") else text
+    error = data.get("error", data) if isinstance(data, dict) else data
+    if isinstance(error, str):
+        return "", error
+    if not isinstance(error, dict):
+        return "", ""
+    message = error.get("message") or error.get("detail") or ""
+    code = error.get("code")
+    return (
+        code if isinstance(code, str) and code else str(error.get("type") or ""),
+        message if isinstance(message, str) else orjson.dumps(message).decode(),
+    )
+
+
+def _malformed(message: str) -> AttemptFailed:
+    return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
+
+
+def _text(content: object) -> str | None:
+    """Text, or the text parts of a list (as Mistral sends them)."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(text for part in content if isinstance(part, dict) and isinstance(text := part.get("text"), str))
+    return None
+
+
+def _part(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = usage.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    count = usage.get(name)
+    return count if type(count) is int and count >= 0 else None

@@ -1,0 +1,44 @@
+"""What the gateway needs of a provider, whatever wire format it speaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from promptlooper.adapter.cost import Prices
+from promptlooper.completion import Completion, CompletionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a model can't be asked: PROVIDER_CREDENTIALS or INVALID_ARGUMENT, and a sentence that says what to do."""
+
+    reason: str
+    message: str
+
+
+class Provider(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def prices(self) -> Prices: ...
+
+    @property
+    def endpoint(self) -> str:
+        """Identity of what answers: part of the cache key, so without secrets."""
+        ...
+
+    async def complete(self, model: str, request: CompletionRequest) -> Completion:
+        """One attempt, without cost; raises AttemptFailed. A caller that cancels leaves no open request behind."""
+        ...
+
+    def problem(self, model: str) -> Problem | None:
+        """What is known to be wrong before `model` is asked. Calls nobody."""
+        ...
+
+    def models(self) -> list[str]:
+        """Models known by name; others may be taken too."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,76 @@
+"""HTTP to one provider: httpx's requests and responses over aiohttp's connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+LARGEST_BODY = 8 * 1024 * 1024
+_CONNECT_TIMEOUT = 5.0  # seconds; the whole call has the caller's deadline
+_KEEPALIVE = 30.0  # seconds
+_EXTENSIONS = {"timeout": {"connect": _CONNECT_TIMEOUT}}
+
+
+class BodyTooLarge(Exception):
+    """The response is larger than LARGEST_BODY; the rest was not read."""
+
+
+class Transport:
+    """Sends requests without `httpx.AsyncClient.send`, which costs more CPU than the rest of a run: no redirects (they
+    would carry the key elsewhere), cookies, proxies from the environment or decompression (a bomb in a few KB).
+
+    Bound to the event loop of its first request. Connections are not limited here: a Limiter counts attempts, and
+    aiohttp's own limit of 100 would make a queue that nobody sees.
+    """
+
+    def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
+        self._base_url = base_url
+        self._headers = httpx.Headers({**headers, "accept-encoding": "identity", "accept": "application/json"})
+        self._urls: dict[str, httpx.URL] = {}
+        self._transport: AiohttpTransport | None = None
+
+    async def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and body. Raises httpx.TransportError, aiohttp.ClientError or BodyTooLarge."""
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = httpx.URL(self._base_url + path)
+        request = httpx.Request(method, url, headers=self._headers, content=body, extensions=_EXTENSIONS)
+        response = await self._opened().handle_async_request(request)
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        try:
+            chunks: list[bytes] = []
+            size = 0
+            async for chunk in stream:
+                size += len(chunk)
+                if size > LARGEST_BODY:
+                    raise BodyTooLarge
+                chunks.append(chunk)
+        finally:
+            # Releases before it first awaits: a connection whose body was not read to its end is closed, not kept.
+            await stream.aclose()
+        return response.status_code, response.headers, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _opened(self) -> AiohttpTransport:
+        if self._transport is None:
+            https = self._base_url.startswith("https:")
+            # SSL_CERT_FILE and SSL_CERT_DIR are honoured. A context costs 20 ms: only where there is TLS.
+            context = httpx.create_ssl_context() if https else None
+            self._transport = AiohttpTransport(
+                verify=context or False,
+                client=lambda: aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE, ssl=context or True),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    trust_env=False,
+                ),
+            )
+        return self._transport
+
+    async def aclose(self) -> None:
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            await asyncio.shield(transport.aclose())

@@ -1,0 +1,163 @@
+"""What a failed attempt means and whether to try again: pure decisions, which the gateway carries out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+from promptlooper.errors import (
+    CompletionFailed,
+    ContentFiltered,
+    ContextTooLong,
+    ProviderCredentials,
+    ProviderMalformed,
+    ProviderRateLimited,
+    ProviderRejected,
+    ProviderUnavailable,
+)
+
+MAX_ATTEMPTS = 3  # of transient failures; rate limits are waited for within the deadline
+LONGEST_SLEEP = 5.0  # seconds; whoever must wait longer gives its place to another run
+_FIRST_BACKOFF = 0.5  # seconds; doubles with every attempt
+_LAST_BACKOFF = 30.0
+_SPREAD = 0.1  # of a wait that the provider asked for, so that those who wait do not all come back at once
+
+
+class Kind(Enum):
+    """Of a failure. Every failed attempt is exactly one."""
+
+    RATE_LIMITED = "rate limited"
+    TRANSIENT = "transient"
+    MALFORMED = "malformed"
+    PERMANENT = "permanent"
+    CONTEXT_TOO_LONG = "context too long"
+    CONTENT_FILTERED = "content filtered"
+    CREDENTIALS = "credentials"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What came of one attempt that got no answer. The message is free of secrets."""
+
+    kind: Kind
+    message: str
+    status: int | None = None  # None where there was no HTTP response
+    retry_after: float | None = None  # seconds, as the provider said
+
+
+class AttemptFailed(Exception):
+    """Raised by a provider for one attempt; the gateway decides what follows."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    sleep: float | None  # seconds until the next attempt; None gives up
+    retry_after: float | None = None  # seconds, for the caller of an attempt that was given up
+
+
+def decide(failure: Failure, *, attempts: int, time_left: float, random: Callable[[], float]) -> Decision:
+    """What follows on the failure of attempt number `attempts` (from 1). `random` gives numbers in [0, 1)."""
+    if failure.kind is Kind.RATE_LIMITED:
+        wait = _wait(failure.retry_after, attempts, random)
+    elif failure.kind in (Kind.TRANSIENT, Kind.MALFORMED):
+        if attempts >= MAX_ATTEMPTS:
+            return Decision(None, failure.retry_after)
+        wait = _wait(failure.retry_after, attempts, random)
+    else:
+        return Decision(None)
+    said = failure.retry_after
+    if (said if said is not None else wait) > LONGEST_SLEEP or wait >= time_left:
+        return Decision(None, said if said is not None else wait)
+    return Decision(wait)
+
+
+def _wait(said: float | None, attempts: int, random: Callable[[], float]) -> float:
+    """Full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"), never less than the provider asked for."""
+    if said is not None and said > 0:
+        return said * (1 + _SPREAD * random())
+    return random() * min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** (attempts - 1))
+
+
+def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date); None where not said."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
+
+
+_TRANSIENT_STATUSES = frozenset({408, 409, 425, 529})
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
+_TOO_LONG = re.compile(
+    r"maximum context length|context (?:length|window|size)|prompt is too long|input is too long|"
+    r"reduce the length of the (?:messages|prompt|input)|exceeds? the available context",
+    re.IGNORECASE,
+)
+
+
+def kind_of(status: int, code: str, message: str) -> Kind:
+    """The kind of an HTTP error by its status, and by the provider's own code and message where the status is vague."""
+    if status in (401, 402, 403) or code in _NO_CREDIT:
+        return Kind.CREDENTIALS
+    if status == 429:
+        return Kind.RATE_LIMITED
+    if code in _TOO_LONG_CODES or (status in (400, 413, 422) and _TOO_LONG.search(message)):
+        return Kind.CONTEXT_TOO_LONG
+    if status == 400 and code in ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"):
+        return Kind.CONTENT_FILTERED
+    if status >= 500 or status in _TRANSIENT_STATUSES:
+        return Kind.TRANSIENT
+    return Kind.PERMANENT
+
+
+_ERRORS: Mapping[Kind, tuple[type[CompletionFailed], str]] = {
+    Kind.RATE_LIMITED: (ProviderRateLimited, "Provider {0!r} asks to wait"),
+    Kind.TRANSIENT: (ProviderUnavailable, "Provider {0!r} did not answer"),
+    Kind.MALFORMED: (ProviderMalformed, "Provider {0!r} gave an answer that cannot be understood"),
+    Kind.PERMANENT: (ProviderRejected, "Provider {0!r} refused the request"),
+    Kind.CONTEXT_TOO_LONG: (ContextTooLong, "The prompt is too long for model {1!r} of provider {0!r}: shorten it"),
+    Kind.CONTENT_FILTERED: (ContentFiltered, "Provider {0!r} withheld the answer by its content filter"),
+    Kind.CREDENTIALS: (ProviderCredentials, "Provider {0!r} refused the key or the account"),
+}
+
+
+def error_of(
+    failure: Failure, *, attempts: int, provider: str, model: str, retry_after: float | None = None
+) -> CompletionFailed:
+    """The domain error of an attempt that was given up."""
+    cls, words = _ERRORS[failure.kind]
+    status = "" if failure.status is None else f" (HTTP {failure.status})"
+    tries = f" {attempts} attempts were made." if attempts > 1 else ""
+    metadata = {"provider": provider, "model": model}
+    if failure.status is not None:
+        metadata["status"] = str(failure.status)
+    return cls(
+        f"{words.format(provider, model)}{status}: {failure.message.rstrip('. ')}.{tries}",
+        attempts=attempts,
+        retry_after=retry_after,
+        **metadata,
+    )
