@@ -1,0 +1,314 @@
+"""Rendering: templates and a run's values become messages, scorer values and texts."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from jinja2 import Template, TemplateSyntaxError, meta, nodes
+from promptlooper.completion import Message
+from promptlooper.errors import TemplateError
+from promptlooper.experiment import ExperimentSpec, InputRow, Stage
+from promptlooper.jsonvalue import Json
+from promptlooper.run import StageResult
+from promptlooper.runner.budget import LimitExceeded, StageData, plain_json, refill
+from promptlooper.runner.sandbox import MissingVariable, SandboxEnvironment
+
+MAX_SOURCE = 256 * 1024  # characters
+
+STAGE_ROOTS = ("input", "expected", "config", "files", "stages", "prev_output", "stage_index", "tags")
+SCORER_ROOTS = (*STAGE_ROOTS, "output")
+
+
+def parsed_output(output: str) -> Json:
+    """The value of an output that is a JSON object or array as a whole, else None."""
+    if not output or output.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        value: Json = orjson.loads(output)
+    except ValueError:
+        return None
+    return value
+
+
+class StageView(StageData, Mapping[str, object]):
+    """A stage's result as templates see it."""
+
+    __slots__ = ("_result",)
+    NAMES = ("output", "parsed", "tool_calls", "messages", "model", "tokens_in", "tokens_out", "latency_ms")
+
+    def __init__(self, result: StageResult) -> None:
+        self._result = result
+
+    def __getitem__(self, name: str) -> object:
+        if name == "parsed":
+            return parsed_output(self._result.output)
+        if name == "messages":
+            return [{"role": message.role, "content": message.content} for message in self._result.messages]
+        if name == "tool_calls":
+            return []
+        if name in StageView.NAMES:
+            return getattr(self._result, name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(StageView.NAMES)
+
+    def __len__(self) -> int:
+        return len(StageView.NAMES)
+
+
+class StagesView(StageData, Sequence[StageView]):
+    """Earlier stages by index, and by name where they have one."""
+
+    __slots__ = ("_by_name", "_views")
+
+    def __init__(self, results: Sequence[StageResult]) -> None:
+        self._views = [StageView(result) for result in results]
+        self._by_name = {result.name: view for result, view in zip(results, self._views, strict=True) if result.name}
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._by_name[key] if isinstance(key, str) else self._views[key]
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+def stages_variable(results: Sequence[StageResult]) -> object:
+    """`{{ stages }}`: `stages[0].output`, `stages.think.output`, `stages["think"].output`."""
+    return StagesView(results)
+
+
+def variables(
+    spec: ExperimentSpec, row: InputRow, results: Sequence[StageResult], stage_index: int
+) -> dict[str, object]:
+    """What the templates of a stage may use; `results` are those of the stages before it."""
+    return {
+        "input": row.value,
+        "expected": row.expected,
+        "config": spec.config,
+        "files": spec.files,
+        "stages": StagesView(results),
+        "prev_output": results[-1].output if results else "",
+        "stage_index": stage_index,
+        "tags": list(row.tags),
+    }
+
+
+def scorer_variables(spec: ExperimentSpec, row: InputRow, results: Sequence[StageResult]) -> dict[str, object]:
+    """What the templates of scorers may use, after the last stage."""
+    output = results[-1].output if results else ""
+    return {
+        **variables(spec, row, results[:-1], max(0, len(results) - 1)),
+        "stages": StagesView(results),
+        "output": output,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A use of a root: `input.a[0]` is ("input", ("a", 0)). Guarded: the template says what to do without it."""
+
+    root: str
+    keys: tuple[str | int, ...]
+    guarded: bool = False
+    line: int = 1
+
+    def __str__(self) -> str:
+        return self.root + "".join(
+            f".{k}" if isinstance(k, str) and k.isidentifier() else f"[{k!r}]" for k in self.keys
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    roots: Mapping[str, int]  # each name that the template looks up, with the line of its first use
+    paths: tuple[Reference, ...]
+
+
+def _chain(node: nodes.Node) -> Reference | None:
+    keys: list[str | int] = []
+    line = node.lineno
+    while True:
+        if isinstance(node, nodes.Getattr):
+            keys.append(node.attr)
+            node = node.node
+        elif (
+            isinstance(node, nodes.Getitem)
+            and isinstance(node.arg, nodes.Const)
+            and isinstance(node.arg.value, str | int)
+        ):
+            keys.append(node.arg.value)
+            node = node.node
+        elif (
+            isinstance(node, nodes.Getitem)
+            and isinstance(node.arg, nodes.Neg)
+            and isinstance(node.arg.node, nodes.Const)
+        ):
+            keys.append(-node.arg.node.value)
+            node = node.node
+        elif isinstance(node, nodes.Name):
+            return Reference(node.name, tuple(reversed(keys)), line=line)
+        else:
+            return None
+
+
+def _chains(node: nodes.Node, guarded: bool = False) -> Iterator[Reference]:
+    found = _chain(node) if isinstance(node, nodes.Getattr | nodes.Getitem | nodes.Name) else None
+    if found is not None:
+        yield Reference(found.root, found.keys, guarded, found.line)
+        return
+    guards = isinstance(node, nodes.Filter | nodes.Test) and node.name in ("default", "d", "defined", "undefined")
+    for child in node.iter_child_nodes():
+        yield from _chains(child, guarded=guards and child is node.node)  # type: ignore[attr-defined]
+
+
+def _resolves(reference: Reference, values: Mapping[str, object]) -> str | int | None:
+    """The first part that is not there; None where all are."""
+    value: Any = values
+    for key in (reference.root, *reference.keys):
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            return key
+    return None
+
+
+class Renderer:
+    """Compiles each template once and keeps the last `capacity`; safe to share between threads."""
+
+    def __init__(self, capacity: int = 512) -> None:
+        self._environment = SandboxEnvironment()
+        self._template = functools.lru_cache(maxsize=capacity)(self._compiled)
+        self._expression = functools.lru_cache(maxsize=capacity)(self._compiled_expression)
+
+    @staticmethod
+    def is_template(text: str) -> bool:
+        return "{{" in text or "{%" in text or "{#" in text
+
+    def text(self, source: str, variables: Mapping[str, object]) -> str:
+        """The rendered template. Raises TemplateError, whose metadata `variable` names what was missing."""
+        if not self.is_template(source):
+            return source
+        try:
+            template = self._template(source)
+            refill()
+            return self._environment.concat(template.root_render_func(template.new_context(variables)))  # type: ignore
+        except Exception as error:
+            raise self._error(error, source, variables) from error
+
+    def value(self, value: Json, variables: Mapping[str, object]) -> Json:
+        """The value with every text in it rendered; a text that is one `{{ expr }}` keeps its type."""
+        if isinstance(value, str):
+            if not self.is_template(value):
+                return value
+            try:
+                template = self._expression(value)
+                if template is None:
+                    return self.text(value, variables)
+                refill()
+                context = template.new_context(variables)  # type: ignore[arg-type]
+                for _ in template.root_render_func(context):
+                    pass
+                result: Json = plain_json(context.vars["result"])
+            except TemplateError:
+                raise
+            except Exception as error:
+                raise self._error(error, value, variables) from error
+            return result
+        if isinstance(value, Mapping):
+            return {key: self.value(item, variables) for key, item in value.items()}
+        if isinstance(value, Sequence):
+            return [self.value(item, variables) for item in value]
+        return value
+
+    def messages(self, stage: Stage, variables: Mapping[str, object]) -> tuple[Message, ...]:
+        return tuple(Message(template.role, self.text(template.content, variables)) for template in stage.messages)
+
+    def references(self, source: str) -> References:
+        """What the template uses. Raises TemplateError with `line` where it is not a template."""
+        if not self.is_template(source):
+            return References({}, ())
+        try:
+            self._template(source)  # finds what only compiling finds
+            tree = self._environment.parse(source)
+            names = meta.find_undeclared_variables(self._environment.parse(source))
+        except Exception as error:
+            raise self._error(error, source, {}) from error
+        stored = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
+        stored |= {macro.name for macro in tree.find_all(nodes.Macro)}
+        paths = [reference for reference in _chains(tree) if reference.root in names and reference.root not in stored]
+        kept = {(reference.root, *reference.keys) for reference in paths if reference.guarded}
+        roots: dict[str, int] = {}
+        for node in tree.find_all(nodes.Name):
+            if node.name in names:
+                roots.setdefault(node.name, node.lineno)
+        return References(
+            {**dict.fromkeys(names, 1), **roots},
+            tuple(
+                Reference(
+                    reference.root,
+                    reference.keys,
+                    any((reference.root, *reference.keys)[: len(path)] == path for path in kept),
+                    reference.line,
+                )
+                for reference in paths
+            ),
+        )
+
+    def _compiled(self, source: str) -> Template:
+        if len(source) > MAX_SOURCE:
+            raise LimitExceeded(f"the template has {len(source):,} characters, at most {MAX_SOURCE:,} are allowed")
+        refill()
+        return self._environment.from_string(source)
+
+    def _compiled_expression(self, source: str) -> Template | None:
+        if len(source) > MAX_SOURCE:
+            return None
+        refill()
+        body = self._environment.parse(source).body
+        if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
+            return None
+        expression = body[0].nodes[0]
+        if isinstance(expression, nodes.TemplateData):
+            return None
+        assignment = nodes.Assign(nodes.Name("result", "store"), expression, lineno=1)
+        return self._environment.from_string(nodes.Template([assignment], lineno=1))
+
+    def _error(self, error: Exception, source: str, variables: Mapping[str, object]) -> TemplateError:
+        if isinstance(error, TemplateSyntaxError):
+            return TemplateError(str(error.message), line=str(error.lineno))
+        if isinstance(error, MissingVariable):
+            return self._missing(error, source, variables)
+        if isinstance(error, RecursionError):
+            return TemplateError("the template is nested too deeply, or a macro calls itself without end")
+        return TemplateError(f"the template cannot be filled in: {error or type(error).__name__}")
+
+    def _missing(self, error: MissingVariable, source: str, variables: Mapping[str, object]) -> TemplateError:
+        chains = list(_chains(self._environment.parse(source)))
+        known = [chain for chain in chains if chain.root in variables]
+        for chain in (*(c for c in known if not c.guarded), *known):
+            if chain.keys and _resolves(chain, variables) == error.name:
+                found = Reference(chain.root, chain.keys[: chain.keys.index(error.name) + 1])
+                return TemplateError(self._missing_message(found, variables), variable=str(found))
+        named = (str(chain) for chain in chains if error.name in (chain.root, *chain.keys[-1:]))
+        variable = next(named, str(error.name))
+        return TemplateError(f"{variable!r} is not there", variable=variable)
+
+    @staticmethod
+    def _missing_message(found: Reference, values: Mapping[str, object]) -> str:
+        holder: Any = values
+        for key in (found.root, *found.keys[:-1]):
+            holder = holder[key]
+        near = ""
+        key = found.keys[-1]
+        if isinstance(holder, Mapping) and isinstance(key, str):
+            close = difflib.get_close_matches(key, [k for k in holder if isinstance(k, str)], 1)
+            near = f"; did you mean {close[0]!r}?" if close else ""
+            if key in ("items", "keys", "values", "get"):
+                near = "; a.b is a key, never a method: use `| items` or `| default(…)`"
+        return f"'{found}' is not there for this run{near}"
