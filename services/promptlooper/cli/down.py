@@ -1,0 +1,88 @@
+"""`promptlooper down`: stops the stack and waits until nothing of it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import click
+import psutil
+from promptlooper.cli.data_folder import data_option
+from promptlooper.cli.outcome import Refused
+from promptlooper.cli.stack_state import STATE_FILE, Process, StackState, is_owned, read_state, remove_state
+
+# Parts are stopped one kind after another, each with up to 25 s.
+_PATIENCE_SECONDS = 120.0
+_KILL_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+
+
+@click.command()
+@data_option
+def down(data: Path) -> None:
+    """Stop the stack. What it stored stays. Where none is running, says so and exits with 0."""
+    running = is_owned(data)
+    state = _state_of_running(data) if running else read_state(data)
+    living = _living(state) if state is not None else []
+    if running:
+        assert state is not None
+        click.echo(f"Stopping {len(state.parts)} parts …", err=True)
+        _signal([state.supervisor], signal.SIGTERM)
+        living = _wait(living, _PATIENCE_SECONDS)
+    left = bool(living)
+    _signal(living, signal.SIGKILL)
+    living = _wait(living, _KILL_SECONDS)
+    if living or is_owned(data):
+        pids = ", ".join(str(process.pid) for process in living)
+        raise Refused(f"These processes did not end: {pids}.", reason="STILL_RUNNING")
+    remove_state(data)
+    if running:
+        click.echo("Stopped." if not left else "Stopped; some parts had to be killed.")
+    elif left:
+        click.echo("The stack had crashed; what was left of it is stopped.")
+    else:
+        click.echo(f"No stack is running with its data in {str(data)!r}.")
+
+
+def _state_of_running(data: Path) -> StackState:
+    """A supervisor that has just taken the folder writes its state in the next moment."""
+    until = time.monotonic() + _KILL_SECONDS
+    while (state := read_state(data)) is None:
+        if time.monotonic() > until:
+            raise Refused(
+                f"A stack is running with its data in {str(data)!r}, but its file {STATE_FILE!r} cannot be read. "
+                "End its processes by hand: `ps` shows them as promptlooper.",
+                reason="STILL_RUNNING",
+            )
+        time.sleep(_POLL_SECONDS)
+    return state
+
+
+def _living(state: StackState) -> list[Process]:
+    """The supervisor, its parts, and what those started."""
+    known = [state.supervisor, *(part.process for part in state.parts if part.process is not None)]
+    found = {process.pid: process for process in known if process.alive()}
+    for process in list(found.values()):
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                found.setdefault(child.pid, Process(child.pid, child.create_time()))
+    return list(found.values())
+
+
+def _wait(processes: Iterable[Process], seconds: float) -> list[Process]:
+    """Those that are still there after it."""
+    until = time.monotonic() + seconds
+    while (living := [process for process in processes if process.alive()]) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+    return living
+
+
+def _signal(processes: Iterable[Process], number: signal.Signals) -> None:
+    for process in processes:
+        if process.alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
