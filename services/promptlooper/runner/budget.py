@@ -98,7 +98,7 @@ def measured(value: Any, *, printed: bool = False) -> Any:
 def listed(items: Iterable[Any]) -> Any:
     """The items with a length that is paid for: what is a list already stays itself."""
     if isinstance(items, list | tuple | dict | str | range | StageData):
-        spend(len(items))  # type: ignore[arg-type]
+        spend(len(items))
         return items
     found = []
     for item in items:
@@ -110,8 +110,8 @@ def listed(items: Iterable[Any]) -> Any:
 def _jsonable(value: object) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, range | tuple | StageData):
-        return list(value)  # type: ignore[call-overload]
+    if isinstance(value, range | tuple | Sequence) and not isinstance(value, str):
+        return list(value)
     if isinstance(value, str):
         return str(value)
     raise TypeError(f"a {type(value).__name__} is not a value that can be printed")

@@ -1,4 +1,4 @@
-"""Filters, tests and operators of templates: Jinja2's own where they are harmless, bounded where they are not.
+"""Filters, tests and methods of templates: Jinja2's own where they are harmless, bounded where they are not.
 
 Left out: what is random (`random`, `lipsum`), what reaches attributes (`attr`), and HTML helpers.
 """
@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import functools
 import html
-import operator
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2 import Environment, pass_environment
-from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
+from jinja2.filters import FILTERS as DEFAULT_FILTERS
 from jinja2.filters import do_batch, do_wordwrap, make_attrgetter, sync_do_slice
 from jinja2.runtime import Undefined
+from jinja2.tests import TESTS as DEFAULT_TESTS
 from promptlooper.runner.budget import (
-    MAX_BITS,
     MAX_ITEMS,
     LimitExceeded,
     StageData,
@@ -29,10 +27,9 @@ from promptlooper.runner.budget import (
     spend,
     text_of,
 )
+from promptlooper.runner.operators import add, formatted, noun, width_of
 
 Function = Callable[..., Any]
-
-_MAX_WIDTH = 10_000
 
 
 def _cost(value: Any) -> int:
@@ -86,29 +83,23 @@ def _of_text(name: str) -> Function:
     return call
 
 
-def _width(width: Any) -> int:
-    if not isinstance(width, int) or abs(width) > _MAX_WIDTH:
-        raise LimitExceeded(f"{width!r} is not a width of at most {_MAX_WIDTH:,}")
-    return width
-
-
 def center(value: Any, width: int = 80) -> str:
-    return text_of(value).center(_width(width))
+    return text_of(value).center(width_of(width))
 
 
 def indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     text = text_of(value)
     if isinstance(width, int):
-        _width(width)
+        width_of(width)
     check_size((len(width) if isinstance(width, str) else width) * (text.count("\n") + 1) + len(text))
     return str(DEFAULT_FILTERS["indent"](text, width, first, blank))
 
 
 def replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = text_of(value), text_of(old), text_of(new)
-    found = text.count(old) if count is None or count < 0 else min(text.count(old), count)
-    check_size(len(text) + found * max(0, len(new) - len(old)))
-    return text.replace(old, new, -1 if count is None else count)
+    text, before, after = text_of(value), text_of(old), text_of(new)
+    found = text.count(before) if count is None or count < 0 else min(text.count(before), count)
+    check_size(len(text) + found * max(0, len(after) - len(before)))
+    return text.replace(before, after, -1 if count is None else count)
 
 
 def joined(values: Iterable[Any], separator: Any = "") -> str:
@@ -137,7 +128,7 @@ def wordwrap(
     text = text_of(value)
     spend(len(text) >> 3)
     check_size(len(text) * max(1, len(wrapstring)))
-    return do_wordwrap(environment, text, _width(width), break_long_words, wrapstring, break_on_hyphens)
+    return str(do_wordwrap(environment, text, width_of(width), break_long_words, wrapstring, break_on_hyphens))
 
 
 def total(value: Iterable[Any], start: Any = 0) -> Any:
@@ -160,7 +151,7 @@ def items(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Undefined):
         str(value)  # raises
     if not isinstance(value, Mapping):
-        raise TypeError(f"items takes a mapping, not {_noun(value)}")
+        raise TypeError(f"items takes a mapping, not {noun(value)}")
     return list(value.items())
 
 
@@ -179,95 +170,6 @@ def _counted(function: Function) -> Function:
 
     return call
 
-
-_SPEC = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?")
-
-
-def formatted(pattern: Any, *args: Any, **kwargs: Any) -> str:
-    """printf: `"%.2f" | format(x)`."""
-    text = text_of(pattern)
-    if args and kwargs:
-        raise TypeError("format takes values by place or by name, not both")
-    size = len(text)
-    for spec in _SPEC.finditer(text):
-        for number in spec.groups():
-            if number is not None:
-                if number == "*" or len(number) > 5:
-                    raise LimitExceeded(f"{number!r} is not a width of at most {_MAX_WIDTH:,}")
-                size += _width(int(number))
-    values = [v if isinstance(v, int | float | str) and not isinstance(v, bool) else text_of(v) for v in args]
-    named = {k: v if isinstance(v, int | float | str) else text_of(v) for k, v in kwargs.items()}
-    check_size(size + sum(len(str(v)) for v in (*values, *named.values())))
-    return text % (named or tuple(values))
-
-
-def _noun(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {str: "text", bool: "a boolean", int: "a number", float: "a number", dict: "a mapping", list: "a list"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _bits(value: Any) -> int:
-    return value.bit_length() if isinstance(value, int) else 0
-
-
-def _within(bits: int) -> None:
-    if bits > MAX_BITS:
-        raise LimitExceeded(f"the template makes a number of more than {MAX_BITS:,} bits")
-
-
-def add(left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, str):
-        spend((len(left) + len(right)) >> 8)
-        check_size(len(left) + len(right))
-    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        return measured([*left, *right])
-    elif not isinstance(left, int | float | Undefined) or not isinstance(right, int | float | Undefined):
-        raise TypeError(f"cannot add {_noun(left)} and {_noun(right)}; join texts with ~")
-    else:
-        _within(max(_bits(left), _bits(right)) + 1)
-    return left + right
-
-
-def multiply(left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, str | list | tuple):
-        left, right = right, left
-    if isinstance(left, str) and isinstance(right, int):
-        check_size(len(left) * max(0, right))
-        spend(len(left) * max(0, right) >> 8)
-    elif isinstance(left, list | tuple) and isinstance(right, int):
-        if len(left) * max(0, right) > MAX_ITEMS:
-            raise LimitExceeded(f"the template makes a value of more than {MAX_ITEMS:,} items")
-        return measured(list(left) * right)
-    else:
-        _within(_bits(left) + _bits(right))
-    return left * right
-
-
-def power(left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, int) and right > 0 and abs(left) > 1:
-        _within(_bits(left) * right)
-    return left**right
-
-
-def modulo(left: Any, right: Any) -> Any:
-    if isinstance(left, str):
-        if isinstance(right, Mapping):
-            return formatted(left, **{str(k): v for k, v in right.items()})
-        return formatted(left, *(right if isinstance(right, tuple) else (right,)))
-    return left % right
-
-
-OPERATORS: dict[str, Function] = {
-    "+": add,
-    "-": operator.sub,
-    "*": multiply,
-    "/": operator.truediv,
-    "//": operator.floordiv,
-    "**": power,
-    "%": modulo,
-}
 
 _OF_TEXT = ("capitalize", "lower", "striptags", "title", "trim", "truncate", "upper", "wordcount")
 _AS_THEY_ARE = [
@@ -318,8 +220,9 @@ FILTERS: dict[str, Function] = {
     "wordwrap": bounded(wordwrap),
 }
 
+_JINJA_TESTS: dict[str, Any] = dict(DEFAULT_TESTS)
 TESTS: dict[str, Function] = {
-    name: _paid(test) for name, test in DEFAULT_TESTS.items() if name not in ("callable", "escaped")
+    name: _paid(test) for name, test in _JINJA_TESTS.items() if name not in ("callable", "escaped")
 }
 
 

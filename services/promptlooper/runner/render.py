@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from jinja2 import Template, TemplateSyntaxError, meta, nodes
+from jinja2 import Template, TemplateSyntaxError, nodes
 from promptlooper.completion import Message
 from promptlooper.errors import TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.jsonvalue import Json
 from promptlooper.run import StageResult
 from promptlooper.runner.budget import LimitExceeded, StageData, plain_json, refill
+from promptlooper.runner.references import Reference, References, chains_of, first_missing, references_in
 from promptlooper.runner.sandbox import MissingVariable, SandboxEnvironment
 
 MAX_SOURCE = 256 * 1024  # characters
@@ -109,75 +109,6 @@ def scorer_variables(spec: ExperimentSpec, row: InputRow, results: Sequence[Stag
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A use of a root: `input.a[0]` is ("input", ("a", 0)). Guarded: the template says what to do without it."""
-
-    root: str
-    keys: tuple[str | int, ...]
-    guarded: bool = False
-    line: int = 1
-
-    def __str__(self) -> str:
-        return self.root + "".join(
-            f".{k}" if isinstance(k, str) and k.isidentifier() else f"[{k!r}]" for k in self.keys
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    roots: Mapping[str, int]  # each name that the template looks up, with the line of its first use
-    paths: tuple[Reference, ...]
-
-
-def _chain(node: nodes.Node) -> Reference | None:
-    keys: list[str | int] = []
-    line = node.lineno
-    while True:
-        if isinstance(node, nodes.Getattr):
-            keys.append(node.attr)
-            node = node.node
-        elif (
-            isinstance(node, nodes.Getitem)
-            and isinstance(node.arg, nodes.Const)
-            and isinstance(node.arg.value, str | int)
-        ):
-            keys.append(node.arg.value)
-            node = node.node
-        elif (
-            isinstance(node, nodes.Getitem)
-            and isinstance(node.arg, nodes.Neg)
-            and isinstance(node.arg.node, nodes.Const)
-        ):
-            keys.append(-node.arg.node.value)
-            node = node.node
-        elif isinstance(node, nodes.Name):
-            return Reference(node.name, tuple(reversed(keys)), line=line)
-        else:
-            return None
-
-
-def _chains(node: nodes.Node, guarded: bool = False) -> Iterator[Reference]:
-    found = _chain(node) if isinstance(node, nodes.Getattr | nodes.Getitem | nodes.Name) else None
-    if found is not None:
-        yield Reference(found.root, found.keys, guarded, found.line)
-        return
-    guards = isinstance(node, nodes.Filter | nodes.Test) and node.name in ("default", "d", "defined", "undefined")
-    for child in node.iter_child_nodes():
-        yield from _chains(child, guarded=guards and child is node.node)  # type: ignore[attr-defined]
-
-
-def _resolves(reference: Reference, values: Mapping[str, object]) -> str | int | None:
-    """The first part that is not there; None where all are."""
-    value: Any = values
-    for key in (reference.root, *reference.keys):
-        try:
-            value = value[key]
-        except (LookupError, TypeError):
-            return key
-    return None
-
-
 class Renderer:
     """Compiles each template once and keeps the last `capacity`; safe to share between threads."""
 
@@ -235,30 +166,9 @@ class Renderer:
             return References({}, ())
         try:
             self._template(source)  # finds what only compiling finds
-            tree = self._environment.parse(source)
-            names = meta.find_undeclared_variables(self._environment.parse(source))
+            return references_in(self._environment, source)
         except Exception as error:
             raise self._error(error, source, {}) from error
-        stored = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
-        stored |= {macro.name for macro in tree.find_all(nodes.Macro)}
-        paths = [reference for reference in _chains(tree) if reference.root in names and reference.root not in stored]
-        kept = {(reference.root, *reference.keys) for reference in paths if reference.guarded}
-        roots: dict[str, int] = {}
-        for node in tree.find_all(nodes.Name):
-            if node.name in names:
-                roots.setdefault(node.name, node.lineno)
-        return References(
-            {**dict.fromkeys(names, 1), **roots},
-            tuple(
-                Reference(
-                    reference.root,
-                    reference.keys,
-                    any((reference.root, *reference.keys)[: len(path)] == path for path in kept),
-                    reference.line,
-                )
-                for reference in paths
-            ),
-        )
 
     def _compiled(self, source: str) -> Template:
         if len(source) > MAX_SOURCE:
@@ -289,10 +199,10 @@ class Renderer:
         return TemplateError(f"the template cannot be filled in: {error or type(error).__name__}")
 
     def _missing(self, error: MissingVariable, source: str, variables: Mapping[str, object]) -> TemplateError:
-        chains = list(_chains(self._environment.parse(source)))
+        chains = list(chains_of(self._environment.parse(source)))
         known = [chain for chain in chains if chain.root in variables]
         for chain in (*(c for c in known if not c.guarded), *known):
-            if chain.keys and _resolves(chain, variables) == error.name:
+            if chain.keys and first_missing(chain, variables) == error.name:
                 found = Reference(chain.root, chain.keys[: chain.keys.index(error.name) + 1])
                 return TemplateError(self._missing_message(found, variables), variable=str(found))
         named = (str(chain) for chain in chains if error.name in (chain.root, *chain.keys[-1:]))

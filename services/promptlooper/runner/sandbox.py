@@ -29,7 +29,8 @@ from promptlooper.runner.budget import (
     spend,
     text_of,
 )
-from promptlooper.runner.filters import FILTERS, OPERATORS, STRING_METHODS, TESTS, bounded, joined
+from promptlooper.runner.filters import FILTERS, STRING_METHODS, TESTS, bounded, joined
+from promptlooper.runner.operators import OPERATORS
 
 MAX_TOKENS = 20_000  # of a template's source
 

@@ -1,0 +1,109 @@
+"""Operators of templates, and printf: bounded, with messages in the words of who writes templates."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2.runtime import Undefined
+from promptlooper.runner.budget import MAX_BITS, MAX_ITEMS, LimitExceeded, check_size, measured, spend, text_of
+
+_MAX_WIDTH = 10_000
+
+
+def width_of(width: Any) -> int:
+    if not isinstance(width, int) or abs(width) > _MAX_WIDTH:
+        raise LimitExceeded(f"{width!r} is not a width of at most {_MAX_WIDTH:,}")
+    return width
+
+
+_SPEC = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?")
+
+
+def formatted(pattern: Any, *args: Any, **kwargs: Any) -> str:
+    """printf: `"%.2f" | format(x)`."""
+    text = text_of(pattern)
+    if args and kwargs:
+        raise TypeError("format takes values by place or by name, not both")
+    size = len(text)
+    for spec in _SPEC.finditer(text):
+        for number in spec.groups():
+            if number is not None:
+                if number == "*" or len(number) > 5:
+                    raise LimitExceeded(f"{number!r} is not a width of at most {_MAX_WIDTH:,}")
+                size += width_of(int(number))
+    values = [v if isinstance(v, int | float | str) and not isinstance(v, bool) else text_of(v) for v in args]
+    named = {k: v if isinstance(v, int | float | str) else text_of(v) for k, v in kwargs.items()}
+    check_size(size + sum(len(str(v)) for v in (*values, *named.values())))
+    return text % (named or tuple(values))
+
+
+def noun(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {str: "text", bool: "a boolean", int: "a number", float: "a number", dict: "a mapping", list: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
+
+
+def _within(bits: int) -> None:
+    if bits > MAX_BITS:
+        raise LimitExceeded(f"the template makes a number of more than {MAX_BITS:,} bits")
+
+
+def add(left: Any, right: Any) -> Any:
+    if isinstance(left, str) and isinstance(right, str):
+        spend((len(left) + len(right)) >> 8)
+        check_size(len(left) + len(right))
+    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return measured([*left, *right])
+    elif not isinstance(left, int | float | Undefined) or not isinstance(right, int | float | Undefined):
+        raise TypeError(f"cannot add {noun(left)} and {noun(right)}; join texts with ~")
+    else:
+        _within(max(_bits(left), _bits(right)) + 1)
+    return left + right
+
+
+def multiply(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, str | list | tuple):
+        left, right = right, left
+    if isinstance(left, str) and isinstance(right, int):
+        check_size(len(left) * max(0, right))
+        spend(len(left) * max(0, right) >> 8)
+    elif isinstance(left, list | tuple) and isinstance(right, int):
+        if len(left) * max(0, right) > MAX_ITEMS:
+            raise LimitExceeded(f"the template makes a value of more than {MAX_ITEMS:,} items")
+        return measured(list(left) * right)
+    else:
+        _within(_bits(left) + _bits(right))
+    return left * right
+
+
+def power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int) and right > 0 and abs(left) > 1:
+        _within(_bits(left) * right)
+    return left**right
+
+
+def modulo(left: Any, right: Any) -> Any:
+    if isinstance(left, str):
+        if isinstance(right, Mapping):
+            return formatted(left, **{str(k): v for k, v in right.items()})
+        return formatted(left, *(right if isinstance(right, tuple) else (right,)))
+    return left % right
+
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": add,
+    "-": operator.sub,
+    "*": multiply,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "**": power,
+    "%": modulo,
+}
