@@ -65,7 +65,8 @@ def status_of(error: DomainError) -> status_pb2.Status:
 
     Cut to what fits in trailers: a long message is shortened; where problems are left out the last violation says so.
     """
-    message = _shortened(error.message, _MESSAGE_BYTES)
+    # The message of InvalidExperiment repeats its problems, which are sent in full below.
+    message = _shortened(error.message, 256 if isinstance(error, InvalidExperiment) else _MESSAGE_BYTES)
     facts = {name: _shortened(value, 256) for name, value in error.metadata.items()}
     if isinstance(error, CompletionFailed):
         facts["attempts"] = str(error.attempts)
