@@ -33,7 +33,7 @@ def _table(summary: ExperimentSummary) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     scorers = [score.name for score in summary.variants[0].scores] if summary.variants else []
     table.add_column("variant", overflow="fold")
     for heading in ("runs", "failed", "score", "pass", *scorers, "tokens in", "out", "cost", "p50", "p95"):
