@@ -25,11 +25,10 @@ _POLL_SECONDS = 0.05
 @data_option
 def down(data: Path) -> None:
     """Stop the stack. What it stored stays. Where none is running, says so and exits with 0."""
+    state = _state(data)
     running = is_owned(data)
-    state = _state_of_running(data) if running else read_state(data)
     living = _living(state) if state is not None else []
-    if running:
-        assert state is not None
+    if running and state is not None:
         click.echo(f"Stopping {len(state.parts)} parts …", err=True)
         _signal([state.supervisor], signal.SIGTERM)
         living = _wait(living, _PATIENCE_SECONDS)
@@ -48,14 +47,14 @@ def down(data: Path) -> None:
         click.echo(f"No stack is running with its data in {str(data)!r}.")
 
 
-def _state_of_running(data: Path) -> StackState:
-    """A supervisor that has just taken the folder writes its state in the next moment."""
+def _state(data: Path) -> StackState | None:
+    """None where nothing runs and nothing is left. A supervisor that is starting writes its state in the next moment."""
     until = time.monotonic() + _KILL_SECONDS
-    while (state := read_state(data)) is None:
+    while (state := read_state(data)) is None and is_owned(data):
         if time.monotonic() > until:
             raise Refused(
-                f"A stack is running with its data in {str(data)!r}, but its file {STATE_FILE!r} cannot be read. "
-                "End its processes by hand: `ps` shows them as promptlooper.",
+                f"A stack is running with its data in {str(data)!r}, but {STATE_FILE!r} there cannot be read. "
+                "End its processes by hand: `ps` shows them with `promptlooper` in their command lines.",
                 reason="STILL_RUNNING",
             )
         time.sleep(_POLL_SECONDS)

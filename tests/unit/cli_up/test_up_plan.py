@@ -1,0 +1,121 @@
+"""What `up` will start: ports and environments."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from promptlooper.cli.stack import (
+    MAX_PORT_BASE,
+    MAX_REPLICAS,
+    Options,
+    environment_of,
+    free_port_base,
+    planned_parts,
+    ports_in_use,
+)
+
+ONE_OF_EACH = {"runner": 1, "adapter": 1, "cache": 1, "scorer": 1}
+OUTER = {
+    "PATH": "/bin",
+    "LC_ALL": "C.UTF-8",
+    "OPENAI_API_KEY": "sk-secret",
+    "MY_GATEWAY_TOKEN": "also-secret",
+    "HTTPS_PROXY": "http://proxy:3128",
+    "PROMPTLOOPER_LOG_LEVEL": "debug",
+    "PROMPTLOOPER_DATABASE_URL": "postgresql://old:password@elsewhere/db",
+    "PROMPTLOOPER_SERVER": "10.0.0.1:7051",
+}
+
+
+def environments(options: Options) -> dict[str, dict[str, str]]:
+    parts = planned_parts(options.replicas, options.port_base)
+    return {part.name: environment_of(part, parts, options, OUTER) for part in parts}
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(tmp_path, ONE_OF_EACH)
+
+
+def test_services_have_their_documented_ports_and_health_is_a_hundred_above(options: Options) -> None:
+    parts = {part.name: part for part in planned_parts(ONE_OF_EACH, options.port_base)}
+    assert {name: part.port for name, part in parts.items()} == {
+        "runner-0": 7051,
+        "adapter-0": 7052,
+        "cache-0": 7053,
+        "scorer-0": 7054,
+        "nats": 7055,
+        "redis": 7056,
+    }
+    assert parts["runner-0"].health_address == "127.0.0.1:7151"
+    assert parts["nats"].health_address is None
+
+
+def test_the_most_replicas_share_no_port_and_none_is_too_high() -> None:
+    parts = planned_parts(dict.fromkeys(ONE_OF_EACH, MAX_REPLICAS), MAX_PORT_BASE)
+    ports = [port for part in parts for port in part.ports]
+    assert len(ports) == len(set(ports))
+    assert max(ports) <= 65535
+
+
+def test_brokers_start_first_and_the_runner_last(options: Options) -> None:
+    kinds = [part.kind for part in planned_parts(ONE_OF_EACH, 7051)]
+    assert set(kinds[:2]) == {"nats", "redis"}
+    assert kinds[-1] == "runner"
+
+
+def test_provider_keys_reach_the_adapter_and_no_other_part(options: Options) -> None:
+    for name, env in environments(options).items():
+        keys = {"OPENAI_API_KEY", "MY_GATEWAY_TOKEN", "HTTPS_PROXY"} & env.keys()
+        assert len(keys) == (3 if name == "adapter-0" else 0), name
+
+
+def test_the_database_url_reaches_the_runner_and_no_other_part(tmp_path: Path) -> None:
+    url = "postgresql://me:password@db/promptlooper"
+    for name, env in environments(Options(tmp_path, ONE_OF_EACH, database_url=url)).items():
+        assert env.get("PROMPTLOOPER_DATABASE_URL") == (url if name == "runner-0" else None)
+
+
+def test_without_a_database_url_the_runner_gets_a_file_in_the_data_folder(options: Options) -> None:
+    runner = environments(options)["runner-0"]
+    assert runner["PROMPTLOOPER_DATABASE_URL"] == f"sqlite:///{options.data}/promptlooper.db"
+
+
+def test_each_service_is_told_where_it_listens_and_the_runner_where_the_others_are(options: Options) -> None:
+    envs = environments(options)
+    assert envs["cache-0"]["PROMPTLOOPER_LISTEN"] == "127.0.0.1:7053"
+    assert envs["cache-0"]["PROMPTLOOPER_HEALTH_LISTEN"] == "127.0.0.1:7153"
+    assert envs["cache-0"]["PROMPTLOOPER_REDIS_URL"] == "redis://127.0.0.1:7056/0"
+    runner = envs["runner-0"]
+    assert runner["PROMPTLOOPER_NATS_URL"] == "nats://127.0.0.1:7055"
+    assert runner["PROMPTLOOPER_ADAPTER_ADDRESS"] == "127.0.0.1:7052"
+    assert runner["PROMPTLOOPER_CACHE_ADDRESS"] == "127.0.0.1:7053"
+    assert runner["PROMPTLOOPER_SCORER_ADDRESS"] == "127.0.0.1:7054"
+
+
+def test_several_adapters_reach_the_runner_as_a_list(tmp_path: Path) -> None:
+    runner = environments(Options(tmp_path, ONE_OF_EACH | {"adapter": 2}))["runner-0"]
+    assert runner["PROMPTLOOPER_ADAPTER_ADDRESS"] == "127.0.0.1:7052,127.0.0.1:7062"
+
+
+def test_only_the_adapter_gets_the_providers_file(tmp_path: Path) -> None:
+    file = tmp_path / "providers.yaml"
+    for name, env in environments(Options(tmp_path, ONE_OF_EACH, providers=file)).items():
+        assert env.get("PROMPTLOOPER_PROVIDERS") == (str(file) if name == "adapter-0" else None)
+
+
+def test_the_log_level_reaches_all_and_settings_of_the_command_line_none(options: Options) -> None:
+    for env in environments(options).values():
+        assert env["PROMPTLOOPER_LOG_LEVEL"] == "debug"
+        assert "PROMPTLOOPER_SERVER" not in env
+
+
+def test_a_port_that_someone_listens_on_is_named_with_the_part_that_wants_it() -> None:
+    base = free_port_base(ONE_OF_EACH)
+    parts = planned_parts(ONE_OF_EACH, base)
+    assert ports_in_use(parts) == []
+    with socket.create_server(("127.0.0.1", base + 101)):
+        ((port, part),) = ports_in_use(parts)
+    assert (port, part.name) == (base + 101, "adapter-0")
