@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+
 from promptlooper.cli.session import DEFAULT_HOME
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import orjson
+
 from promptlooper.cli.outcome import FAILED, OK, Refused, code_of
 from promptlooper.cli.stack import Options, planned_parts
 from promptlooper.cli.stack_log import SUPERVISOR, printer

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import psutil
+
 from promptlooper.cli.data_folder import data_option
 from promptlooper.cli.outcome import Refused
 from promptlooper.cli.stack_state import STATE_FILE, Process, StackState, is_owned, read_state, remove_state
@@ -48,7 +49,7 @@ def down(data: Path) -> None:
 
 
 def _state(data: Path) -> StackState | None:
-    """None where nothing runs and nothing is left. A supervisor that is starting writes its state in the next moment."""
+    """None where nothing runs and nothing is left. A supervisor that is starting writes its state in a moment."""
     until = time.monotonic() + _KILL_SECONDS
     while (state := read_state(data)) is None and is_owned(data):
         if time.monotonic() > until:

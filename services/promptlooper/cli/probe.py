@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from promptlooper.addresses import host_and_port
 from promptlooper.rpc.client import open_channel
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import click
+
 from promptlooper.cli.outcome import Refused
 from promptlooper.cli.stack import SERVICES
 from promptlooper.rpc.process import run_service

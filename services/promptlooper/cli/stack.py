@@ -100,6 +100,10 @@ class Part:
         return (self.port,) if self.health_port is None else (self.port, self.health_port)
 
 
+# Not a part that stays: it runs before the Runner, on a database that does not migrate itself.
+MIGRATION = Part("migrate", "migrate", 0)
+
+
 def planned_parts(replicas: Mapping[str, int], port_base: int) -> tuple[Part, ...]:
     """The parts in starting order. Replica i of a kind listens 10 × i above the first; health is 100 above."""
     parts = []
@@ -154,6 +158,8 @@ def environment_of(
         env = {name: value for name, value in outer.items() if name not in _SET_BY_STACK}
     else:
         env = {name: value for name, value in outer.items() if name not in _SET_BY_STACK and _inherited(name)}
+    if part.kind == MIGRATION.kind:
+        return env | {"PROMPTLOOPER_DATABASE_URL": database_url(options)}
     if part.kind not in SERVICES:
         return env
     env["PROMPTLOOPER_LISTEN"] = part.address

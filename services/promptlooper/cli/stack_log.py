@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 import click
+
 from promptlooper.cli.stack import Part
 
 Emit = Callable[[str, str], None]

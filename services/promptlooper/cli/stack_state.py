@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import psutil
+
 from promptlooper.cli.stack import Part
 from promptlooper.errors import DomainError
 

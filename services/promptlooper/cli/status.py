@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+
 from promptlooper.cli.data_folder import data_option, hint
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.outcome import FAILED, Refused

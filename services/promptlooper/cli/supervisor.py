@@ -16,7 +16,7 @@ from typing import Any
 
 from promptlooper.backing import NatsServer, RedisServer, dies_with_parent
 from promptlooper.cli.probe import is_healthy
-from promptlooper.cli.stack import SERVICES, STOP_ORDER, Options, Part, environment_of
+from promptlooper.cli.stack import MIGRATION, SERVICES, STOP_ORDER, Options, Part, environment_of
 from promptlooper.cli.stack_log import LINES, SUPERVISOR, Emit, lines_of
 from promptlooper.cli.stack_state import StackState, ownership, planned_state, process_of, remove_state, write_state
 from promptlooper.errors import DomainError
@@ -151,11 +151,19 @@ class Supervisor:
         return self._failure is None and not self._signals.stop.is_set()
 
     async def _start(self, watches: asyncio.TaskGroup) -> None:
+        if not self._options.sqlite:
+            await self._migrate(watches)
         for wave in _WAVES:
             children = [
                 await self._spawn(part, watches) for part in self._parts if part.kind in wave and self._starting
             ]
             await asyncio.gather(*(self._until_healthy(child) for child in children))
+
+    async def _migrate(self, watches: asyncio.TaskGroup) -> None:
+        child = await self._spawn(MIGRATION, watches)
+        await _first_of(child.ended.wait(), self._signals.stop.wait())
+        if child.ended.is_set() and child.process.returncode != 0:
+            self._fail(child, child.how_it_ended)
 
     async def _spawn(self, part: Part, watches: asyncio.TaskGroup) -> _Child:
         argv, env = command_of(part, self._options), environment_of(part, self._parts, self._options)
@@ -191,7 +199,7 @@ class Supervisor:
         saying.cancel()
         child.ended.set()
         self._note(self._state.with_process(child.part.name, None))
-        if not self._stopping:
+        if not self._stopping and child.part is not MIGRATION:
             self._emit(SUPERVISOR, f"{child.part.name} {child.how_it_ended}")
 
     async def _pass_on(self, child: _Child, reading: int) -> None:
@@ -221,7 +229,7 @@ class Supervisor:
     async def _stop(self) -> None:
         self._stopping = True
         self._note(replace(self._state, phase="stopping"))
-        for kind in STOP_ORDER:
+        for kind in (MIGRATION.kind, *STOP_ORDER):
             living = [child for child in self._children if child.part.kind == kind and not child.ended.is_set()]
             await asyncio.gather(*(self._end(child) for child in living))
 
@@ -248,11 +256,13 @@ def command_of(part: Part, options: Options) -> Sequence[str | Path]:
             return NatsServer(options.data / "nats", part.port).command()
         case "redis":
             return RedisServer(options.data / "redis", part.port).command()
+        case MIGRATION.kind:
+            return (sys.executable, "-m", "promptlooper.cli.main", "migrate")
         case _:
             return (sys.executable, "-m", f"promptlooper.{part.kind}")
 
 
-async def _first_of(*waits: Coroutine[Any, Any, object], seconds: float) -> None:
+async def _first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

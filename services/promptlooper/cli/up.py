@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
 from promptlooper.cli.data_folder import data_option, hint
 from promptlooper.cli.later import not_available_yet
 from promptlooper.cli.outcome import Refused
