@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from promptlooper.backing import NatsServer, PostgresServer, RedisServer
 from promptlooper.testing.servers import (
     drop_database,

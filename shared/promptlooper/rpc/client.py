@@ -12,6 +12,7 @@ import orjson
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 from grpc_status import rpc_status
+
 from promptlooper.addresses import host_and_port
 from promptlooper.errors import (
     DeadlineExceeded,

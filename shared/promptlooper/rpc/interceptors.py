@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
+
 from promptlooper.errors import DeadlineExceeded, DomainError, NotAvailableYet
 from promptlooper.rpc.deadlines import is_deadline, usual_deadline
 from promptlooper.rpc.status import code_of, status_of, trailers_of

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
+
 from promptlooper.addresses import health_address, host_and_port
 from promptlooper.errors import DomainError
 from promptlooper.rpc.health import Health

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
 from promptlooper import errors
 from promptlooper.errors import CompletionFailed, DomainError, InvalidExperiment, Problem
 

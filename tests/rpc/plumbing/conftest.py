@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from promptlooper.rpc.client import open_channel
 from promptlooper.rpc.server import Serving, serving
 from promptlooper.v1 import cache_service_pb2, cache_service_pb2_grpc

@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from promptlooper.backing import free_port
 from promptlooper.errors import InvalidArgument, ServiceUnavailable
 from promptlooper.rpc.client import domain_errors, open_channel, target_of

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from promptlooper import errors
 from promptlooper.errors import CompletionFailed, DomainError, InvalidExperiment, Problem
 from promptlooper.rpc.client import domain_errors, open_channel

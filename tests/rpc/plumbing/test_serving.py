@@ -7,6 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from promptlooper.errors import Draining
 from promptlooper.rpc.client import domain_errors
 from promptlooper.rpc.server import CannotListen, Serving, serving
