@@ -84,7 +84,7 @@ def _wait(said: float | None, attempts: int, random: Callable[[], float]) -> flo
     """Full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"), never less than the provider asked for."""
     if said is not None and said > 0:
         return said * (1 + _SPREAD * random())
-    return random() * min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** (attempts - 1))
+    return random() * min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(attempts - 1, 10))
 
 
 def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:

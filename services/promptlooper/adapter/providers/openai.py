@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -83,11 +84,14 @@ class OpenAIProvider:
         except BodyTooLarge:
             message = f"the answer is larger than {LARGEST_BODY >> 20} MiB"
             raise AttemptFailed(Failure(Kind.PERMANENT, message)) from None
-        except httpx.ConnectError as error:
-            message = f"cannot connect to {self.endpoint} ({self._redacted(str(error))}): check that it runs there"
-            raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
         except httpx.TransportError as error:
-            message = f"the connection to {self.endpoint} broke ({self._redacted(str(error)) or type(error).__name__})"
+            # httpx-aiohttp calls most things ConnectTimeout; the cause knows better.
+            cause = error.__cause__
+            said = self._redacted(_reason(cause or error)) or type(error).__name__
+            if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+                message = f"cannot connect to {self.endpoint} ({said}): check that it runs there"
+            else:
+                message = f"the connection to {self.endpoint} broke ({said})"
             raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
         except aiohttp.ClientResponseError as error:
             message = f"what came from {self.endpoint} is not HTTP ({self._redacted(error.message)})"
@@ -98,3 +102,9 @@ class OpenAIProvider:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words where there are some: the library's repeat the address."""
+    system = getattr(error, "os_error", None)
+    return os.strerror(system.errno) if type(system) is ConnectionRefusedError and system.errno else str(error)
