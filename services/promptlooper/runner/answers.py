@@ -20,6 +20,7 @@ from promptlooper.experiment import CacheMode, CachePolicy
 log = logging.getLogger("runner.answers")
 KEY_VERSION = 1
 STORED_FINISH_REASONS = frozenset({"stop", "length", "tool_calls"})
+LARGEST_VALUE = 1024 * 1024 - 1024  # bytes: what the Cache takes, less its envelope
 BUSY_TICK = 0.1  # seconds between looks at keys that another process is asking for
 FIRST_RETRY, LAST_RETRY = 0.1, 2.0  # seconds between tries while the Adapter can't be reached
 
@@ -42,8 +43,9 @@ class Answer:
 
 
 def cache_key(question: Question) -> str:
-    """`<project>.<namespace>:<sha256>` over all that can change the answer. Timeouts, retries, labels and ids are not in it;
-    the repeat is, so that repeats of a question differ within an experiment and are shared across experiments."""
+    """`<project>.<namespace>:<sha256>` over all that can change the answer. Timeouts, retries, labels and ids are not
+    in it; the repeat is, so that repeats of a question differ within an experiment and are shared across
+    experiments."""
     request = question.request
     meaning = [
         KEY_VERSION,
@@ -80,7 +82,7 @@ class Answers:
         self._tick: asyncio.Task[None] | None = None
         self._look_up = TickBatcher(self._lookup_batch)
         self._read = TickBatcher(self._read_batch)
-        self._store = TickBatcher(self._store_batch)
+        self._store = TickBatcher(self._store_batch, size_of=lambda entry: len(entry.value))
         self._release = TickBatcher(self._release_batch)
         self._last_warning = float("-inf")
 
@@ -92,7 +94,8 @@ class Answers:
                 task.cancel()
 
     async def ask(self, question: Question) -> Answer:
-        """Raises what the gateway raises; DeadlineExceeded after `request.timeout` seconds, waiting for others included."""
+        """Raises what the gateway raises; DeadlineExceeded after `request.timeout` seconds, waiting for others
+        included."""
         deadline = self._clock.monotonic() + question.request.timeout
         mode = question.policy.mode
         if mode is CacheMode.READ_WRITE:
@@ -103,8 +106,8 @@ class Answers:
             if (completion := _completion_of(found)) is not None:
                 return Answer(completion, cached=True)
         completion = await self._complete(question.request, deadline)
-        if mode.writes and completion.finish_reason in STORED_FINISH_REASONS:
-            self._store(CacheEntry(key, orjson.dumps(completion)))
+        if mode.writes and (entry := _entry_of(key, completion)) is not None:
+            self._store(entry)
         return Answer(completion, cached=False)
 
     async def _ask_once(self, question: Question, deadline: float) -> Answer:
@@ -152,9 +155,9 @@ class Answers:
         except BaseException:
             self._give_up(key)
             raise
-        if completion.finish_reason in STORED_FINISH_REASONS:
+        if (entry := _entry_of(key, completion)) is not None:
             self._leading.discard(key)
-            self._store(CacheEntry(key, orjson.dumps(completion)))
+            self._store(entry)
         else:
             self._give_up(key)
         return Answer(completion, cached=False)
@@ -165,7 +168,8 @@ class Answers:
             self._release(key)
 
     async def _complete(self, request: CompletionRequest, deadline: float) -> Completion:
-        """Goes on trying while the Adapter can't be reached; what a provider says is final, the Adapter has retried it."""
+        """Goes on trying while the Adapter can't be reached; what a provider says is final, the Adapter has retried
+        it."""
         pause = FIRST_RETRY
         while True:
             left = deadline - self._clock.monotonic()
@@ -232,6 +236,14 @@ class Answers:
         if now - self._last_warning >= 30:
             self._last_warning = now
             log.warning("the cache does not answer, every question is asked anew: %s", error)
+
+
+def _entry_of(key: str, completion: Completion) -> CacheEntry | None:
+    """None for answers that are not kept: filtered ones, those cut off for other reasons, and those too large."""
+    if completion.finish_reason not in STORED_FINISH_REASONS:
+        return None
+    value = orjson.dumps(completion)
+    return CacheEntry(key, value) if len(value) <= LARGEST_VALUE else None
 
 
 def _completion_of(found: Found) -> Completion | None:

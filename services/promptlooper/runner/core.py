@@ -7,17 +7,24 @@ import binascii
 import re
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 from promptlooper.caching import CacheStats, ResponseCache
 from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway, ModelInfo
 from promptlooper.digest import sha256_hex
-from promptlooper.errors import InvalidArgument, InvalidExperiment, PageTokenInvalid, Problem, RunNotFound, TemplateError
+from promptlooper.errors import (
+    InvalidArgument,
+    InvalidExperiment,
+    PageTokenInvalid,
+    RunNotFound,
+    TemplateError,
+)
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
 from promptlooper.experiments import ExperimentFilter, ExperimentPage, RunPage, Validation, WatchMessage
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Run, RunState
-from promptlooper.runner.budget import Bound, call_bound
+from promptlooper.runner.bounds import Bound, call_bound
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching
@@ -69,18 +76,16 @@ class RunnerCore:
         if validation.problems:
             raise InvalidExperiment(validation.problems)
         unit = await self._first_bound(spec)
-        new = repository.NewExperiment(
-            self._new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens
-        )
+        new = repository.NewExperiment(self._new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens)
         now_us = self._now_us()
         experiment_id = await self._database.write(partial(repository.create, new=new, now_us=now_us))
-        self._engine.hint()
+        self._engine.created(experiment_id)
         self._hub.advanced(experiment_id)
         return await self.get(experiment_id)
 
     async def _first_bound(self, spec: ExperimentSpec) -> Bound:
-        """What the first run's first call may cost, as the first guess at what calls reserve. A run that needs more says so
-        before it calls."""
+        """What the first run's first call may cost, as the first guess at what calls reserve. A run that needs more
+        says so before it calls."""
         if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
             return Bound(0, 0)
         place = cell(spec, variants(spec), 0)
@@ -238,11 +243,11 @@ def _page_token(place: list[int | str], bound_to: Sequence[object]) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _place_of(token: str, bound_to: Sequence[object]) -> list[int | str] | None:  # type: ignore[type-arg]
+def _place_of(token: str, bound_to: Sequence[object]) -> list[Any] | None:
     if not token:
         return None
     try:
-        digest, *place = json_value(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        digest, *place = list[Any](json_value(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))))
     except (ValueError, TypeError, binascii.Error) as error:
         raise PageTokenInvalid(f"page token {token!r} was not given by this server; start without it") from error
     if digest != sha256_hex(list(bound_to))[:12]:

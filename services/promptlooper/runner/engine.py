@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway
@@ -44,10 +45,12 @@ class EngineParts:
 
 
 class Engine:
-    """Runs experiments until it is stopped. `slots` bounds the runs, and so the memory, of this process."""
+    """Runs experiments until it is stopped. `slots` bounds the runs, and so the memory, of this process. With
+    `own_only` it works on what was created here and leaves the rest to other processes."""
 
-    def __init__(self, parts: EngineParts, new_id: IdMaker, slots: int, *, only: Collection[str] | None = None) -> None:
-        self._parts, self._new_id, self.slots, self._only = parts, new_id, slots, only
+    def __init__(self, parts: EngineParts, new_id: IdMaker, slots: int, *, own_only: bool = False) -> None:
+        self._parts, self._new_id, self.slots, self._own_only = parts, new_id, slots, own_only
+        self._own: set[str] = set()
         self.runner_id = ""
         self._loops: dict[str, ExperimentLoop] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -68,6 +71,11 @@ class Engine:
             await self._stop_loops(hand_back=True)
             with suppress(StoreUnavailable):
                 await self._parts.database.write(lambda c: repository.end_runner(c, self.runner_id))
+
+    def created(self, experiment_id: str) -> None:
+        """An experiment was created here: look at it now."""
+        self._own.add(experiment_id)
+        self._hint.set()
 
     def hint(self) -> None:
         """There may be something new to do: look now."""
@@ -97,7 +105,7 @@ class Engine:
                 log.warning("can't look for work: %s", error)
                 await asyncio.sleep(AFTER_OUTAGE)
                 continue
-            mine = [a for a in active if self._only is None or a.experiment_id in self._only]
+            mine = [a for a in active if not self._own_only or a.experiment_id in self._own]
             self._forget_ended()
             for experiment in mine:
                 if experiment.experiment_id not in self._tasks:
@@ -123,6 +131,7 @@ class Engine:
         for experiment_id in [e for e, task in self._tasks.items() if task.done()]:
             task = self._tasks.pop(experiment_id)
             del self._loops[experiment_id]
+            self._own.discard(experiment_id)
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("experiment %s: its loop ended with %r", experiment_id, error)
 
@@ -133,8 +142,8 @@ class Engine:
         self._forget_ended()
 
     async def _keep_lease(self) -> None:
-        """Renews this Runner's lease, and gives back the runs of Runners whose lease ran out, but only with one unbroken TTL
-        of own renewals behind it: after an outage of the database nobody robs anybody."""
+        """Renews this Runner's lease, and gives back the runs of Runners whose lease ran out, but only with one
+        unbroken TTL of own renewals behind it: after an outage of the database nobody robs anybody."""
         database, clock = self._parts.database, self._parts.clock
         while True:
             await asyncio.sleep(RUNNER_LEASE_TTL / 3)
@@ -146,8 +155,8 @@ class Engine:
                     await self._register()
                 elif clock.monotonic() - self._lease_since >= RUNNER_LEASE_TTL:
                     await self._reap()
-                now_us = microseconds(clock.now())
-                await database.write(lambda c: repository.forget_old_requests(c, now_us))
+                forget = partial(repository.forget_old_requests, now_us=microseconds(clock.now()))
+                await database.write(forget)
             except StoreUnavailable as error:
                 self._lease_since = clock.monotonic()
                 log.warning("can't renew the lease: %s", error)
@@ -159,10 +168,7 @@ class Engine:
             return
         for experiment_id in await database.read(lambda c: repository.orphaned(c, dead)):
             now_us = microseconds(self._parts.clock.now())
-
-            def take(c: object, experiment_id: str = experiment_id, now_us: int = now_us) -> int:
-                return repository.give_back_orphans(c, experiment_id, dead, now_us)  # type: ignore[arg-type]
-
+            take = partial(repository.give_back_orphans, experiment_id=experiment_id, dead=dead, now_us=now_us)
             count = await database.write(take)
             log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
             self.hint()

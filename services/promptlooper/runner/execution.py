@@ -12,7 +12,7 @@ from promptlooper.errors import CompletionFailed, DomainError
 from promptlooper.experiment import ExperimentSpec, InputRow
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answer, Answers, Question
-from promptlooper.runner.budget import Bound, call_bound
+from promptlooper.runner.bounds import Bound, call_bound
 from promptlooper.runner.render import Renderer, scorer_variables, variables
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Variant, cell, stage_model, stage_params
@@ -64,8 +64,8 @@ class RunExecutor:
         return RunFacts(place.variant.variant_id, row.input_id, place.repeat)
 
     async def step(self, claim: Claim, row: InputRow, results: tuple[StageResult, ...]) -> None:
-        """Executes one stage of a run, and after the last one its scoring. Everything that can go wrong with the work ends
-        as an outcome; cancellation passes."""
+        """Executes one stage of a run, and after the last one its scoring. Everything that can go wrong with the work
+        ends as an outcome; cancellation passes."""
         plan = self._plan
         place = self.place_of(claim.run_index)
         facts = RunFacts(place.variant.variant_id, row.input_id, place.repeat)
@@ -106,17 +106,13 @@ class RunExecutor:
             told = RunError("INTERNAL", f"internal error ({type(error).__name__}); see the Runner's log", index)
             self._fail(claim, facts, told)
         else:
-            ended = RunEnded(
-                claim.run_index, claim.lease_epoch, facts, RunState.COMPLETED, scores, score, passed
-            )
+            ended = RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.COMPLETED, scores, score, passed)
             self._report(ended)
 
     def _fail(self, claim: Claim, facts: RunFacts, error: RunError) -> None:
         self._report(RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.FAILED, error=error))
 
-    async def _stage(
-        self, claim: Claim, place: Cell, row: InputRow, results: tuple[StageResult, ...]
-    ) -> StageResult:
+    async def _stage(self, claim: Claim, place: Cell, row: InputRow, results: tuple[StageResult, ...]) -> StageResult:
         plan, variant, index = self._plan, place.variant, claim.next_stage
         stage = variant.pipeline.stages[index]
         model = stage_model(variant, stage)

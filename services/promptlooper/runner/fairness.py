@@ -8,8 +8,8 @@ from collections.abc import Mapping
 def fair_shares(slots: int, wants: Mapping[str, int]) -> dict[str, int]:
     """How many runs each experiment may have here at once: equal shares, and what one does not want goes to the others.
 
-    `wants` is what an experiment could run at once. Nothing is preempted: one that has more than its share claims nothing
-    until it has less. Where there are more experiments than slots, those that want least come first.
+    `wants` is what an experiment could run at once. Nothing is preempted: one that has more than its share claims
+    nothing until it has less. Where there are more experiments than slots, those that want least come first.
     """
     shares: dict[str, int] = {}
     left = slots

@@ -128,9 +128,7 @@ class ExperimentLoop:
         plan = await self._plan(spec)
         if plan is None:
             return
-        executor = RunExecutor(
-            plan, parts.answers, parts.scores, parts.renderer, parts.clock, self._report
-        )
+        executor = RunExecutor(plan, parts.answers, parts.scores, parts.renderer, parts.clock, self._report)
         inputs = InputRows(parts.database, self.experiment_id)
         variant_ids = [variant.variant_id for variant in plan.variants]
         uncertain = False
@@ -181,7 +179,8 @@ class ExperimentLoop:
         return None
 
     async def _next_turn(self) -> None:
-        """Until there is something to do, and not sooner than the interval after the last turn unless many outcomes wait."""
+        """Until there is something to do, and not sooner than the interval after the last turn unless many outcomes
+        wait."""
         await self._wake.wait()
         pause = self._earliest - self._parts.clock.monotonic()
         if pause > 0 and len(self._outcomes) < TURN_OUTCOMES and not self._stopping:
@@ -196,7 +195,8 @@ class ExperimentLoop:
             self._full.set()
 
     def _free(self, sent: list[Outcome]) -> int:
-        """How many runs may be claimed: this experiment's share and the Runner's slots, less what goes on after the turn."""
+        """How many runs may be claimed: this experiment's share and the Runner's slots, less what goes on after the
+        turn."""
         ending = len({o.run_index for o in sent if isinstance(o, RunEnded | RunReturned)})
         if self._cancelling:
             return 0
@@ -206,9 +206,7 @@ class ExperimentLoop:
         parts = self._parts
         now_us = microseconds(parts.clock.now())
         parts.failpoints.hit("turn_before")
-        result = await parts.database.write(
-            partial(turn, request=request, now_us=now_us, failpoints=parts.failpoints)
-        )
+        result = await parts.database.write(partial(turn, request=request, now_us=now_us, failpoints=parts.failpoints))
         parts.failpoints.hit("turn_after_commit")
         parts.hub.advanced(self.experiment_id)
         return result
@@ -243,7 +241,9 @@ class ExperimentLoop:
     async def _start(self, claims: list[Claim], inputs: InputRows, executor: RunExecutor) -> None:
         if not claims:
             return
-        unknown = {c.run_index: executor.place_of(c.run_index).input_index for c in claims if c.run_index not in self._rows}
+        unknown = {
+            c.run_index: executor.place_of(c.run_index).input_index for c in claims if c.run_index not in self._rows
+        }
         rows = await inputs.of(sorted(set(unknown.values())))
         for claim in claims:
             index = claim.run_index
@@ -285,23 +285,20 @@ class ExperimentLoop:
         self._wake.set()
 
     async def _adopt(self, sent: list[Outcome]) -> tuple[list[Outcome], list[Claim]]:
-        """After a commit whose answer was lost: what the database says this Runner holds and it does not know is taken up,
-        and outcomes that were stored are not sent again."""
-        read = partial(
-            repository.owned_claims, experiment_id=self.experiment_id, runner_id=self._engine.runner_id
-        )
+        """After a commit whose answer was lost: what the database says this Runner holds and it does not know is taken
+        up, and outcomes that were stored are not sent again."""
+        read = partial(repository.owned_claims, experiment_id=self.experiment_id, runner_id=self._engine.runner_id)
         held = {claim.run_index: claim for claim in await self._parts.database.write(read)}
         adopted: list[Claim] = []
         kept: list[Outcome] = []
         waiting = {outcome.run_index for outcome in sent}
         for outcome in sent:
             claim = held.get(outcome.run_index)
-            if isinstance(outcome, StageDone) and not outcome.last and claim is not None:
-                if claim.next_stage > outcome.result.stage_index:
-                    self._results[outcome.run_index] = claim.results
-                    adopted.append(claim)
-                    continue
-            kept.append(outcome)
+            if claim is not None and _stored(outcome, claim):
+                self._results[outcome.run_index] = claim.results
+                adopted.append(claim)
+            else:
+                kept.append(outcome)
         for index, claim in held.items():
             if index not in waiting and index not in self._tasks:
                 adopted.append(claim)
@@ -314,11 +311,16 @@ class ExperimentLoop:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if not self._hand_back or not self._outcomes:
             return
-        request = TurnRequest(
-            self.experiment_id, self._engine.runner_id, self._outcomes, 0, variant_ids, repeats
-        )
+        request = TurnRequest(self.experiment_id, self._engine.runner_id, self._outcomes, 0, variant_ids, repeats)
         self._outcomes = []
         try:
             await self._turn(request)
         except StoreUnavailable as error:
-            log.warning("experiment %s: runs could not be handed back, a lease must run out: %s", self.experiment_id, error)
+            log.warning(
+                "experiment %s: runs could not be handed back, a lease must run out: %s", self.experiment_id, error
+            )
+
+
+def _stored(outcome: Outcome, claim: Claim) -> bool:
+    """Whether a stage after which the run goes on is in the database already."""
+    return isinstance(outcome, StageDone) and not outcome.last and claim.next_stage > outcome.result.stage_index

@@ -37,7 +37,9 @@ class Scores:
         for index, spec in enumerate(specs):
             try:
                 output = self._renderer.text(spec.output, values) if spec.output else None
-                calls.append((index, ScorerCall(spec.type, self._renderer.value(spec.value, values), spec.settings, output)))
+                calls.append(
+                    (index, ScorerCall(spec.type, self._renderer.value(spec.value, values), spec.settings, output))
+                )
             except TemplateError as error:
                 said[index] = ScoreValue(None, error=error.message)
         if calls:

@@ -205,8 +205,8 @@ class Turn:
     refused: list[int] = field(default_factory=list)
 
     def take(self, outcomes: Sequence[Outcome], rows: Mapping[int, RunRow]) -> None:
-        """Applies outcomes in order. Those of runs that this Runner no longer holds at that epoch are refused; one that is
-        already stored counts as accepted and changes nothing."""
+        """Applies outcomes in order. Those of runs that this Runner no longer holds at that epoch are refused; one that
+        is already stored counts as accepted and changes nothing."""
         for outcome in outcomes:
             row = rows.get(outcome.run_index)
             if row is None or row.owner != self.runner_id or row.lease_epoch != outcome.lease_epoch:
@@ -242,7 +242,8 @@ class Turn:
         row.latency_ms += result.latency_ms
         row.attempts += result.attempts
         row.paid_calls += not result.cached
-        # Where nobody can say what a call cost or counted, the whole reservation is taken for spent: a budget must hold.
+        # Where nobody can say what a call cost or counted, the whole reservation is taken for spent: a budget must
+        # hold.
         ledger.spent_nanousd += row.reserved_nanousd if cost is None else cost
         tokens_known = result.tokens_in is not None and result.tokens_out is not None
         if not result.cached:
@@ -330,7 +331,8 @@ class Turn:
         self.touched[row.run_index] = row
 
     def take_back(self, rows: Sequence[RunRow]) -> None:
-        """Gives back the runs of a dead Runner; a later outcome of it is refused, as the next claim raises the epoch."""
+        """Gives back the runs of a dead Runner; a later outcome of it is refused, as the next claim raises the
+        epoch."""
         for row in rows:
             if self.ledger.state == ExperimentState.CANCELLING.value:
                 self._end(row, RunState.CANCELLED)

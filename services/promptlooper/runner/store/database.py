@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from promptlooper.errors import InvalidArgument, StoreUnavailable
 
@@ -40,8 +41,8 @@ def _normal_url(url: str) -> sa.URL:
 class Database:
     """`await write(fn)` and `await read(fn)` call `fn(connection)` inside a transaction, in a thread of their own.
 
-    `write` commits unless fn raises. A database that does not answer is StoreUnavailable; after it a commit may or may not
-    have happened. In-memory SQLite (for tests) reads through the writer's connection.
+    `write` commits unless fn raises. A database that does not answer is StoreUnavailable; after it a commit may or may
+    not have happened. In-memory SQLite (for tests) reads through the writer's connection.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,6 +110,29 @@ class Database:
 
     async def read(self, fn: Callable[[sa.Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.reading, fn)
+
+    @asynccontextmanager
+    async def advisory_lock(self, number: int) -> AsyncIterator[bool]:
+        """Whether this process holds the lock, in a session of its own, while the context lasts. Not for SQLite, which
+        one Runner has to itself: there it is always held."""
+        if self.is_sqlite:
+            yield True
+            return
+        loop = asyncio.get_running_loop()
+        engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
+
+        def acquire() -> tuple[sa.Connection, bool]:
+            try:
+                connection = engine.connect()
+                return connection, bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(number))).scalar())
+            except OperationalError as error:
+                raise StoreUnavailable(f"the database does not answer: {_cause(error)}") from error
+
+        connection, held = await loop.run_in_executor(self._readers, acquire)
+        try:
+            yield held
+        finally:
+            await loop.run_in_executor(self._readers, connection.close)  # ends the session, and the lock with it
 
     def close(self) -> None:
         """Waits for what is under way."""

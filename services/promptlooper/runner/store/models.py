@@ -1,7 +1,7 @@
 """The tables. Times are integer microseconds since the epoch, money integer nano-USD, free values JSON text.
 
-Everything that changes an experiment's rows takes its progress row first and only that one, so there are no cycles and no
-foreign keys to hot rows.
+Everything that changes an experiment's rows takes its progress row first and only that one, so there are no cycles and
+no foreign keys to hot rows.
 """
 
 from __future__ import annotations

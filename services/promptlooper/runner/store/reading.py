@@ -39,8 +39,8 @@ def read_runs(
     states: Sequence[RunState] = (),
     only: int | None = None,
 ) -> list[Run]:
-    """Runs with a row from `start` on, by run_index: up to `limit`, and in the full view up to 3 MiB of text but at least
-    one. `only` names a single run."""
+    """Runs with a row from `start` on, by run_index: up to `limit`, and in the full view up to 3 MiB of text but at
+    least one. `only` names a single run."""
     experiment_id = source.experiment.experiment_id
     query = sa.select(runs).where(runs.c.experiment_id == experiment_id, runs.c.run_index >= start)
     if only is not None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from promptlooper.errors import ExperimentNotEnded, ExperimentNotFound, RequestIdReused
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
 from promptlooper.experiments import ExperimentFilter
+from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Event, RunState
 from promptlooper.runner.spec.expand import total_runs
@@ -30,9 +31,8 @@ from promptlooper.runner.store.models import (
     stage_results,
 )
 from promptlooper.runner.store.rows import event_of, experiment_of
-from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, with_results, write
+from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, run_row, with_results, write
 from promptlooper.runner.turn import Claim, Ledger, NewEvent, RunRow, Turn, experiment_facts
-from promptlooper.failpoints import Failpoints
 
 INPUTS_PER_CHUNK = 200
 REQUEST_KEPT_US = 7 * 24 * 3600 * 1_000_000
@@ -152,7 +152,8 @@ def get(connection: sa.Connection, experiment_id: str, now_us: int) -> Experimen
 def page(
     connection: sa.Connection, where: ExperimentFilter, limit: int, after: tuple[int, str] | None, now_us: int
 ) -> tuple[list[Experiment], tuple[int, str] | None]:
-    """Up to `limit` experiments, newest first, and where the next page begins (None at the end). Keyset by creation time."""
+    """Up to `limit` experiments, newest first, and where the next page begins (None at the end). Keyset by creation
+    time."""
     query = EXPERIMENT.order_by(experiments.c.created_us.desc(), experiments.c.experiment_id.desc()).limit(limit + 1)
     if where.project:
         query = query.where(experiments.c.project == where.project)
@@ -211,7 +212,9 @@ def active(connection: sa.Connection) -> list[Active]:
     columns = ("experiment_id", "state", "running", "total", "next_index", "returned", "max_concurrency")
     query = sa.select(*(progress.c[name] for name in columns)).where(progress.c.state.in_(ACTIVE))
     return [
-        Active(r.experiment_id, ExperimentState(r.state), r.running, r.total - r.next_index + r.returned, r.max_concurrency)
+        Active(
+            r.experiment_id, ExperimentState(r.state), r.running, r.total - r.next_index + r.returned, r.max_concurrency
+        )
         for r in connection.execute(query)
     ]
 
@@ -231,7 +234,7 @@ def _pending_rows(connection: sa.Connection, experiment_id: str) -> list[RunRow]
     query = sa.select(*RUN_COLUMNS).where(
         runs.c.experiment_id == experiment_id, runs.c.state == sa.literal_column("'PENDING'")
     )
-    return [RunRow(*row[:-1]) for row in connection.execute(query)]
+    return [run_row(row) for row in connection.execute(query)]
 
 
 def cancel_waiting_run(connection: sa.Connection, experiment_id: str, run_index: int, now_us: int) -> RunState | None:
@@ -243,7 +246,7 @@ def cancel_waiting_run(connection: sa.Connection, experiment_id: str, run_index:
         return None
     state = RunState(stored.state)
     if state is RunState.PENDING:
-        row = RunRow(*stored[:-1])
+        row = run_row(stored)
         row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, now_us, None
         ledger.returned -= 1
         ledger.cancelled += 1
@@ -293,7 +296,8 @@ def earliest_event_seq(connection: sa.Connection, experiment_id: str) -> int | N
 
 
 def unpublished(connection: sa.Connection, limit: int) -> list[tuple[str, str, int, int]]:
-    """(experiment_id, project, published_seq, event_seq) of experiments with events that the relay has not published."""
+    """(experiment_id, project, published_seq, event_seq) of experiments with events that the relay has not
+    published."""
     query = (
         sa.select(relay.c.experiment_id, experiments.c.project, relay.c.published_seq, progress.c.event_seq)
         .join(progress, progress.c.experiment_id == relay.c.experiment_id)
@@ -365,7 +369,7 @@ def owned_claims(connection: sa.Connection, experiment_id: str, runner_id: str) 
     )
     ledger = locked_ledger(connection, experiment_id)
     decided = Turn(ledger, runner_id, 0)
-    return with_results(connection, experiment_id, [decided.claim_of(RunRow(*r[:-1])) for r in connection.execute(query)])
+    return with_results(connection, experiment_id, [decided.claim_of(run_row(r)) for r in connection.execute(query)])
 
 
 def fail(connection: sa.Connection, experiment_id: str, reason: str, now_us: int) -> None:
@@ -377,20 +381,23 @@ def fail(connection: sa.Connection, experiment_id: str, reason: str, now_us: int
         runs.c.experiment_id == experiment_id, runs.c.state.in_([RunState.PENDING.value, RunState.RUNNING.value])
     )
     decided = Turn(ledger, "", now_us)
-    decided.fail([RunRow(*row[:-1]) for row in connection.execute(query)], reason)
+    decided.fail([run_row(row) for row in connection.execute(query)], reason)
     write(connection, decided, Failpoints())
 
 
 def orphaned(connection: sa.Connection, dead: Sequence[str]) -> list[str]:
     """Experiments with runs of dead Runners."""
-    query = sa.select(runs.c.experiment_id).distinct().where(
-        runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'")
+    query = (
+        sa.select(runs.c.experiment_id)
+        .distinct()
+        .where(runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'"))
     )
     return list(connection.execute(query).scalars())
 
 
 def give_back_orphans(connection: sa.Connection, experiment_id: str, dead: Sequence[str], now_us: int) -> int:
-    """Returns the runs of dead Runners to the experiment, under its lock. They continue after their last stored stage."""
+    """Returns the runs of dead Runners to the experiment, under its lock. They continue after their last stored
+    stage."""
     ledger: Ledger = locked_ledger(connection, experiment_id)
     query = sa.select(*RUN_COLUMNS).where(
         runs.c.experiment_id == experiment_id,
@@ -398,7 +405,7 @@ def give_back_orphans(connection: sa.Connection, experiment_id: str, dead: Seque
         runs.c.state == sa.literal_column("'RUNNING'"),
     )
     decided = Turn(ledger, "", now_us)
-    rows = [RunRow(*row[:-1], cached_before=row[-1] == 0) for row in connection.execute(query)]
+    rows = [run_row(row) for row in connection.execute(query)]
     decided.take_back(rows)
     decided.settle(lambda: [row for row in rows if row.state == RunState.PENDING.value])
     write(connection, decided, Failpoints())

@@ -69,7 +69,9 @@ def _means(connection: sa.Connection, experiment_id: str) -> dict[int, dict[str,
     )
     found: dict[int, dict[str, ScorerSummary]] = {}
     for variant_index, name, mean, n, errors in connection.execute(query):
-        found.setdefault(variant_index, {})[name] = ScorerSummary(name, None if mean is None else float(mean), n, errors)
+        found.setdefault(variant_index, {})[name] = ScorerSummary(
+            name, None if mean is None else float(mean), n, errors
+        )
     return found
 
 
@@ -126,7 +128,9 @@ def _latency(connection: sa.Connection, experiment_id: str, variant: int, comple
     return int(connection.execute(query).scalar_one())
 
 
-def gate_results(gates: tuple[Gate, ...], variants: tuple[VariantSummary, ...], failed_runs: int) -> tuple[GateResult, ...]:
+def gate_results(
+    gates: tuple[Gate, ...], variants: tuple[VariantSummary, ...], failed_runs: int
+) -> tuple[GateResult, ...]:
     """Each minimum is asked of each variant; one that cannot be computed is missed."""
     results: list[GateResult] = []
     for gate in gates:

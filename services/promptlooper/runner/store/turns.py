@@ -17,21 +17,18 @@ from promptlooper.runner.store.rows import stage_result_of, stage_result_row
 from promptlooper.runner.turn import Claim, Ledger, NewEvent, Outcome, RunRow, Turn
 
 LEDGER_COLUMNS = [progress.c[f.name] for f in fields(Ledger)]
-RUN_COLUMNS = [
-    runs.c[name]
-    for name in (
-        "run_index",
-        "variant_index",
-        "state",
-        "owner",
-        "lease_epoch",
-        "next_stage",
-        "reserved_nanousd",
-        "reserved_tokens",
-        "not_before_us",
-        "paid_calls",
-    )
-]
+RUN_FIELDS = (
+    "run_index",
+    "variant_index",
+    "state",
+    "owner",
+    "lease_epoch",
+    "next_stage",
+    "reserved_nanousd",
+    "reserved_tokens",
+    "not_before_us",
+)
+RUN_COLUMNS = [runs.c[name] for name in (*RUN_FIELDS, "paid_calls")]
 ADDED = (
     "tokens_in",
     "tokens_out",
@@ -119,11 +116,17 @@ def runner_is_alive(connection: sa.Connection, runner_id: str) -> bool:
     return connection.execute(query).scalar() is False
 
 
+def run_row(row: sa.Row[Any]) -> RunRow:
+    """Of a row with RUN_COLUMNS."""
+    values = row._mapping
+    return RunRow(**{name: values[name] for name in RUN_FIELDS}, cached_before=values["paid_calls"] == 0)
+
+
 def _rows(connection: sa.Connection, experiment_id: str, indexes: set[int]) -> dict[int, RunRow]:
     if not indexes:
         return {}
     query = sa.select(*RUN_COLUMNS).where(runs.c.experiment_id == experiment_id, runs.c.run_index.in_(sorted(indexes)))
-    return {row[0]: RunRow(*row[:-1], cached_before=row[-1] == 0) for row in connection.execute(query)}
+    return {row[0]: run_row(row) for row in connection.execute(query)}
 
 
 def _pending(decided: Turn) -> sa.Select[Any]:
@@ -135,13 +138,11 @@ def _pending(decided: Turn) -> sa.Select[Any]:
     )
 
 
-def _ready(
-    connection: sa.Connection, decided: Turn, room: int, now_us: int
-) -> tuple[list[RunRow], int | None]:
+def _ready(connection: sa.Connection, decided: Turn, room: int, now_us: int) -> tuple[list[RunRow], int | None]:
     """Returned rows that may start now, and when the next of the others may."""
     due = sa.or_(runs.c.not_before_us.is_(None), runs.c.not_before_us <= now_us)
     query = _pending(decided).where(due).order_by(runs.c.run_index).limit(room)
-    ready = [RunRow(*row[:-1], cached_before=row[-1] == 0) for row in connection.execute(query)]
+    ready = [run_row(row) for row in connection.execute(query)]
     later = sa.select(sa.func.min(runs.c.not_before_us)).where(
         runs.c.experiment_id == decided.ledger.experiment_id,
         runs.c.state == sa.literal_column("'PENDING'"),
@@ -151,7 +152,7 @@ def _ready(
 
 
 def _waiting(connection: sa.Connection, decided: Turn) -> list[RunRow]:
-    stored = [RunRow(*row[:-1], cached_before=row[-1] == 0) for row in connection.execute(_pending(decided))]
+    stored = [run_row(row) for row in connection.execute(_pending(decided))]
     here = [row for row in decided.touched.values() if row.state == RunState.PENDING.value]
     indexes = {row.run_index for row in here}
     return [*here, *(row for row in stored if row.run_index not in indexes)]

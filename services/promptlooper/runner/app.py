@@ -1,0 +1,109 @@
+"""Builds and joins the Runner: the embedded composition and the service share `runner_core`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from promptlooper.caching import ResponseCache
+from promptlooper.clock import Clock, IdMaker, SystemClock, random_id
+from promptlooper.completion import CompletionGateway
+from promptlooper.failpoints import Failpoints
+from promptlooper.runner.answers import Answers
+from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.engine import Engine, EngineParts
+from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.render import Renderer
+from promptlooper.runner.scores import Scores
+from promptlooper.runner.settings import RunnerSettings
+from promptlooper.runner.store.database import Database
+from promptlooper.runner.store.migrate import prepare
+from promptlooper.scoring import ScoringService
+
+log = logging.getLogger("runner")
+
+
+@asynccontextmanager
+async def runner_core(
+    database: Database,
+    gateway: CompletionGateway,
+    cache: ResponseCache,
+    scoring: ScoringService,
+    *,
+    slots: int = 1_000,
+    own_only: bool = False,
+    hub: Hub | None = None,
+    clock: Clock | None = None,
+    new_id: IdMaker = random_id,
+    failpoints: Failpoints | None = None,
+) -> AsyncIterator[RunnerCore]:
+    """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
+    it. On leaving, running calls are stopped and their runs handed back."""
+    hub, clock, renderer = hub or Hub(), clock or SystemClock(), Renderer()
+    answers = Answers(gateway, cache, new_id(), clock)
+    scores = Scores(scoring, renderer)
+    parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints or Failpoints())
+    engine = Engine(parts, new_id, slots, own_only=own_only)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(answers.aclose)
+        stack.push_async_callback(scores.aclose)
+        await stack.enter_async_context(engine.running())
+        yield RunnerCore(database, engine, hub, gateway, cache, scoring, renderer, clock, new_id)
+
+
+async def run(settings: RunnerSettings) -> None:
+    """Serves until a signal comes."""
+    # Not above: the embedded composition needs neither gRPC nor NATS.
+    from promptlooper.clients.adapter import AdapterClient
+    from promptlooper.clients.cache import CacheClient
+    from promptlooper.clients.scorer import ScorerClient
+    from promptlooper.rpc.client import open_channel
+    from promptlooper.rpc.process import until_signalled
+    from promptlooper.rpc.server import serving
+    from promptlooper.runner import servicer
+    from promptlooper.runner.events.relay import Relay
+    from promptlooper.v1 import adapter_service_pb2, cache_service_pb2, scorer_service_pb2
+
+    database, hub = Database(settings.database_url), Hub()
+    async with AsyncExitStack() as stack:
+        stack.callback(database.close)
+        prepare(database)
+        enter = stack.enter_async_context
+        to_adapter = await enter(
+            open_channel(settings.adapter_address, adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"])
+        )
+        to_cache = await enter(
+            open_channel(settings.cache_address, cache_service_pb2.DESCRIPTOR.services_by_name["CacheService"])
+        )
+        to_scorer = await enter(
+            open_channel(settings.scorer_address, scorer_service_pb2.DESCRIPTOR.services_by_name["ScorerService"])
+        )
+        gateway = AdapterClient(to_adapter, settings.adapter_address)
+        stack.push_async_callback(gateway.aclose)
+        if settings.nats_url:
+            await enter(Relay(database, hub, settings.nats_url).running())
+        core = await enter(
+            runner_core(
+                database,
+                gateway,
+                CacheClient(to_cache, settings.cache_address),
+                ScorerClient(to_scorer, settings.scorer_address),
+                slots=settings.slots,
+                hub=hub,
+            )
+        )
+        server = await enter(
+            serving(
+                settings.listen,
+                {servicer.SERVICE_NAME: partial(servicer.register, core=core)},
+                health_listen=settings.health_listen,
+                reflection=settings.reflection,
+                grace=settings.grace,
+                lame_duck=settings.lame_duck,
+                on_drain=hub.drain,
+            )
+        )
+        log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
+        await until_signalled()

@@ -1,0 +1,174 @@
+"""The relay: publishes committed events to NATS, in order, and records how far it has come.
+
+SQL is the truth, NATS is told. What is not acknowledged is published again; JetStream drops repeats by `Nats-Msg-Id`,
+plain subscribers by `Promptlooper-Event-Seq`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import nats
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
+
+from promptlooper.errors import StoreUnavailable
+from promptlooper.run import Event
+from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.store import repository
+from promptlooper.runner.store.database import Database
+from promptlooper.wire.events import event_to_pb
+
+log = logging.getLogger("runner.relay")
+STREAM = "PROMPTLOOPER_EVENTS"
+SUBJECTS = "promptlooper.v1.events.>"
+PAGE = 500  # events published before their acks are awaited
+POLL = 1.0  # seconds between looks without a hint
+ACK_TIMEOUT = 5.0
+AFTER_FAILURE = 0.5
+LOCK = 0x70726C72
+STREAM_CONFIG = StreamConfig(
+    name=STREAM,
+    subjects=[SUBJECTS],
+    retention=RetentionPolicy.LIMITS,
+    storage=StorageType.FILE,
+    discard=DiscardPolicy.OLD,
+    max_age=72 * 3600,  # seconds
+    max_bytes=4 * 1024**3,
+    max_msg_size=64 * 1024,
+    duplicate_window=600,  # seconds: longer than the relay tries to publish one event during an outage of NATS
+)
+
+
+def subject_of(event: Event) -> str:
+    """`promptlooper.v1.events.<project>.<experiment_id>.<experiment|run>.<verb>`."""
+    return f"promptlooper.v1.events.{event.project}.{event.experiment_id}.{event.kind}"
+
+
+def headers_of(event: Event) -> dict[str, str]:
+    headers = {
+        "Nats-Msg-Id": f"{event.experiment_id}:{event.event_seq}",
+        "Promptlooper-Event-Seq": str(event.event_seq),
+    }
+    if event.run_id is not None:
+        headers["Promptlooper-Run-Id"] = event.run_id
+    return headers
+
+
+class Relay:
+    """One per database: with several Runners, the one that holds the database's advisory lock."""
+
+    def __init__(self, database: Database, hub: Hub, url: str) -> None:
+        self._database, self._hub, self._url = database, hub, url
+        self._down = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._run(), name="relay")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        client = await self._connected()
+        try:
+            jetstream = client.jetstream(publish_async_max_pending=2 * PAGE)
+            ready = False
+            while True:
+                try:
+                    async with self._database.advisory_lock(LOCK) as held:
+                        while held:
+                            if not ready:
+                                await _declare_stream(jetstream)
+                                ready = True
+                            if not await self._publish_all(jetstream):
+                                await self._hub.anything(POLL)
+                    await asyncio.sleep(POLL)  # another Runner's relay holds the lock
+                except StoreUnavailable as error:
+                    log.warning("events wait, the database does not answer: %s", error)
+                    await asyncio.sleep(AFTER_FAILURE)
+                except (NatsError, APIError, OSError, TimeoutError) as error:
+                    # Kept for the next try: a stream that is gone (its storage was lost) is declared again.
+                    ready = False
+                    if not self._down:
+                        log.warning("events wait in the database, NATS does not take them: %r", error)
+                    self._down = True
+                    await asyncio.sleep(AFTER_FAILURE)
+        finally:
+            await client.close()
+
+    async def _connected(self) -> Client:
+        """Goes on until NATS is there, and reconnects for ever after."""
+
+        async def report(error: Exception) -> None:
+            log.debug("nats: %r", error)
+
+        while True:
+            try:
+                return await nats.connect(
+                    self._url,
+                    name="promptlooper-runner",
+                    error_cb=report,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,
+                    connect_timeout=2,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    # Nothing is held back for later: what is not acknowledged is read from SQL again, in order.
+                    pending_size=0,
+                )
+            except (NatsError, OSError, TimeoutError) as error:
+                log.warning("NATS at %s can't be reached, events wait in the database: %r", self._url, error)
+                await asyncio.sleep(AFTER_FAILURE)
+
+    async def _publish_all(self, jetstream: JetStreamContext) -> bool:
+        """Publishes one page of each experiment that has something new. Returns whether there was anything."""
+        behind = await self._database.read(partial(repository.unpublished, limit=100))
+        for experiment_id, project, published, _ in behind:
+            read = partial(
+                repository.events_after,
+                experiment_id=experiment_id,
+                project=project,
+                event_seq=published,
+                limit=PAGE,
+            )
+            page = await self._database.read(read)
+            if not page:
+                continue
+            await _publish(jetstream, page)
+            if self._down:
+                self._down = False
+                log.info("NATS takes events again")
+            record = partial(repository.record_published, published={experiment_id: page[-1].event_seq})
+            await self._database.write(record)
+        return bool(behind)
+
+
+async def _publish(jetstream: JetStreamContext, page: list[Event]) -> None:
+    """Publishes in order and waits for every ack. Raises where one is missing: then the page is published again."""
+    acks: list[asyncio.Future[PubAck]] = []
+    try:
+        for event in page:
+            payload = event_to_pb(event).SerializeToString()
+            acks.append(await jetstream.publish_async(subject_of(event), payload, headers=headers_of(event)))
+        async with asyncio.timeout(ACK_TIMEOUT):
+            await asyncio.gather(*acks)
+    finally:
+        for ack in acks:  # an ack that never comes would hold its place among the pending ones for ever
+            ack.cancel()
+
+
+async def _declare_stream(jetstream: JetStreamContext) -> None:
+    try:
+        await jetstream.stream_info(STREAM)
+    except NotFoundError:
+        await jetstream.add_stream(STREAM_CONFIG)

@@ -1,0 +1,19 @@
+"""What the Runner reads from the environment."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from promptlooper.settings import ServiceSettings
+
+
+class RunnerSettings(ServiceSettings):
+    """Addresses may be lists (`a:1,b:2`), and DNS names that stand for several replicas (`dns:///runner:7051`)."""
+
+    listen: str = "127.0.0.1:7051"
+    database_url: str = "sqlite:///promptlooper.db"
+    nats_url: str = ""  # "" publishes no events to NATS; watches work all the same
+    adapter_address: str = "127.0.0.1:7052"
+    cache_address: str = "127.0.0.1:7053"
+    scorer_address: str = "127.0.0.1:7054"
+    slots: int = Field(default=1_000, ge=1, le=100_000)  # runs at once in this process: bounds its memory
