@@ -1,0 +1,1 @@
+"""Where the Cache keeps its bytes: Redis, or a local file."""
