@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
 from promptlooper.adapter.address import checked_base_url
 from promptlooper.errors import InvalidArgument
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 NOT_YET = (
     "anthropic",
@@ -124,6 +125,20 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
 _ENTRIES = TypeAdapter(tuple[ProviderEntry, ...])
 
 
+class _CoreLoader(yaml.SafeLoader):
+    """YAML 1.2's core schema, as experiment files have it: `no`, `on` and `12:30` are text."""
+
+    yaml_implicit_resolvers = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+
 _Path = tuple[str | int, ...]
 
 
@@ -150,9 +165,12 @@ def _document(text: str) -> tuple[Any, dict[_Path, int], list[tuple[int, str]]]:
     """The data, the line of every path in it, and what is wrong."""
     lines: dict[_Path, int] = {}
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        problems = [] if root is None else list(_walk(root, (), lines))
-        return yaml.safe_load(text), lines, problems
+        loader = _CoreLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None, lines, []
+        problems = list(_walk(root, (), lines))
+        return loader.construct_document(root), lines, problems
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         return None, lines, [(line, f"This is not YAML: {error.problem or error.context}.")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from promptlooper.adapter.config import read_providers_file
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits import LocalLimiter

@@ -11,6 +11,7 @@ from genai_prices import Usage, data_snapshot
 from genai_prices.types import ModelPrice
 from hypothesis import given
 from hypothesis import strategies as st
+
 from promptlooper.adapter.cost import FREE, Prices, Rate, Tariff, rate_of
 from promptlooper.completion import Completion, Price
 

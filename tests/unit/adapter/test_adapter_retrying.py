@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+
 from promptlooper.adapter.retrying import Decision, Failure, Kind, decide, error_of, kind_of, retry_after_of
 from promptlooper.errors import ContextTooLong, ProviderRateLimited, ProviderUnavailable
 

@@ -9,6 +9,7 @@ import socket
 import traceback
 
 import pytest
+
 from promptlooper.adapter.providers.transport import LARGEST_BODY
 from promptlooper.errors import (
     CompletionFailed,

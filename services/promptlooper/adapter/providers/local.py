@@ -14,6 +14,7 @@ from typing import IO
 
 import aiohttp
 import httpx
+
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.providers import local_server
 from promptlooper.adapter.providers.openai import OpenAIProvider

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
+
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.providers.openai_format import completion_of, error_in, failure_of, request_body
 from promptlooper.adapter.providers.provider import Problem

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of, retry_after_of
 from promptlooper.completion import FINISH_REASONS, Completion, CompletionRequest
 

