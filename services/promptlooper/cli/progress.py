@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 30.0  # seconds that the rate looks back
 _SHOWN_FAILURES = 5
+_BAR = 14  # columns
 _LINE_EVERY = 5.0  # seconds between two plain lines
 
 
@@ -106,7 +107,7 @@ class PlainLines:
         if at < self._next and not experiment.state.ended:
             return
         self._next = at + _LINE_EVERY
-        self.note(f"{one_line(experiment.name, 60)}: {', '.join(progress_parts(experiment, self._pace))}")
+        self.note(progress_line(experiment, self._pace))
 
     def failure(self, event: Event) -> None:
         self._failures += 1
@@ -122,20 +123,34 @@ class PlainLines:
         pass
 
 
-def progress_parts(experiment: Experiment, pace: Pace) -> list[str]:
+def progress_line(experiment: Experiment, pace: Pace) -> str:
     counts = experiment.counts
     parts = [
         f"{ended(experiment)}/{counts.total} runs",
         f"{counts.failed} failed",
         f"{counts.cached} cached",
         f"spent {spent(experiment.cost_nanousd, experiment.cost_unknown_calls)}",
+        *_pace_parts(experiment, pace, " runs/s"),
     ]
-    if pace.rate is not None:
-        parts.append(f"{pace.rate:.1f} runs/s")
-    left = pace.left(counts.total - ended(experiment))
-    if left is not None and not experiment.state.ended:
-        parts.append(f"{seconds(left)} left")
-    return parts
+    return f"{one_line(experiment.name, 60)}: {', '.join(parts)}"
+
+
+def bar_text(experiment: Experiment, pace: Pace) -> str:
+    """As much as fits beside a bar on 80 columns."""
+    counts = experiment.counts
+    parts = [
+        f"{ended(experiment)}/{counts.total}",
+        f"{counts.failed} failed",
+        spent(experiment.cost_nanousd, experiment.cost_unknown_calls),
+        *_pace_parts(experiment, pace, "/s"),
+    ]
+    return " · ".join(parts)
+
+
+def _pace_parts(experiment: Experiment, pace: Pace, unit: str) -> list[str]:
+    left = pace.left(experiment.counts.total - ended(experiment))
+    rate = [] if pace.rate is None else [f"{pace.rate:.1f}{unit}"]
+    return rate if left is None or experiment.state.ended else [*rate, f"{seconds(left)} left"]
 
 
 class LiveBar:
@@ -158,11 +173,10 @@ class LiveBar:
             self._bar = RichProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=_BAR),
                 TextColumn("{task.fields[state]}", markup=False),
                 console=Console(file=self._stream, highlight=False),
                 transient=True,
-                expand=True,
                 refresh_per_second=8,
             )
             self._bar.add_task("", total=None, state="")
@@ -174,10 +188,10 @@ class LiveBar:
         self._pace.saw(self._now(), ended(experiment))
         bar.update(
             bar.task_ids[0],
-            description=one_line(experiment.name, 30),
+            description=one_line(experiment.name, 16),
             total=experiment.counts.total,
             completed=ended(experiment),
-            state=" · ".join(progress_parts(experiment, self._pace)),
+            state=bar_text(experiment, self._pace),
         )
 
     def failure(self, event: Event) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+
 from promptlooper.caching import CacheStats
 from promptlooper.cli.main import main
 from promptlooper.cli.session import Target

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from promptlooper.errors import ServiceUnavailable
 from promptlooper.experiment import ExperimentState, GateResult, RunCounts
 from promptlooper.experiments import ExperimentFilter

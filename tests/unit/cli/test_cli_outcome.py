@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from promptlooper.cli.outcome import exit_code
 from promptlooper.experiment import ExperimentState, GateResult
 

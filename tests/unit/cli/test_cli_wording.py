@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from promptlooper.cli.wording import milliseconds, money, one_line, printable, seconds, spent
 
 
