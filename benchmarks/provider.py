@@ -1,0 +1,60 @@
+"""A fast provider in a process of its own: speaks just enough HTTP/1.1 and OpenAI format to answer chat completions.
+
+`python -m benchmarks.provider [DELAY_SECONDS]` prints its base URL and serves until stdin closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+BODY = (
+    b'{"id":"x","object":"chat.completion","model":"fast","choices":[{"index":0,"finish_reason":"stop","message":'
+    b'{"role":"assistant","content":"The capital is Paris, of course."}}],'
+    b'"usage":{"prompt_tokens":21,"completion_tokens":8,"total_tokens":29}}'
+)
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+
+
+class Provider(asyncio.Protocol):
+    """One connection. Requests are not pipelined by clients, so one buffer is one request at most."""
+
+    def __init__(self, delay: float) -> None:
+        self._delay, self._buffer, self._transport = delay, b"", asyncio.Transport()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+        if len(body) < length:
+            return
+        self._buffer = body[length:]
+        if self._delay:
+            asyncio.get_running_loop().call_later(self._delay, self._answer)
+        else:
+            self._answer()
+
+    def _answer(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(ANSWER)
+
+
+async def serve(delay: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Provider(delay), "127.0.0.1", 0, backlog=2048)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
+    closed = asyncio.Event()
+    loop.add_reader(sys.stdin, closed.set)
+    await closed.wait()
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(serve(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0))
