@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from promptlooper.errors import InvalidArgument
 from promptlooper.jsonvalue import json_text, json_value
 

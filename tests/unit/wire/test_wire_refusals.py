@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
+
 from promptlooper.completion import CompletionRequest, Message
 from promptlooper.errors import ERRORS_BY_REASON, CompletionFailed, DomainError, InvalidArgument
 from promptlooper.experiment import (

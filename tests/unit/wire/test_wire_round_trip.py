@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from promptlooper import caching, completion, experiment, experiments, run, scoring
 from promptlooper.digest import canonical
 from promptlooper.errors import Problem

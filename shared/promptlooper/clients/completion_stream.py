@@ -1,0 +1,172 @@
+"""One CompleteMany call: questions with ids go out in batches, answers come back in any order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from promptlooper.completion import Completion
+from promptlooper.errors import DeadlineExceeded, DomainError, Draining, ServiceUnavailable
+from promptlooper.rpc.client import domain_errors
+from promptlooper.v1 import adapter_service_pb2 as pb
+from promptlooper.wire.completion import completion_from_pb, error_from_pb
+
+MAX_ITEMS = 256  # per message
+MAX_BYTES = 1024 * 1024
+
+_CLOSED = "this process closed its connection to the Adapter"
+
+_log = logging.getLogger(__name__)
+_Call: TypeAlias = grpc.aio.StreamStreamCall[pb.CompleteManyRequest, pb.CompleteManyResponse]
+
+
+class CompletionStream:
+    """Takes questions until it is retired, and ends with its last answer, or when it breaks. `len()` is the number of
+    questions without an answer. Two tasks serve the stream, none a single question."""
+
+    def __init__(
+        self,
+        open_call: Callable[[], Any],
+        address: str,
+        retire_at: float,
+        on_end: Callable[[CompletionStream], None],
+    ) -> None:
+        self.retire_at = retire_at  # in the loop's time
+        self.retired = False
+        self._open_call = open_call
+        self._address = address
+        self._on_end = on_end
+        self._pending: dict[int, asyncio.Future[Completion]] = {}
+        self._outbox: deque[tuple[pb.CompletionItem, int]] = deque()
+        self._last_sent = 0
+        self._given_up: list[int] = []
+        self._wake = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    async def ask(self, item: pb.CompletionItem, size: int, limit: float) -> Completion:
+        """The answer to one question. Ids grow from one to the next. After `limit` seconds it is given up."""
+        loop = asyncio.get_running_loop()
+        item_id = item.item_id
+        future: asyncio.Future[Completion] = loop.create_future()
+        self._pending[item_id] = future
+        self._outbox.append((item, size))
+        self._wake.set()
+        timer = loop.call_later(limit, self._expire, item_id, limit)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._give_up(item_id)
+            raise
+        finally:
+            timer.cancel()
+
+    def retire(self) -> None:
+        """Takes no more questions; ends when those it has are answered."""
+        self.retired = True
+        self._wake.set()
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._end(_CLOSED, None)  # a task that was cancelled before its first step has not done it
+
+    def _expire(self, item_id: int, limit: float) -> None:
+        if (future := self._give_up(item_id)) is not None and not future.done():
+            message = f"{self._address} gave no answer within {limit:g} s: it may be busy; allow more time"
+            future.set_exception(DeadlineExceeded(message, address=self._address))
+
+    def _give_up(self, item_id: int) -> asyncio.Future[Completion] | None:
+        future = self._settled(item_id)
+        if future is not None and item_id <= self._last_sent:
+            self._given_up.append(item_id)
+            self._wake.set()
+        return future
+
+    def _settled(self, item_id: int) -> asyncio.Future[Completion] | None:
+        future = self._pending.pop(item_id, None)
+        if self.retired and not self._pending:
+            self._wake.set()
+        return future
+
+    async def _run(self) -> None:
+        message = _CLOSED
+        cause: BaseException | None = None
+        call: _Call = self._open_call()
+        try:
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write(call))
+                await self._read(call)
+                writer.cancel()
+            message = f"the Adapter at {self._address} ended the stream: ask again"
+        except* DomainError as broken:
+            message, cause = str(broken.exceptions[0]), broken.exceptions[0]
+        except* Exception as broken:
+            _log.error("the stream to %s failed", self._address, exc_info=broken)
+            message = f"the stream to {self._address} failed: this process's log says why"
+        finally:
+            call.cancel()
+            self._end(message, cause)
+
+    def _end(self, message: str, cause: BaseException | None) -> None:
+        self.retired = True
+        self._on_end(self)
+        for future in self._pending.values():
+            if not future.done():
+                error = ServiceUnavailable(message, address=self._address)
+                error.__cause__ = cause
+                future.set_exception(error)
+        self._pending.clear()
+
+    async def _write(self, call: _Call) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while (message := self._next_message()) is not None:
+                    await call.write(message)
+                if self.retired and not self._pending:
+                    await call.done_writing()
+                    return
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the call has ended; the reader learns why
+
+    def _next_message(self) -> pb.CompleteManyRequest | None:
+        """What is ready, as much as one message takes."""
+        given_up, self._given_up = self._given_up, []
+        items: list[pb.CompletionItem] = []
+        room = MAX_BYTES
+        while self._outbox and len(items) < MAX_ITEMS:
+            item, size = self._outbox[0]
+            if item.item_id in self._pending:  # else it was given up before it was sent
+                if size > room and items:
+                    break
+                room -= size
+                items.append(item)
+                self._last_sent = item.item_id
+            self._outbox.popleft()
+        return pb.CompleteManyRequest(items=items, cancelled_item_ids=given_up) if items or given_up else None
+
+    async def _read(self, call: _Call) -> None:
+        with domain_errors(self._address, "adapter"):
+            while isinstance(response := await call.read(), pb.CompleteManyResponse):
+                for result in response.results:
+                    if (future := self._settled(result.item_id)) is not None and not future.done():
+                        self._answer(future, result)
+
+    def _answer(self, future: asyncio.Future[Completion], result: pb.CompletionItemResult) -> None:
+        if result.WhichOneof("result") == "completion":
+            future.set_result(completion_from_pb(result.completion))
+            return
+        error = error_from_pb(result.error)
+        if isinstance(error, Draining):  # it was not asked; the next question finds another replica
+            self.retire()
+            error = ServiceUnavailable(error.message, address=self._address)
+        future.set_exception(error)

@@ -1,0 +1,173 @@
+"""The Runner over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from promptlooper.caching import CacheStats
+from promptlooper.clients.resuming import ResumedStream
+from promptlooper.completion import ModelInfo
+from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
+from promptlooper.experiments import ExperimentFilter, ExperimentPage, Experiments, RunPage, Validation, WatchMessage
+from promptlooper.rpc.client import domain_errors, open_channel
+from promptlooper.run import Run, RunState
+from promptlooper.scoring import ScorerInfo
+from promptlooper.v1 import run_pb2
+from promptlooper.v1 import runner_service_pb2 as pb
+from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceStub
+from promptlooper.wire.caching import stats_from_pb
+from promptlooper.wire.completion import model_from_pb
+from promptlooper.wire.experiment import spec_to_pb
+from promptlooper.wire.experiments import (
+    experiment_from_pb,
+    experiment_page_from_pb,
+    filter_to_pb,
+    run_page_from_pb,
+    summary_from_pb,
+    validation_from_pb,
+    watch_message_from_pb,
+)
+from promptlooper.wire.run import RUN_STATES, run_from_pb
+from promptlooper.wire.scoring import scorer_from_pb
+
+RECONNECT_FOR = 60.0  # seconds without a message after which a watch or an export gives up
+
+
+@asynccontextmanager
+async def connected(address: str, *, reconnect_for: float = RECONNECT_FOR) -> AsyncIterator[RunnerClient]:
+    async with open_channel(address, pb.DESCRIPTOR.services_by_name["RunnerService"]) as channel:
+        yield RunnerClient(channel, address, reconnect_for=reconnect_for)
+
+
+class RunnerClient(Experiments):
+    """`watch` and `export` go on by themselves where they were when the connection is lost or the server restarts, and
+    raise ServiceUnavailable after `reconnect_for` seconds without a message."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, *, reconnect_for: float = RECONNECT_FOR) -> None:
+        self._stub = RunnerServiceStub(channel)
+        self._address = address
+        self._reconnect_for = reconnect_for
+
+    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
+        request = pb.CreateExperimentRequest(spec=spec_to_pb(spec), request_id=request_id)
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.CreateExperiment(request)
+        return experiment_from_pb(response.experiment)
+
+    async def validate(self, spec: ExperimentSpec) -> Validation:
+        request = pb.ValidateExperimentRequest(spec=spec_to_pb(spec))
+        with domain_errors(self._address, "runner"):
+            return validation_from_pb(await self._stub.ValidateExperiment(request))
+
+    async def get(self, experiment_id: str) -> Experiment:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.GetExperiment(pb.GetExperimentRequest(experiment_id=experiment_id))
+        return experiment_from_pb(response.experiment)
+
+    async def list_experiments(
+        self, where: ExperimentFilter, page_size: int = 0, page_token: str = ""
+    ) -> ExperimentPage:
+        request = filter_to_pb(where, page_size, page_token)
+        with domain_errors(self._address, "runner"):
+            return experiment_page_from_pb(await self._stub.ListExperiments(request))
+
+    async def cancel(self, experiment_id: str) -> Experiment:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.CancelExperiment(pb.CancelExperimentRequest(experiment_id=experiment_id))
+        return experiment_from_pb(response.experiment)
+
+    async def delete(self, experiment_id: str) -> None:
+        with domain_errors(self._address, "runner"):
+            await self._stub.DeleteExperiment(pb.DeleteExperimentRequest(experiment_id=experiment_id))
+
+    async def watch(
+        self,
+        experiment_id: str,
+        resume_token: str = "",
+        kinds: Sequence[str] = (),
+        bookmark_interval: float | None = None,
+    ) -> AsyncIterator[WatchMessage]:
+        """Snapshot, events, terminal; a server that drains is asked again with the last token."""
+        request = pb.WatchExperimentRequest(experiment_id=experiment_id, resume_token=resume_token, kinds=kinds)
+        if bookmark_interval is not None:
+            interval = Duration()
+            interval.FromNanoseconds(round(bookmark_interval * 1e9))
+            request.bookmark_interval.CopyFrom(interval)
+        ended = False
+        stream = self._resumed().messages(
+            lambda: self._stub.WatchExperiment(request), pb.WatchExperimentResponse, until=lambda: ended
+        )
+        async with aclosing(stream):
+            async for response in stream:
+                message = watch_message_from_pb(response)
+                request.resume_token = message.resume_token
+                ended = message.terminal is not None
+                yield message
+
+    async def get_run(self, run_id: str) -> Run:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.GetRun(pb.GetRunRequest(run_id=run_id))
+        return run_from_pb(response.run)
+
+    async def list_runs(
+        self,
+        experiment_id: str,
+        page_size: int = 0,
+        page_token: str = "",
+        states: Sequence[RunState] = (),
+        full: bool = False,
+    ) -> RunPage:
+        request = pb.ListRunsRequest(
+            experiment_id=experiment_id,
+            page_size=page_size,
+            page_token=page_token,
+            states=[RUN_STATES.number(state) for state in states],
+            view=run_pb2.RUN_VIEW_FULL if full else run_pb2.RUN_VIEW_BASIC,
+        )
+        with domain_errors(self._address, "runner"):
+            return run_page_from_pb(await self._stub.ListRuns(request))
+
+    async def cancel_run(self, run_id: str) -> Run:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.CancelRun(pb.CancelRunRequest(run_id=run_id))
+        return run_from_pb(response.run)
+
+    async def export(self, experiment_id: str, start_run_index: int = 0) -> AsyncIterator[Run]:
+        request = pb.ExportRunsRequest(experiment_id=experiment_id, start_run_index=start_run_index)
+        stream = self._resumed().messages(lambda: self._stub.ExportRuns(request), pb.ExportRunsResponse)
+        async with aclosing(stream):
+            async for response in stream:
+                for message in response.runs:
+                    request.start_run_index = message.run_index + 1
+                    yield run_from_pb(message)
+
+    async def summarize(self, experiment_id: str) -> ExperimentSummary:
+        request = pb.SummarizeExperimentRequest(experiment_id=experiment_id)
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.SummarizeExperiment(request)
+        return summary_from_pb(response.summary)
+
+    async def list_models(self) -> list[ModelInfo]:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.ListModels(pb.RunnerServiceListModelsRequest())
+        return [model_from_pb(model) for model in response.models]
+
+    async def list_scorers(self) -> list[ScorerInfo]:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.ListScorers(pb.RunnerServiceListScorersRequest())
+        return [scorer_from_pb(scorer) for scorer in response.scorers]
+
+    async def cache_stats(self) -> CacheStats:
+        with domain_errors(self._address, "runner"):
+            return stats_from_pb(await self._stub.GetCacheStats(pb.GetCacheStatsRequest()))
+
+    async def purge_cache(self, scope: str) -> int:
+        with domain_errors(self._address, "runner"):
+            return (await self._stub.PurgeCache(pb.PurgeCacheRequest(scope=scope))).deleted
+
+    def _resumed(self) -> ResumedStream:
+        return ResumedStream(self._address, self._reconnect_for)
