@@ -16,13 +16,15 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_service(main: Callable[[], Awaitable[None]], *, name: str | None = None, log_level: str = "info") -> None:
+def run_service(main: Callable[[], Awaitable[None]], *, name: str | None = None) -> None:
     """Runs `main` to its end and leaves the process: 0, 1 where it failed, 2 where a setting is wrong.
 
     A signal before `main` waits in `until_signalled` cancels it, and the exit code is 128 + signal, as of a process
     that a signal ended. `name` is what log lines carry; by default the service's part of the module of `main`.
     """
-    set_up_logging(name or _name_of(main), log_level)
+    # Before the settings are read, since what is wrong with them is logged; they refuse a level that is none.
+    level = os.environ.get("PROMPTLOOPER_LOG_LEVEL", "info").upper()
+    set_up_logging(name or _name_of(main), level if level in logging.getLevelNamesMapping() else "info")
     sys.exit(_run(main))
 
 

@@ -100,5 +100,12 @@ def test_fault_has_its_traceback() -> None:
     assert "ERROR runner stopped by a fault\nTraceback" in err
 
 
+@pytest.mark.parametrize(("level", "heard"), [("", True), ("warning", False), ("nonsense", True)])
+def test_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, level: str, heard: bool) -> None:
+    monkeypatch.setenv("PROMPTLOOPER_LOG_LEVEL", level)
+    _, _, err = ended(service("async def main():\n    logging.getLogger('x').info('here', extra={'runs': 3})"))
+    assert ("INFO runner here runs=3" in err) is heard
+
+
 def test_end_of_main_is_the_end() -> None:
     assert ended(service("async def main():\n    logging.getLogger().info('done', extra={'runs': 3})"))[0] == 0
