@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from promptlooper.caching import CacheStats
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.questions import confirm

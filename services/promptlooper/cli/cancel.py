@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.rows import experiment_document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from promptlooper.cli.ids import meant
 from promptlooper.cli.questions import confirm
 from promptlooper.cli.session import Session, project_option, session_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import click
+
 from promptlooper.cli.ids import LATEST, meant
 from promptlooper.cli.output import Format, OutputFile, output_file, write_format, write_results
 from promptlooper.cli.session import Session, project_option, session_options

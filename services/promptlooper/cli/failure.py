@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 import click
+
 from promptlooper.cli.outcome import FAILED, USAGE, Refused, code_of, error_document
 from promptlooper.cli.signals import Interrupted
 from promptlooper.errors import DomainError, ServiceUnavailable

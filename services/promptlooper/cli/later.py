@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import click
+
 from promptlooper.cli.outcome import USAGE, Refused
 
 LATER: Mapping[str, str] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.pairs import key_value
 from promptlooper.cli.rows import experiment_document

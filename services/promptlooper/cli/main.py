@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
+
 from promptlooper.cli.later import LATER, refusal
 
 # name → (module, attribute, one line for --help)

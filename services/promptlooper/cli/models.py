@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.rows import usd
 from promptlooper.cli.session import Session, json_option, session_options

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import orjson
+
 from promptlooper.cli.csv_rows import CsvLayout, columns_of
 from promptlooper.cli.later import not_available_yet
 from promptlooper.cli.outcome import USAGE, Refused

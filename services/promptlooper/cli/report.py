@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
+
 from promptlooper.cli.session import Target
 from promptlooper.cli.wording import count, milliseconds, money, one_line, printable, seconds, share, spent
 from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary, GateResult, VariantSummary

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
 from promptlooper.experiments import Experiments
 
 DEFAULT_HOME = ".promptlooper"

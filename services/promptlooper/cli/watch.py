@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 import click
+
 from promptlooper.cli.documents import print_document
-from promptlooper.cli.follow import follow
 from promptlooper.cli.ids import meant
 from promptlooper.cli.outcome import Refused, exit_code
 from promptlooper.cli.report import state_line
@@ -15,7 +15,6 @@ from promptlooper.cli.rows import experiment_document, iso
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import Interrupted, run_interruptibly
 from promptlooper.cli.wording import local_time, milliseconds, money, one_line, share
-from promptlooper.errors import DomainError
 from promptlooper.experiments import WatchMessage
 from promptlooper.run import Event
 
@@ -45,17 +44,13 @@ def watch(session: Session, experiment_id: str, kinds: tuple[str, ...], project:
 async def _watched(session: Session, text: str, kinds: tuple[str, ...], project: str | None, as_json: bool) -> int:
     async with session.open() as experiments:
         name = (await meant(experiments, text, project)).experiment_id
-        async for message in follow(experiments, name, kinds, on_lost=_say_lost):
+        async for message in experiments.watch(name, kinds=kinds):
             if as_json:
                 print_document(watch_document(message))
             elif (line := watch_line(message)) is not None:
                 click.echo(line)
         summary = await experiments.summarize(name)
         return exit_code(summary.experiment.state, summary.experiment.counts.failed, summary.gates)
-
-
-def _say_lost(error: DomainError) -> None:
-    click.echo(f"Connection lost; the experiment goes on. Trying again. ({error.message})", err=True)
 
 
 def watch_document(message: WatchMessage) -> dict[str, Any]:
