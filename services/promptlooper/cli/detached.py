@@ -85,7 +85,8 @@ def main() -> NoReturn:
     try:
         stopped_by = run_stack(options, parts, log=log, emit=emit, on_ready=on_ready)
     except DomainError as error:
-        emit(SUPERVISOR, error.message)
+        for line in error.message.splitlines():
+            emit(SUPERVISOR, line)
         answer({"reason": error.reason, "message": error.message, "code": code_of(error)})
         sys.exit(FAILED)
     emit(SUPERVISOR, f"stopped by {stopped_by.name}")

@@ -27,6 +27,7 @@ _NATS = re.compile(r"\[\d+\] (\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d+) \[(\w{3})\] (
 _NATS_LEVELS = {"TRC": "DEBUG", "DBG": "DEBUG", "INF": "INFO", "WRN": "WARNING", "ERR": "ERROR", "FTL": "CRITICAL"}
 _REDIS = re.compile(r"\d+:\w (\d\d \w{3} \d{4} \d\d:\d\d:\d\d\.\d+) ([.\-*#]) (.*)")
 _REDIS_LEVELS = {".": "DEBUG", "-": "DEBUG", "*": "INFO", "#": "WARNING"}
+_SIGNAL_HEARD = re.compile(r"\d+:signal-handler ")  # of Redis
 _QUIET = ("DEBUG", "INFO")
 
 
@@ -48,6 +49,8 @@ def redis_line(line: str) -> ServerLine:
 
 def _translated(line: str, name: str, pattern: re.Pattern[str], form: str, levels: dict[str, str]) -> ServerLine:
     """Lines of another form, as of a crash, stay as they are. Both servers log local time."""
+    if _SIGNAL_HEARD.match(line):
+        return ServerLine(line, chatter=True)
     found = pattern.fullmatch(line)
     if found is None or found[2] not in levels:
         return ServerLine(line, chatter=False)

@@ -213,14 +213,16 @@ class Supervisor:
 
     async def _until_healthy(self, child: _Child) -> None:
         part, deadline = child.part, time.monotonic() + _READY_SECONDS
-        while not await is_healthy(part.kind, part.address, part.health_address):
-            if child.ended.is_set():
+        while self._starting:
+            healthy = await is_healthy(part.kind, part.address, part.health_address)
+            if child.ended.is_set():  # then it was something else that answered
                 self._fail(child, child.how_it_ended)
+            elif healthy:
+                return
             elif time.monotonic() > deadline:
                 self._fail(child, f"was not healthy after {_READY_SECONDS:.0f} s")
-            if not self._starting:
-                return
-            await asyncio.sleep(_POLL_SECONDS)
+            else:
+                await asyncio.sleep(_POLL_SECONDS)
 
     def _fail(self, child: _Child, what: str) -> None:
         # The first is the cause; others may have failed for want of it.

@@ -1,0 +1,152 @@
+"""`up`, `status` and `down` with everything real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import psutil
+
+from promptlooper.backing import free_port
+from promptlooper.cli.probe import is_healthy
+from promptlooper.testing.eventually import eventually
+from promptlooper.testing.servers import fresh_database, postgres_server
+
+if TYPE_CHECKING:
+    from conftest import CommandLine
+
+PARTS = ["nats", "redis", "cache-0", "scorer-0", "adapter-0", "runner-0"]
+
+
+def pid_of(promptlooper: CommandLine, name: str) -> int:
+    return next(int(row["pid"]) for row in promptlooper.status() if row["name"] == name)
+
+
+def test_status_names_every_part_and_all_are_healthy(stack: CommandLine) -> None:
+    rows = stack.status()
+    assert [row["name"] for row in rows] == PARTS
+    for row in rows:
+        assert list(row) == ["name", "kind", "address", "pid", "healthy"]
+        assert row["kind"] == row["name"].removesuffix("-0")
+        assert row["healthy"] is True
+        assert psutil.pid_exists(row["pid"])
+    assert stack("status").returncode == 0
+
+
+def test_a_second_up_in_the_same_folder_is_refused(stack: CommandLine) -> None:
+    again = stack("up", "-d", "--port-base", "0")
+    assert again.returncode == 1
+    assert "already running" in again.stderr
+    assert all(row["healthy"] for row in stack.status())
+
+
+def test_the_key_of_a_provider_is_in_the_environment_of_the_adapter_only(stack: CommandLine) -> None:
+    holders = [row["name"] for row in stack.status() if "OPENAI_API_KEY" in psutil.Process(row["pid"]).environ()]
+    assert holders == ["adapter-0"]
+
+
+def test_nats_writes_what_it_acknowledges_to_disk(stack: CommandLine) -> None:
+    assert "sync_interval: always" in (stack.data / "nats" / "nats.conf").read_text()
+
+
+def test_down_leaves_no_process_and_may_be_repeated(own: CommandLine) -> None:
+    started = own("up", "-d", "--port-base", "0")
+    assert started.returncode == 0, started.stderr
+    assert "promptlooper run FILE --server 127.0.0.1:" in started.stdout
+    processes = own.processes()
+    assert len(processes) >= 1 + len(PARTS)
+
+    stopped = own("down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert own.living(processes) == []
+    assert own("down").returncode == 0
+    assert own("status").returncode == 1
+
+
+async def test_a_dead_part_is_unhealthy_in_status_and_its_end_is_in_the_log(own: CommandLine) -> None:
+    assert own("up", "-d", "--port-base", "0").returncode == 0
+    os.kill(pid_of(own, "scorer-0"), signal.SIGKILL)
+
+    def dead() -> list[str]:
+        return [row["name"] for row in own.status() if not row["healthy"]]
+
+    await eventually(lambda: dead() == ["scorer-0"])
+    shown = own("status")
+    assert shown.returncode == 1
+    assert "scorer-0" in shown.stdout
+    log = (own.data / "logs" / "up.log").read_text()
+    assert "up        | scorer-0 was ended by SIGKILL" in log
+
+
+async def test_nothing_outlives_a_killed_supervisor_and_up_works_again(own: CommandLine) -> None:
+    assert own("up", "-d", "--port-base", "0").returncode == 0
+    processes = own.processes()
+    processes[0].kill()
+    await eventually(lambda: own.living(processes) == [])
+
+    shown = own("status")
+    assert shown.returncode == 1
+    assert "No stack is running" in shown.stderr
+    again = own("up", "-d", "--port-base", "0")
+    assert again.returncode == 0, again.stderr
+    assert all(row["healthy"] for row in own.status())
+
+
+async def test_in_the_foreground_every_line_has_a_name_and_sigterm_stops_in_order(own: CommandLine) -> None:
+    with own.popen("up", "--port-base", "0") as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C stops everything" in line:
+                break
+        processes = own.processes()
+        process.send_signal(signal.SIGTERM)
+        lines += process.stdout.readlines()
+    assert process.returncode == 143
+    assert own.living(processes) == []
+    *log, farewell = lines
+    assert farewell == "Stopped by SIGTERM.\n" or "SIGTERM" in farewell
+    assert {line.split("|")[0].strip() for line in log} <= {"up", *PARTS}
+    stopped = [line.split()[-1] for line in log if "| stopping " in line]
+    assert stopped == ["runner-0", "adapter-0", "scorer-0", "cache-0", "redis", "nats"]
+
+
+def test_a_part_that_can_not_start_stops_everything_and_shows_why(own: CommandLine) -> None:
+    (own.folder / "providers.yaml").write_text("providers: [{name: mine, type: carrier-pigeon}]\n")
+    started = own("up", "-d", "--port-base", "0", "--providers", "providers.yaml")
+    assert started.returncode == 1
+    assert "adapter-0" in started.stderr
+    assert "carrier-pigeon" in started.stderr
+    assert own("status").returncode == 1
+    assert [p for p in psutil.process_iter(["cmdline"]) if str(own.data) in " ".join(p.info["cmdline"] or [])] == []
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(own: CommandLine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        started = own("up", "-d", "--port-base", str(port))
+    assert started.returncode == 1
+    assert f"{port} (runner-0)" in started.stderr
+    assert not own.data.exists()
+
+
+def test_a_new_postgresql_is_migrated_before_the_runner_starts(own: CommandLine) -> None:
+    with postgres_server() as server:
+        started = own("up", "-d", "--port-base", "0", "--database-url", fresh_database(server))
+        assert started.returncode == 0, started.stderr
+        assert not (own.data / "promptlooper.db").exists()
+        assert own("down").returncode == 0
+
+
+async def test_a_service_served_alone_answers_health_and_stops_cleanly(own: CommandLine) -> None:
+    port, health_port = free_port(), free_port()
+    own.extra["PROMPTLOOPER_LISTEN"] = f"127.0.0.1:{port}"
+    own.extra["PROMPTLOOPER_HEALTH_LISTEN"] = f"127.0.0.1:{health_port}"
+    with own.popen("serve", "scorer") as process:
+        for address in (f"127.0.0.1:{port}", f"127.0.0.1:{health_port}"):
+            await eventually(lambda address=address: is_healthy("scorer", address, None))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
