@@ -15,9 +15,7 @@ from promptlooper.errors import DeadlineExceeded, DomainError, Draining, Service
 from promptlooper.rpc.client import domain_errors
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.wire.completion import completion_from_pb, error_from_pb
-
-MAX_ITEMS = 256  # per message
-MAX_BYTES = 1024 * 1024
+from promptlooper.wire.limits import BATCH_BYTES, BATCH_ITEMS
 
 _CLOSED = "this process closed its connection to the Adapter"
 
@@ -142,8 +140,8 @@ class CompletionStream:
         """What is ready, as much as one message takes."""
         given_up, self._given_up = self._given_up, []
         items: list[pb.CompletionItem] = []
-        room = MAX_BYTES
-        while self._outbox and len(items) < MAX_ITEMS:
+        room = BATCH_BYTES
+        while self._outbox and len(items) < BATCH_ITEMS:
             item, size = self._outbox[0]
             if item.item_id in self._pending:  # else it was given up before it was sent
                 if size > room and items:

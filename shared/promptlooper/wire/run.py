@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from promptlooper.run import Run, RunError, RunState, Score, StageResult
 from promptlooper.v1 import run_pb2 as pb
 from promptlooper.wire.completion import finish_reason_name, finish_reason_number, message_from_pb, message_to_pb
@@ -113,6 +115,11 @@ def score_from_pb(message: pb.Score) -> Score:
         error=message.error or None,
         metadata=object_of(message.metadata_json, "score.metadata_json"),
     )
+
+
+def basic(run: Run) -> Run:
+    """The run in the BASIC view: without texts."""
+    return replace(run, input=None, expected=None, output=None, stages=())
 
 
 def run_to_pb(run: Run) -> pb.Run:

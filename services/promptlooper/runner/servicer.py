@@ -1,0 +1,152 @@
+"""The Runner's RPCs: convert in, ask the core, convert out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, TypeAlias
+
+import grpc
+
+from promptlooper.errors import InvalidArgument
+from promptlooper.experiments import Experiments
+from promptlooper.v1 import run_pb2
+from promptlooper.v1 import runner_service_pb2 as pb
+from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceServicer, add_RunnerServiceServicer_to_server
+from promptlooper.wire.caching import runner_stats_to_pb
+from promptlooper.wire.completion import model_to_pb
+from promptlooper.wire.experiment import spec_from_pb
+from promptlooper.wire.experiments import (
+    experiment_page_to_pb,
+    experiment_to_pb,
+    filter_from_pb,
+    run_page_to_pb,
+    summary_to_pb,
+    validation_to_pb,
+    watch_message_to_pb,
+)
+from promptlooper.wire.run import RUN_STATES, basic, run_to_pb
+from promptlooper.wire.scoring import scorer_to_pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["RunnerService"]
+SERVICE_NAME = SERVICE.full_name
+
+EXPORT_RUNS = 200  # per message
+EXPORT_BYTES = 1024 * 1024
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+def register(server: grpc.aio.Server, core: Experiments) -> None:
+    add_RunnerServiceServicer_to_server(RunnerServicer(core), server)
+
+
+class RunnerServicer(RunnerServiceServicer):
+    """A watch ends when the core's iterator does: with its terminal message, or when the core drains."""
+
+    def __init__(self, core: Experiments) -> None:
+        self._core = core
+
+    async def CreateExperiment(
+        self, request: pb.CreateExperimentRequest, context: Context
+    ) -> pb.CreateExperimentResponse:
+        experiment = await self._core.create(spec_from_pb(request.spec), request.request_id)
+        return pb.CreateExperimentResponse(experiment=experiment_to_pb(experiment))
+
+    async def ValidateExperiment(
+        self, request: pb.ValidateExperimentRequest, context: Context
+    ) -> pb.ValidateExperimentResponse:
+        return validation_to_pb(await self._core.validate(spec_from_pb(request.spec)))
+
+    async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
+        experiment = await self._core.get(request.experiment_id)
+        return pb.GetExperimentResponse(experiment=experiment_to_pb(experiment))
+
+    async def ListExperiments(self, request: pb.ListExperimentsRequest, context: Context) -> pb.ListExperimentsResponse:
+        where = filter_from_pb(request)
+        return experiment_page_to_pb(await self._core.list_experiments(where, request.page_size, request.page_token))
+
+    async def CancelExperiment(
+        self, request: pb.CancelExperimentRequest, context: Context
+    ) -> pb.CancelExperimentResponse:
+        experiment = await self._core.cancel(request.experiment_id)
+        return pb.CancelExperimentResponse(experiment=experiment_to_pb(experiment))
+
+    async def DeleteExperiment(
+        self, request: pb.DeleteExperimentRequest, context: Context
+    ) -> pb.DeleteExperimentResponse:
+        await self._core.delete(request.experiment_id)
+        return pb.DeleteExperimentResponse()
+
+    async def WatchExperiment(
+        self, request: pb.WatchExperimentRequest, context: Context
+    ) -> AsyncIterator[pb.WatchExperimentResponse]:
+        every = request.bookmark_interval.ToNanoseconds() / 1e9 if request.HasField("bookmark_interval") else None
+        messages = self._core.watch(request.experiment_id, request.resume_token, list(request.kinds), every)
+        async with _closing(messages):
+            async for message in messages:
+                yield watch_message_to_pb(message)
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=run_to_pb(await self._core.get_run(request.run_id)))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        states = [RUN_STATES.member(state, f"states[{i}]") for i, state in enumerate(request.states)]
+        page = await self._core.list_runs(
+            request.experiment_id, request.page_size, request.page_token, states, _is_full(request.view)
+        )
+        return run_page_to_pb(page)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        return pb.CancelRunResponse(run=run_to_pb(basic(await self._core.cancel_run(request.run_id))))
+
+    async def ExportRuns(self, request: pb.ExportRunsRequest, context: Context) -> AsyncIterator[pb.ExportRunsResponse]:
+        runs = self._core.export(request.experiment_id, request.start_run_index)
+        batch: list[run_pb2.Run] = []
+        room = EXPORT_BYTES
+        async with _closing(runs):
+            async for run in runs:
+                message = run_to_pb(run)
+                size = message.ByteSize()
+                if batch and (size > room or len(batch) == EXPORT_RUNS):
+                    yield pb.ExportRunsResponse(runs=batch)
+                    batch, room = [], EXPORT_BYTES
+                batch.append(message)
+                room -= size
+        if batch:
+            yield pb.ExportRunsResponse(runs=batch)
+
+    async def SummarizeExperiment(
+        self, request: pb.SummarizeExperimentRequest, context: Context
+    ) -> pb.SummarizeExperimentResponse:
+        summary = await self._core.summarize(request.experiment_id)
+        return pb.SummarizeExperimentResponse(summary=summary_to_pb(summary))
+
+    async def ListModels(
+        self, request: pb.RunnerServiceListModelsRequest, context: Context
+    ) -> pb.RunnerServiceListModelsResponse:
+        models = await self._core.list_models()
+        return pb.RunnerServiceListModelsResponse(models=[model_to_pb(model) for model in models])
+
+    async def ListScorers(
+        self, request: pb.RunnerServiceListScorersRequest, context: Context
+    ) -> pb.RunnerServiceListScorersResponse:
+        scorers = await self._core.list_scorers()
+        return pb.RunnerServiceListScorersResponse(scorers=[scorer_to_pb(scorer) for scorer in scorers])
+
+    async def GetCacheStats(self, request: pb.GetCacheStatsRequest, context: Context) -> pb.GetCacheStatsResponse:
+        return runner_stats_to_pb(await self._core.cache_stats())
+
+    async def PurgeCache(self, request: pb.PurgeCacheRequest, context: Context) -> pb.PurgeCacheResponse:
+        return pb.PurgeCacheResponse(deleted=await self._core.purge_cache(request.scope))
+
+
+def _closing(iterator: AsyncIterator[Any]) -> Any:
+    """Closes an async generator when the caller goes; other iterators have nothing to close."""
+    return aclosing(iterator) if hasattr(iterator, "aclose") else AsyncExitStack()
+
+
+def _is_full(view: int) -> bool:
+    if view not in run_pb2.RunView.values():
+        raise InvalidArgument(f"view: {view} is not a view that this version knows", field="view")
+    return view == run_pb2.RUN_VIEW_FULL
