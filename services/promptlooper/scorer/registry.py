@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 import jsonschema_rs
+
 from promptlooper.jsonvalue import Json, JsonObject
 from promptlooper.scorer.scorers import length, number, regex, similarity, spending, structure, text
 from promptlooper.scorer.scorertype import SHOWN, ScorerType, ScoringFailed, Subject, shown

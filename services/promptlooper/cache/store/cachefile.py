@@ -51,6 +51,7 @@ class CacheFile:
         """Opens the file, or makes it. One that is broken is put aside and made anew."""
         self._path = path
         self._max_bytes = max_bytes
+        self._purged = False  # what was deleted is not given back to the disk yet
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():  # switching a new file to WAL does not wait for others
             try:
@@ -82,6 +83,10 @@ class CacheFile:
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+        if self._purged:
+            # As a script: `execute` would stop after the first page. It cannot run inside the transaction.
+            self._connection.executescript("PRAGMA incremental_vacuum")
+            self._purged = False
 
     def claim(self, wanted: Sequence[Wanted], claimant_id: str, now: float, lease_ttl: float) -> list[Claim]:
         return [self._claimed(one, claimant_id, now, lease_ttl) for one in wanted]
@@ -105,7 +110,7 @@ class CacheFile:
             deleted = self._connection.execute("DELETE FROM entries WHERE key >= ? AND key < ?", bounds).rowcount
         else:
             deleted = self._connection.execute("DELETE FROM entries").rowcount
-        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self._purged = True
         return deleted
 
     def size(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import re2
+
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.scorer.scorers.text import IGNORE_CASE
 from promptlooper.scorer.scorertype import ScorerType, ScoringFailed, Subject, shown, yes_no

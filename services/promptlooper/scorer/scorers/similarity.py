@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from rapidfuzz.distance import Levenshtein
+
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.scorer.scorers.text import IGNORE_CASE, TRIM, folded
 from promptlooper.scorer.scorertype import ScorerType, ScoringFailed, Subject, as_text, shown
 from promptlooper.scoring import ScoreValue
-from rapidfuzz.distance import Levenshtein
 
 _MAX_CHARACTERS = 50_000  # of each text: the time grows with the product of the two
 

@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema_rs
 from jsonpath import JSONPath, JSONPathEnvironment, JSONPathError
 from jsonpath.token import TOKEN_COMMA, TOKEN_DDOT, TOKEN_ROOT
+
 from promptlooper.digest import canonical
 from promptlooper.jsonvalue import JsonObject, json_text, json_value
 from promptlooper.scorer.scorertype import NotJson, ScorerType, ScoringFailed, Subject, shown, yes_no

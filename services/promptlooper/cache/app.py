@@ -1,0 +1,35 @@
+"""Builds and joins the Cache service."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from promptlooper.cache import servicer
+from promptlooper.cache.core import CacheCore
+from promptlooper.cache.settings import CacheSettings
+from promptlooper.cache.store.redis import RedisStore
+from promptlooper.rpc.process import until_signalled
+from promptlooper.rpc.server import serving
+
+log = logging.getLogger(__name__)
+DAY = 86400.0
+
+
+async def run(settings: CacheSettings) -> None:
+    """Serves until a signal comes. Healthy also while Redis is away: calls then say so, and callers go on without."""
+    async with (
+        RedisStore(
+            settings.redis_url, value_ttl=settings.cache_ttl_days * DAY, timeout=settings.redis_timeout
+        ) as store,
+        serving(
+            settings.listen,
+            {servicer.SERVICE_NAME: partial(servicer.register, core=CacheCore(store))},
+            health_listen=settings.health_listen,
+            reflection=settings.reflection,
+            grace=settings.grace,
+            lame_duck=settings.lame_duck,
+        ) as server,
+    ):
+        log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
+        await until_signalled()

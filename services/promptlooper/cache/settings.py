@@ -1,0 +1,16 @@
+"""Settings of the Cache service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from promptlooper.settings import ServiceSettings
+
+
+class CacheSettings(ServiceSettings):
+    """`redis_url` may name a password: it is masked where settings are logged."""
+
+    listen: str = "127.0.0.1:7053"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    cache_ttl_days: float = Field(default=30.0, gt=0)  # after which Redis forgets a value
+    redis_timeout: float = Field(default=0.25, gt=0)  # seconds that one answer of Redis may take

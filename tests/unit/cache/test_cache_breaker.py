@@ -1,0 +1,38 @@
+"""The circuit breaker."""
+
+from __future__ import annotations
+
+from promptlooper.cache.breaker import Breaker
+from promptlooper.testing.clock import ManualClock
+
+
+def test_breaker_admits_all_until_the_first_failure() -> None:
+    breaker = Breaker(ManualClock(), rest=1.0)
+    assert breaker.admits()
+    assert not breaker.succeeded()
+    assert breaker.failed()
+    assert not breaker.admits()
+
+
+def test_breaker_lets_one_try_through_after_its_rest() -> None:
+    clock = ManualClock()
+    breaker = Breaker(clock, rest=1.0)
+    breaker.failed()
+    clock.advance(1.0)
+    assert [breaker.admits() for _ in range(3)] == [True, False, False]
+    assert not breaker.failed()
+    assert not breaker.admits()
+    clock.advance(1.0)
+    assert breaker.admits()
+    assert breaker.succeeded()
+    assert [breaker.admits() for _ in range(3)] == [True, True, True]
+
+
+def test_try_that_never_ends_does_not_keep_the_breaker_open() -> None:
+    clock = ManualClock()
+    breaker = Breaker(clock, rest=1.0)
+    breaker.failed()
+    clock.advance(1.0)
+    assert breaker.admits()
+    clock.advance(1.0)
+    assert breaker.admits()
