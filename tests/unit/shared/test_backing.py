@@ -231,5 +231,5 @@ def test_data_folder_that_postgres_may_not_enter_is_said(tmp_path: Path) -> None
     private.mkdir(mode=0o700)
     server = PostgresServer(private / "data")
     server.user = pwd.getpwnam("nobody")
-    with pytest.raises(BackingUnavailable, match="user 'nobody' may not enter .*: choose a data folder elsewhere"):
+    with pytest.raises(BackingUnavailable, match=r"user 'nobody' may not enter .*: choose a data folder elsewhere"):
         server.start()
