@@ -30,7 +30,7 @@ from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching
 from promptlooper.runner.render import Renderer, variables
 from promptlooper.runner.spec.check import check
-from promptlooper.runner.spec.expand import cell, stage_model, stage_params, variants
+from promptlooper.runner.spec.expand import stage_model, stage_params, variants
 from promptlooper.runner.spec.normal import body_sha256, completed
 from promptlooper.runner.store import repository
 from promptlooper.runner.store.database import Database
@@ -88,14 +88,14 @@ class RunnerCore:
         says so before it calls."""
         if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
             return Bound(0, 0)
-        place = cell(spec, variants(spec), 0)
-        stage = place.variant.pipeline.stages[0]
-        (known,) = await self._gateway.check_models([stage_model(place.variant, stage)])
+        variant = variants(spec)[0]
+        stage = variant.pipeline.stages[0]
+        (known,) = await self._gateway.check_models([stage_model(variant, stage)])
         try:
             messages = self._renderer.messages(stage, variables(spec, spec.inputs[0], (), 0))
         except TemplateError:  # that run will fail; the others tell what they need
             return Bound(0, 0)
-        return call_bound(messages, stage_params(place.variant, stage), known.price)
+        return call_bound(messages, stage_params(variant, stage), known.price)
 
     async def validate(self, spec: ExperimentSpec) -> Validation:
         return await check(completed(spec), self._gateway, self._scoring)
@@ -204,7 +204,7 @@ class RunnerCore:
 
     async def _source(self, experiment_id: str) -> RunSource:
         experiment = await self.get(experiment_id)
-        spec = await self._database.read(partial(repository.spec_of, experiment_id=experiment_id))
+        spec, _ = await self._database.read(partial(repository.spec_of, experiment_id=experiment_id))
         return RunSource(experiment, spec, variants(spec))
 
     async def list_models(self) -> list[ModelInfo]:

@@ -15,7 +15,7 @@ from promptlooper.runner.answers import Answer, Answers, Question
 from promptlooper.runner.bounds import Bound, call_bound
 from promptlooper.runner.render import Renderer, scorer_variables, variables
 from promptlooper.runner.scores import Scores
-from promptlooper.runner.spec.expand import Cell, Variant, cell, stage_model, stage_params
+from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.turn import Claim, Outcome, RunEnded, RunFacts, RunReturned, StageDone
 
@@ -38,6 +38,7 @@ class Plan:
     experiment_id: str
     spec: ExperimentSpec  # without its inputs
     variants: tuple[Variant, ...]
+    grid: Shape
     models: dict[str, ModelCheck]  # by provider/model: prices and endpoints
 
 
@@ -57,23 +58,27 @@ class RunExecutor:
         self._renderer, self._clock, self._report = renderer, clock, report
 
     def place_of(self, run_index: int) -> Cell:
-        return cell(self._plan.spec, self._plan.variants, run_index)
+        return cell(self._plan.grid, run_index)
+
+    def variant_of(self, place: Cell) -> Variant:
+        return self._plan.variants[place.variant_index]
 
     def facts_of(self, run_index: int, row: InputRow) -> RunFacts:
         place = self.place_of(run_index)
-        return RunFacts(place.variant.variant_id, row.input_id, place.repeat)
+        return RunFacts(self.variant_of(place).variant_id, row.input_id, place.repeat)
 
     async def step(self, claim: Claim, row: InputRow, results: tuple[StageResult, ...]) -> None:
         """Executes one stage of a run, and after the last one its scoring. Everything that can go wrong with the work
         ends as an outcome; cancellation passes."""
         plan = self._plan
         place = self.place_of(claim.run_index)
-        facts = RunFacts(place.variant.variant_id, row.input_id, place.repeat)
-        stages = place.variant.pipeline.stages
+        variant = self.variant_of(place)
+        facts = RunFacts(variant.variant_id, row.input_id, place.repeat)
+        stages = variant.pipeline.stages
         index = claim.next_stage
         try:
             if index < len(stages):
-                result = await self._stage(claim, place, row, results)
+                result = await self._stage(claim, place.repeat, variant, row, results)
                 filtered = result.finish_reason == "content_filter"
                 last = filtered or index + 1 == len(stages)
                 self._report(StageDone(claim.run_index, claim.lease_epoch, facts, result, last))
@@ -82,7 +87,7 @@ class RunExecutor:
                 if not last:
                     return
                 results = (*results, result)
-            scores, score, passed = await self._scored(place, row, results)
+            scores, score, passed = await self._scored(row, results)
         except NeedsMore as need:
             self._report(
                 RunReturned(
@@ -100,7 +105,7 @@ class RunExecutor:
                 outcome = RunReturned(claim.run_index, claim.lease_epoch, facts, not_before_us=due, why=error.message)
                 self._report(outcome)
                 return
-            self._fail(claim, facts, _run_error(error, index, place))
+            self._fail(claim, facts, _run_error(error, index, variant))
         except Exception as error:
             log.exception("run %s-%s failed unexpectedly", plan.experiment_id, claim.run_index)
             told = RunError("INTERNAL", f"internal error ({type(error).__name__}); see the Runner's log", index)
@@ -112,8 +117,10 @@ class RunExecutor:
     def _fail(self, claim: Claim, facts: RunFacts, error: RunError) -> None:
         self._report(RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.FAILED, error=error))
 
-    async def _stage(self, claim: Claim, place: Cell, row: InputRow, results: tuple[StageResult, ...]) -> StageResult:
-        plan, variant, index = self._plan, place.variant, claim.next_stage
+    async def _stage(
+        self, claim: Claim, repeat: int, variant: Variant, row: InputRow, results: tuple[StageResult, ...]
+    ) -> StageResult:
+        plan, index = self._plan, claim.next_stage
         stage = variant.pipeline.stages[index]
         model = stage_model(variant, stage)
         params = stage_params(variant, stage)
@@ -126,12 +133,12 @@ class RunExecutor:
             ):
                 raise NeedsMore(bound)
         request = CompletionRequest(model, messages, params, stage.timeout or plan.spec.limits.stage_timeout)
-        question = Question(request, known.endpoint, place.repeat, plan.spec.project, plan.spec.cache)
+        question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
         answer = await self._answers.ask(question)
         return _stage_result(index, stage.name, request, answer)
 
     async def _scored(
-        self, place: Cell, row: InputRow, results: tuple[StageResult, ...]
+        self, row: InputRow, results: tuple[StageResult, ...]
     ) -> tuple[tuple[Score, ...], float | None, bool | None]:
         values = scorer_variables(self._plan.spec, row, results)
         return await self._scores.of(self._plan.spec.scorers, results, values)
@@ -144,8 +151,8 @@ class _Filtered(CompletionFailed):
         super().__init__(f"the content filter of {model!r} withheld the answer; change the prompt or the input")
 
 
-def _run_error(error: DomainError, index: int, place: Cell) -> RunError:
-    stages = place.variant.pipeline.stages
+def _run_error(error: DomainError, index: int, variant: Variant) -> RunError:
+    stages = variant.pipeline.stages
     name = stages[index].name if index < len(stages) else ""
     where = f"stage {name!r}" if name else f"stage {index}"
     message = f"{where}: {error.message}" if error.reason == "TEMPLATE_ERROR" else error.message

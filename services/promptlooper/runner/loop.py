@@ -15,7 +15,7 @@ from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUna
 from promptlooper.experiment import ExperimentSpec, InputRow
 from promptlooper.run import RunState, StageResult
 from promptlooper.runner.execution import Plan, RunExecutor
-from promptlooper.runner.spec.expand import stage_model, variants
+from promptlooper.runner.spec.expand import Shape, stage_model, variants
 from promptlooper.runner.store import repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
@@ -124,8 +124,8 @@ class ExperimentLoop:
 
     async def _run(self) -> None:
         parts = self._parts
-        spec = await parts.database.read(partial(repository.spec_of, experiment_id=self.experiment_id))
-        plan = await self._plan(spec)
+        spec, total = await parts.database.read(partial(repository.spec_of, experiment_id=self.experiment_id))
+        plan = await self._plan(spec, total)
         if plan is None:
             return
         executor = RunExecutor(plan, parts.answers, parts.scores, parts.renderer, parts.clock, self._report)
@@ -163,19 +163,20 @@ class ExperimentLoop:
             await self._start([*result.claims, *result.continuing], inputs, executor)
             self._wait_until(result.next_due_us)
 
-    async def _plan(self, spec: ExperimentSpec) -> Plan | None:
+    async def _plan(self, spec: ExperimentSpec, total: int) -> Plan | None:
         """Prices and endpoints of the models, once. Waits for an Adapter that can't be reached; None when stopped."""
         chosen = variants(spec)
+        grid = Shape(total // (spec.repeats * len(chosen)), spec.repeats, len(chosen))
         models = sorted({stage_model(v, stage) for v in chosen for stage in v.pipeline.stages})
         while not self._stopping:
             try:
                 checks = await self._parts.gateway.check_models(models)
-                return Plan(self.experiment_id, spec, chosen, {check.model: check for check in checks})
+                return Plan(self.experiment_id, spec, chosen, grid, {check.model: check for check in checks})
             except ServiceUnavailable as error:
                 log.warning("experiment %s waits: %s", self.experiment_id, error)
                 await asyncio.sleep(AFTER_OUTAGE)
                 if self._cancelling:
-                    return Plan(self.experiment_id, spec, chosen, {m: ModelCheck(m) for m in models})
+                    return Plan(self.experiment_id, spec, chosen, grid, {m: ModelCheck(m) for m in models})
         return None
 
     async def _next_turn(self) -> None:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from promptlooper.experiment import Experiment, ExperimentSpec, InputRow
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import Run, RunState, Score, StageResult
-from promptlooper.runner.spec.expand import Variant, cell
+from promptlooper.runner.spec.expand import Shape, Variant, cell
 from promptlooper.runner.store.models import runs, scores, stage_results
 from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, input_chunk
 from promptlooper.runner.store.rows import EPOCH, moment_of, run_error_of, score_of, stage_result_of
@@ -27,6 +27,11 @@ class RunSource:
     experiment: Experiment
     spec: ExperimentSpec
     variants: tuple[Variant, ...]
+
+    @property
+    def grid(self) -> Shape:
+        rows = self.experiment.counts.total // (self.spec.repeats * len(self.variants))
+        return Shape(rows, self.spec.repeats, len(self.variants))
 
 
 def read_runs(
@@ -107,8 +112,8 @@ def _run(
     source: RunSource, row: Any, inputs: _Inputs, stages: list[StageResult], judged: list[Score], full: bool
 ) -> Run:
     experiment = source.experiment
-    place = cell(source.spec, source.variants, row.run_index)
-    variant, value = place.variant, inputs[place.input_index]
+    place = cell(source.grid, row.run_index)
+    variant, value = source.variants[place.variant_index], inputs[place.input_index]
     answered = row.next_stage > 0
     return Run(
         run_id=f"{experiment.experiment_id}-{row.run_index}",
@@ -121,7 +126,7 @@ def _run(
         input_id=value.input_id,
         variant_id=variant.variant_id,
         pipeline=variant.pipeline.name,
-        model=variant.model.name,
+        model=variant.model_entry.name,
         params=variant.params,
         repeat=place.repeat,
         input=value.value if full else None,

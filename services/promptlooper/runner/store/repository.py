@@ -15,8 +15,8 @@ from promptlooper.experiments import ExperimentFilter
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Event, RunState
-from promptlooper.runner.spec.expand import total_runs
-from promptlooper.runner.spec.normal import input_from_json, input_to_json, spec_from_json, spec_to_json
+from promptlooper.runner.spec.expand import shape
+from promptlooper.runner.spec.normal import row_from_json, row_to_json, spec_from_json, spec_to_json
 from promptlooper.runner.store.models import (
     events,
     experiments,
@@ -101,7 +101,7 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
             {
                 "experiment_id": new.experiment_id,
                 "chunk": number,
-                "rows_json": json_text([input_to_json(row) for row in chunk]),
+                "rows_json": json_text([row_to_json(row) for row in chunk]),
             }
             for number, chunk in enumerate(chunks)
         ],
@@ -111,7 +111,7 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
         {
             "experiment_id": new.experiment_id,
             "state": ExperimentState.PENDING.value,
-            "total": total_runs(spec),
+            "total": shape(spec).total,
             "max_concurrency": spec.limits.max_concurrency,
             "budget_nanousd": spec.limits.budget_nanousd,
             "budget_tokens": spec.limits.budget_tokens,
@@ -188,14 +188,15 @@ def page(
     return exact, (rows[limit - 1].created_us, rows[limit - 1].experiment_id) if more else None
 
 
-def spec_of(connection: sa.Connection, experiment_id: str) -> ExperimentSpec:
-    """The spec without its inputs."""
-    text = connection.execute(
-        sa.select(experiments.c.spec_json).where(experiments.c.experiment_id == experiment_id)
-    ).scalar()
-    if text is None:
+def spec_of(connection: sa.Connection, experiment_id: str) -> tuple[ExperimentSpec, int]:
+    """The spec without its inputs, and the number of runs."""
+    query = sa.select(experiments.c.spec_json, progress.c.total).join(
+        progress, progress.c.experiment_id == experiments.c.experiment_id
+    )
+    row = connection.execute(query.where(experiments.c.experiment_id == experiment_id)).one_or_none()
+    if row is None:
         raise _not_found(experiment_id)
-    return spec_from_json(json_value(text))
+    return spec_from_json(json_value(row.spec_json)), row.total
 
 
 def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> list[Any]:
@@ -205,7 +206,7 @@ def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> li
     ).scalar()
     if text is None:
         raise _not_found(experiment_id)
-    return [input_from_json(row) for row in json_value(text)]
+    return [row_from_json(row) for row in json_value(text)]
 
 
 def active(connection: sa.Connection) -> list[Active]:
