@@ -28,7 +28,9 @@ async def gateway_from(
     providers_file: Path | None = None, *, env: Mapping[str, str] | None = None, clock: Clock | None = None
 ) -> AsyncIterator[Gateway]:
     """A gateway over the built-in providers and those of the file; keys and addresses come from `env`, by default the
-    process's own. Raises InvalidArgument where the file or an address is wrong."""
+    process's own. Raises InvalidArgument where the file or an address is wrong. Lifts the process's soft limit of open
+    files to the hard one."""
+    _allow_many_connections()
     env = os.environ if env is None else env
     clock = clock or SystemClock()
     entries = entries_with_built_in(read_providers_file(providers_file) if providers_file else ())
@@ -47,7 +49,6 @@ async def run(settings: AdapterSettings) -> None:
     from promptlooper.rpc.process import until_signalled
     from promptlooper.rpc.server import serving
 
-    _allow_many_connections()
     async with gateway_from(settings.providers) as gateway:
         core = servicer.AdapterServicer(gateway)
         async with serving(

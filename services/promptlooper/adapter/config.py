@@ -85,6 +85,11 @@ class Rule(_Section):
             raise ValueError("has both 'text' and 'echo': keep one")
         if self.text is None and not self.echo and self.error is None:
             raise ValueError("says nothing: give it 'text', 'echo: true' or 'error'")
+        if self.regex is not None and self.text is not None:
+            try:
+                re.compile(self.regex).sub(self.text, "")
+            except (re.error, IndexError) as error:
+                raise ValueError(f"the text {self.text!r} does not fit its regex: {error}") from None
         return self
 
 

@@ -68,6 +68,9 @@ BAD = {
     "providers: [{name: a, type: openai, api_key_env: A, api_key_file: b}]": ["has both 'api_key_env' and"],
     "providers: [{name: a, type: mock, script: [{match: b}]}]": ["script.0: says nothing: give it 'text'"],
     "providers: [{name: a, type: mock, script: [{regex: '(', text: b}]}]": ["script.0.regex: '(' is not a regular"],
+    r"providers: [{name: a, type: mock, script: [{regex: '(a)', text: '\2'}]}]": [
+        "script.0: the text '\\\\2' does not fit its regex: invalid group reference 2"
+    ],
     "providers: [{name: a, type: mock, script: [{match: b, regex: b, text: b}]}]": ["has both 'match'"],
     "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: .nan, output_usd_per_mtok: 1}}}]": [
         "prices.m.input_usd_per_mtok: it should be a finite number"
