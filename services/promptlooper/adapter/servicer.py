@@ -38,7 +38,7 @@ def register(server: grpc.aio.Server, core: CompletionGateway) -> None:
 
 
 class AdapterServicer(AdapterServiceServicer):
-    """`drain` is for the server's `on_drain`: without it, open CompleteMany streams hold the server for its whole grace."""
+    """`drain` is for the server's `on_drain`: without it open streams hold the server for its whole grace."""
 
     def __init__(self, core: CompletionGateway, *, max_in_flight: int = MAX_IN_FLIGHT, grace: float = GRACE) -> None:
         self._core = core

@@ -1,0 +1,155 @@
+"""An Adapter over gRPC with a scripted core."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from promptlooper.adapter.servicer import SERVICE_NAME, AdapterServicer
+from promptlooper.clients.adapter import AdapterClient
+from promptlooper.completion import (
+    Completion,
+    CompletionGateway,
+    CompletionRequest,
+    Message,
+    ModelCheck,
+    ModelInfo,
+    Price,
+)
+from promptlooper.rpc.client import open_channel
+from promptlooper.rpc.server import serving
+
+Answer = Callable[[CompletionRequest], Awaitable[Completion]]
+
+
+async def echo(request: CompletionRequest) -> Completion:
+    return Completion(output=request.messages[-1].content, model="echo", finish_reason="stop", latency_ms=1)
+
+
+class ScriptedGateway(CompletionGateway):
+    """Answers as `answer` says; records what it was asked and which questions were cancelled."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = echo
+        self.asked: list[CompletionRequest] = []
+        self.cancelled: list[str] = []
+        self.changed = asyncio.Condition()
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        await self._note(self.asked, request)
+        try:
+            return await self.answer(request)
+        except asyncio.CancelledError:
+            await self._note(self.cancelled, request.messages[-1].content)
+            raise
+
+    async def _note(self, notes: list[Any], note: Any) -> None:
+        async with self.changed:
+            notes.append(note)
+            self.changed.notify_all()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10), self.changed:
+            await self.changed.wait_for(holds)
+
+    async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
+        known = ModelCheck(models[0], price=Price(1, 2), endpoint="abc")
+        return [known, *(ModelCheck(model, "UNKNOWN_PROVIDER", "no such provider") for model in models[1:])]
+
+    async def list_models(self) -> list[ModelInfo]:
+        return [ModelInfo("mock/echo", "mock", True, None, Price(0, 0)), ModelInfo("x/y", "x", False, "give the key")]
+
+
+class CountingServicer(AdapterServicer):
+    """Counts streams and messages, and can break streams."""
+
+    def __init__(self, core: CompletionGateway, **options: Any) -> None:
+        super().__init__(core, **options)
+        self.streams = self.requests = self.responses = 0
+        self.ended: asyncio.Queue[None] = asyncio.Queue()
+        self.break_with: Exception | None = None
+
+    async def CompleteMany(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        self.streams += 1
+
+        async def counted() -> AsyncIterator[Any]:
+            async for request in request_iterator:
+                self.requests += 1
+                if self.break_with is not None:
+                    broken.set_exception(self.break_with)
+                yield request
+
+        broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        responses = super().CompleteMany(counted(), context)
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(responses))
+                await asyncio.wait({following, broken}, return_when=asyncio.FIRST_COMPLETED)
+                if broken.done():
+                    following.cancel()
+                    await asyncio.wait({following})
+                    raise broken.exception()
+                try:
+                    response = following.result()
+                except StopAsyncIteration:
+                    return
+                self.responses += 1
+                yield response
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+            broken.cancel()
+            self.ended.put_nowait(None)
+
+
+@dataclass
+class Adapter:
+    gateway: ScriptedGateway
+    servicer: CountingServicer
+    channel: grpc.aio.Channel
+    client: AdapterClient
+    address: str
+
+
+def question(text: str = "hello", timeout: float = 30.0, **params: Any) -> CompletionRequest:
+    return CompletionRequest("mock/echo", (Message("user", text),), params, timeout)
+
+
+@pytest.fixture
+def ask() -> Callable[..., CompletionRequest]:
+    return question
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[Adapter]:
+    gateway = ScriptedGateway()
+    client_options = {name: options.pop(name) for name in ("margin", "max_age") if name in options}
+    servicer = CountingServicer(gateway, **options)
+    async with (
+        serving(
+            "127.0.0.1:0",
+            {SERVICE_NAME: servicer.register},
+            health_listen="127.0.0.1:0",
+            on_drain=servicer.drain,
+        ) as server,
+        open_channel(f"127.0.0.1:{server.port}") as channel,
+        AdapterClient(channel, f"127.0.0.1:{server.port}", **client_options) as client,
+    ):
+        yield Adapter(gateway, servicer, channel, client, f"127.0.0.1:{server.port}")
+
+
+@pytest.fixture
+def adapter_with() -> Callable[..., Any]:
+    return running
+
+
+@pytest.fixture
+async def adapter() -> AsyncIterator[Adapter]:
+    async with running() as adapter:
+        yield adapter

@@ -1,0 +1,68 @@
+"""The Adapter's unary RPCs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from promptlooper.clients.adapter import connected
+from promptlooper.completion import Completion, ModelCheck, ModelInfo, Price
+from promptlooper.errors import ERRORS_BY_REASON, CompletionFailed, InvalidArgument
+from promptlooper.rpc.client import domain_errors
+from promptlooper.v1 import adapter_service_pb2 as pb
+from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from promptlooper.wire.completion import completion_from_pb, request_to_pb
+
+
+async def test_complete_answers_one_question(adapter: Any, ask: Any) -> None:
+    stub = AdapterServiceStub(adapter.channel)
+    response = await stub.Complete(pb.CompleteRequest(request=request_to_pb(ask("hi"))))
+    assert completion_from_pb(response.completion) == Completion("hi", "echo", "stop", latency_ms=1)
+
+
+async def test_complete_gives_the_core_no_more_time_than_the_caller_has(adapter: Any, ask: Any) -> None:
+    stub = AdapterServiceStub(adapter.channel)
+    await stub.Complete(pb.CompleteRequest(request=request_to_pb(ask("hi", timeout=500.0))), timeout=20)
+    await stub.Complete(pb.CompleteRequest(request=request_to_pb(ask("hi", timeout=3.0))), timeout=20)
+    assert adapter.gateway.asked[0].timeout <= 20
+    assert adapter.gateway.asked[1].timeout == 3.0
+
+
+@pytest.mark.parametrize("reason", sorted(set(ERRORS_BY_REASON) - {"INVALID_EXPERIMENT"}))
+async def test_error_of_complete_is_raised_again_with_its_facts(adapter: Any, ask: Any, reason: str) -> None:
+    error = ERRORS_BY_REASON[reason]("what to do", provider="mock")
+    error.retry_after = None if error.retryable and reason in ("DRAINING", "STORE_UNAVAILABLE") else 0.5
+    if isinstance(error, CompletionFailed):
+        error.attempts = 2
+
+    async def fail(request: Any) -> Completion:
+        raise error
+
+    adapter.gateway.answer = fail
+    with pytest.raises(ERRORS_BY_REASON[reason]) as caught, domain_errors(adapter.address):
+        await AdapterServiceStub(adapter.channel).Complete(pb.CompleteRequest(request=request_to_pb(ask())))
+    found = caught.value
+    assert (type(found), found.reason, found.message) == (type(error), reason, "what to do")
+    assert (found.retry_after, found.metadata) == (error.retry_after, {"provider": "mock"})
+    assert not isinstance(found, CompletionFailed) or found.attempts == 2
+
+
+async def test_models_are_checked_in_order(adapter: Any) -> None:
+    assert await adapter.client.check_models(["mock/echo", "nope/x"]) == [
+        ModelCheck("mock/echo", price=Price(1, 2), endpoint="abc"),
+        ModelCheck("nope/x", "UNKNOWN_PROVIDER", "no such provider"),
+    ]
+
+
+async def test_too_many_models_are_refused(adapter: Any) -> None:
+    with pytest.raises(InvalidArgument, match="models: at most 1000"):
+        await adapter.client.check_models(["mock/echo"] * 1001)
+
+
+async def test_models_are_listed(adapter: Any) -> None:
+    async with connected(adapter.address) as client:
+        assert await client.list_models() == [
+            ModelInfo("mock/echo", "mock", True, None, Price(0, 0)),
+            ModelInfo("x/y", "x", False, "give the key"),
+        ]
