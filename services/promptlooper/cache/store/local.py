@@ -128,10 +128,16 @@ class LocalStore:
                 else:
                     jobs.append(job)
             if jobs:
-                self._loop.call_soon_threadsafe(self._settle, jobs, self._committed(jobs))
+                self._tell(self._settle, jobs, self._committed(jobs))
         if self._file is not None:
             self._file.close()
-        self._loop.call_soon_threadsafe(self._ended.set_result, None)
+        self._tell(self._ended.set_result, None)
+
+    def _tell(self, what: Callable[..., object], *facts: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(what, *facts)
+        except RuntimeError:  # the loop was closed without leaving us first: nobody waits any more
+            log.debug("the event loop of %s is closed", self._path)
 
     def _committed(self, jobs: list[_Job]) -> list[Any] | _Failure:
         try:
