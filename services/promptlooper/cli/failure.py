@@ -8,10 +8,10 @@ import click
 
 from promptlooper.cli.outcome import FAILED, USAGE, Refused, code_of, error_document
 from promptlooper.cli.signals import Interrupted
-from promptlooper.errors import DomainError, ServiceUnavailable
+from promptlooper.errors import DomainError, NotAvailableYet, ServiceUnavailable
 from promptlooper.jsonvalue import json_text
 
-START_A_SERVER = "Start one with `promptlooper up -d` (the whole stack) or `promptlooper serve runner`."
+START_A_SERVER = "Start a Runner with `promptlooper up -d` (the whole stack) or `promptlooper serve runner`."
 
 
 def reported(error: Exception, as_json: bool) -> int:
@@ -41,8 +41,8 @@ def _refused(error: Exception) -> Refused | None:
         return Refused(error.format_message(), reason="INVALID_ARGUMENT", code=error.exit_code)
     if isinstance(error, DomainError):
         message = error.message
-        if isinstance(error, ServiceUnavailable) and "promptlooper" not in message:
-            message = f"{message} {START_A_SERVER}"
+        if isinstance(error, ServiceUnavailable | NotAvailableYet) and "`promptlooper" not in message:
+            message = f"{message}. {START_A_SERVER}"
         return Refused(message, reason=error.reason, code=code_of(error))
     if isinstance(error, OSError) and error.filename is not None:
         return Refused(f"{error.filename}: {error.strerror}.", reason="INVALID_ARGUMENT", code=FAILED)

@@ -9,7 +9,6 @@ from promptlooper.errors import (
     DomainError,
     InvalidArgument,
     InvalidExperiment,
-    NotAvailableYet,
     RequestIdReused,
     UnknownProvider,
     UnknownScorer,
@@ -21,7 +20,8 @@ FAILED = 1
 USAGE = 2
 GATE_MISSED = 100
 
-_USAGE_ERRORS = (InvalidArgument, InvalidExperiment, NotAvailableYet, RequestIdReused, UnknownProvider, UnknownScorer)
+# NotAvailableYet is none of them: it is what a server says that is another service, or of another version.
+_USAGE_ERRORS = (InvalidArgument, InvalidExperiment, RequestIdReused, UnknownProvider, UnknownScorer)
 
 
 def exit_code(state: ExperimentState, failed_runs: int, gates: Sequence[GateResult]) -> int:

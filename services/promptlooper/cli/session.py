@@ -22,9 +22,16 @@ class Target:
 
     server: str | None
     home: Path
+    providers: Path | None = None  # of this process; a server has its own
 
     def described(self) -> str:
-        return f"the Runner at {self.server}" if self.server else f"the folder {os.path.relpath(self.home)}"
+        if self.server:
+            return f"the Runner at {self.server}"
+        from promptlooper.cli.embedded import database_path
+
+        path = str(database_path(self.home))
+        near = os.path.relpath(path)
+        return path if near.startswith("..") else near
 
     def option(self) -> str:
         """What to add to a command so that it looks in the same place."""
@@ -55,7 +62,7 @@ async def opened(target: Target) -> AsyncIterator[Experiments]:
     else:
         from promptlooper.cli.embedded import embedded
 
-        async with embedded(target.home) as local:
+        async with embedded(target.home, target.providers) as local:
             yield local
 
 
@@ -89,8 +96,9 @@ def session_options(command: Command) -> Command:
 
     def with_session(ctx: click.Context, param: click.Parameter, value: str | None) -> Session:
         home = Path(os.environ.get("PROMPTLOOPER_HOME") or DEFAULT_HOME).absolute()
+        providers = os.environ.get("PROMPTLOOPER_PROVIDERS")
         opener: Opener = ctx.obj if ctx.obj is not None else opened  # tests bring their own
-        return Session(Target(value or None, home), opener)
+        return Session(Target(value or None, home, Path(providers) if providers else None), opener)
 
     server = click.option(
         "--server",
