@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.scorer.registry import ScorerCore
 from promptlooper.scorer.scorertype import ScorerType, Subject

@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+
 from promptlooper.scorer.registry import BUILT_IN, NEGATION, ScorerCore
 from promptlooper.scoring import ScoreItem, ScorerCall, ScoreValue
 
