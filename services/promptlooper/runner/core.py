@@ -71,7 +71,7 @@ class RunnerCore:
             raise InvalidArgument(
                 f"request_id {request_id!r} is not 1 to 128 letters, digits or ._:-; choose another", field="request_id"
             )
-        spec = completed(spec)
+        spec = _completed(spec)
         validation = await check(spec, self._gateway, self._scoring)
         if validation.problems:
             raise InvalidExperiment(validation.problems)
@@ -98,7 +98,7 @@ class RunnerCore:
         return call_bound(messages, stage_params(variant, stage), known.price)
 
     async def validate(self, spec: ExperimentSpec) -> Validation:
-        return await check(completed(spec), self._gateway, self._scoring)
+        return await check(_completed(spec), self._gateway, self._scoring)
 
     async def get(self, experiment_id: str) -> Experiment:
         now_us = self._now_us()
@@ -218,6 +218,13 @@ class RunnerCore:
 
     async def purge_cache(self, scope: str) -> int:
         return await self._cache.purge(scope)
+
+
+def _completed(spec: ExperimentSpec) -> ExperimentSpec:
+    try:
+        return completed(spec)
+    except ValueError as error:
+        raise InvalidExperiment([Problem("inputs", str(error))]) from error
 
 
 def _run_place(run_id: str) -> tuple[str, int]:
