@@ -60,8 +60,10 @@ def _said_by_runner(session: Session, spec: ExperimentSpec) -> Sequence[Problem]
 
 
 async def _problems(session: Session, spec: ExperimentSpec) -> Sequence[Problem]:
+    """Only of models and scorers: what else such a spec lacks was said of the file already."""
     async with session.open() as experiments:
-        return (await experiments.validate(spec)).problems
+        found = (await experiments.validate(spec)).problems
+    return [problem for problem in found if problem.field.endswith(".model") or problem.field.startswith("scorers[")]
 
 
 def places_of(problems: Sequence[Problem], read: ReadExperiment) -> list[Place]:

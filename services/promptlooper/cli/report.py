@@ -106,7 +106,7 @@ def cache_line(experiment: Experiment) -> str:
 
 def gate_line(gate: GateResult, labels: dict[str, str]) -> str:
     whose = f" [{printable(labels.get(gate.variant_id, gate.variant_id))}]" if gate.variant_id else ""
-    got = "cannot be computed" if gate.got is None else f"{gate.got:g}"
+    got = "cannot be computed" if gate.got is None else f"{gate.got:.4g}"
     sign = "at most" if gate.name.startswith("max_") else "at least"
     verdict = click.style("pass", fg="green") if gate.passed else click.style("MISS", fg="red")
     return f"Gate {verdict}: {gate.name}{whose}: {got}, wanted {sign} {gate.wanted:g}"
