@@ -15,6 +15,7 @@ from jinja2.filters import FILTERS as DEFAULT_FILTERS
 from jinja2.filters import do_batch, do_wordwrap, make_attrgetter, sync_do_slice
 from jinja2.runtime import Undefined
 from jinja2.tests import TESTS as DEFAULT_TESTS
+
 from promptlooper.runner.budget import (
     MAX_ITEMS,
     LimitExceeded,
@@ -104,9 +105,9 @@ def replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
 
 def joined(values: Iterable[Any], separator: Any = "") -> str:
     parts = [text_of(item) for item in listed(values)]
-    separator = text_of(separator)
-    check_size(sum(map(len, parts)) + len(separator) * len(parts))
-    return separator.join(parts)
+    between = text_of(separator)
+    check_size(sum(map(len, parts)) + len(between) * len(parts))
+    return between.join(parts)
 
 
 @pass_environment

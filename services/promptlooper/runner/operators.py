@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2.runtime import Undefined
+
 from promptlooper.runner.budget import MAX_BITS, MAX_ITEMS, LimitExceeded, check_size, measured, spend, text_of
 
 _MAX_WIDTH = 10_000

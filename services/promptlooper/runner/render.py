@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 from jinja2 import Template, TemplateSyntaxError, nodes
+
 from promptlooper.completion import Message
 from promptlooper.errors import TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage

@@ -18,6 +18,7 @@ from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
+
 from promptlooper.runner.budget import (
     MAX_ITEMS,
     LimitExceeded,

@@ -1,0 +1,134 @@
+"""What only the Adapter and the Scorer know of an experiment: models, prices, scorers; and what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from promptlooper.completion import CompletionGateway, ModelCheck
+from promptlooper.errors import Problem, TemplateError
+from promptlooper.experiment import ExperimentSpec, Stage
+from promptlooper.experiments import Validation
+from promptlooper.runner.render import Renderer, variables
+from promptlooper.runner.spec.check_spec import problems_of
+from promptlooper.runner.spec.check_templates import texts_in
+from promptlooper.runner.spec.expand import Variant, shape, stage_model, stage_params, total_calls, variants
+from promptlooper.scoring import ScorerCheck, ScoringService
+
+CHARACTERS_PER_TOKEN = 4
+_ROWS_TRIED = 50  # for the estimate
+
+
+async def check(
+    spec: ExperimentSpec, gateway: CompletionGateway, scoring: ScoringService, renderer: Renderer | None = None
+) -> Validation:
+    """Everything that is wrong with an experiment, and what it would take. Raises ServiceUnavailable."""
+    renderer = renderer or Renderer()
+    problems = problems_of(spec, renderer=renderer)
+    found = variants(spec)
+    asked = _models(spec)
+    checks = {one.model: one for one in await gateway.check_models(list(asked))} if asked else {}
+    for model, field in asked.items():
+        one = checks.get(model)
+        if one is not None and one.problem is not None:
+            problems.append(Problem(field, one.problem))
+    problems += await _scorer_problems(spec, scoring, renderer)
+    problems += _budget_problems(spec, found, checks)
+    return Validation(
+        problems=tuple(dict.fromkeys(problems)),
+        runs=shape(spec).total,
+        calls=total_calls(spec),
+        estimated_cost_nanousd=None if problems else _estimate(spec, found, checks, renderer),
+    )
+
+
+def _models(spec: ExperimentSpec) -> dict[str, str]:
+    """Every well-formed model that would be asked, with the field that names it first."""
+    found: dict[str, str] = {}
+    for i, pipeline in enumerate(spec.pipelines):
+        for j, stage in enumerate(pipeline.stages):
+            if stage.model:
+                found.setdefault(stage.model, f"pipelines[{i}].stages[{j}].model")
+        if not all(stage.model for stage in pipeline.stages):
+            for j, entry in enumerate(pipeline.models):
+                found.setdefault(entry.model, f"pipelines[{i}].models[{j}].model")
+    return {model: field for model, field in found.items() if "/" in model.strip("/")}
+
+
+async def _scorer_problems(spec: ExperimentSpec, scoring: ScoringService, renderer: Renderer) -> list[Problem]:
+    if not spec.scorers:
+        return []
+    checks = []
+    for scorer in spec.scorers:
+        late = any(renderer.is_template(text) for text in texts_in(scorer.value))
+        checks.append(ScorerCheck(scorer.type, scorer.value, scorer.settings, late))
+    answers = await scoring.check(checks)
+    return [Problem(f"scorers[{i}]", message) for i, messages in enumerate(answers) for message in messages]
+
+
+def _calls(found: Sequence[Variant]) -> Iterator[tuple[Variant, int, Stage, str, Mapping[str, Any]]]:
+    for variant in found:
+        for index, stage in enumerate(variant.pipeline.stages):
+            yield variant, index, stage, stage_model(variant, stage), stage_params(variant, stage)
+
+
+def _free(one: ModelCheck) -> bool:
+    return one.price is not None and one.price.input_nanousd_per_mtok == one.price.output_nanousd_per_mtok == 0
+
+
+def _budget_problems(
+    spec: ExperimentSpec, found: Sequence[Variant], checks: Mapping[str, ModelCheck]
+) -> Iterator[Problem]:
+    """A hard budget needs an upper bound of what each call can take."""
+    for _, index, _, model, params in _calls(found):
+        bounded = isinstance(params.get("max_tokens"), int)
+        one = checks.get(model)
+        if spec.limits.budget_nanousd is not None and one is not None and one.problem is None:
+            if one.price is None:
+                message = f"a budget_usd needs the price of {model!r}, which is not known; add it to the providers file"
+                yield Problem("limits.budget_usd", message)
+            elif not bounded and not _free(one):
+                message = f"a budget_usd needs 'max_tokens' for every call; stage {index} with {model!r} has none"
+                yield Problem("limits.budget_usd", message)
+        if spec.limits.budget_tokens is not None and not bounded:
+            message = f"a budget_tokens needs 'max_tokens' for every call; stage {index} with {model!r} has none"
+            yield Problem("limits.budget_tokens", message)
+
+
+def _estimate(
+    spec: ExperimentSpec, found: Sequence[Variant], checks: Mapping[str, ModelCheck], renderer: Renderer
+) -> int | None:
+    """Nano-USD: prompts at 4 characters a token, answers of max_tokens, nothing cached. None where a price or
+    max_tokens is unknown."""
+    step = max(1, len(spec.inputs) // _ROWS_TRIED)
+    rows = spec.inputs[::step][:_ROWS_TRIED]
+    rendered: dict[tuple[int, int], float] = {}
+    total = 0.0
+    for variant, index, stage, model, params in _calls(found):
+        one = checks.get(model)
+        if one is None or one.price is None:
+            return None
+        if _free(one):
+            continue
+        most = params.get("max_tokens")
+        if not isinstance(most, int):
+            return None
+        key = (index, id(stage))
+        if key not in rendered:
+            rendered[key] = sum(_characters(spec, row, stage, index, renderer) for row in rows) / len(rows)
+        before = 0
+        if index and any("prev_output" in m.content or "stages" in m.content for m in stage.messages):
+            earlier = stage_params(variant, variant.pipeline.stages[index - 1]).get("max_tokens")
+            before = earlier if isinstance(earlier, int) else 0
+        tokens_in = rendered[key] / CHARACTERS_PER_TOKEN + before
+        total += (tokens_in * one.price.input_nanousd_per_mtok + most * one.price.output_nanousd_per_mtok) / 1e6
+    return round(total * len(spec.inputs) * spec.repeats)
+
+
+def _characters(spec: ExperimentSpec, row: Any, stage: Stage, index: int, renderer: Renderer) -> int:
+    try:
+        if index == 0:
+            return sum(len(message.content) for message in renderer.messages(stage, variables(spec, row, (), 0)))
+    except TemplateError:
+        pass  # this run will fail; its length is guessed from the template
+    return sum(len(message.content) for message in stage.messages)

@@ -1,0 +1,122 @@
+"""The sweep, gates, limits and cache policy of an experiment file in their normal form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from promptlooper.experiment import CacheMode, CachePolicy, Gate, Limits
+from promptlooper.jsonvalue import Json, JsonObject
+from promptlooper.runner.spec.document import Path
+from promptlooper.runner.spec.forms import Form, param
+from promptlooper.runner.spec.problems import choices, nearest
+from promptlooper.runner.spec.values import nanousd, noun
+
+_LATER_GATES = ("min_pass_rate", "max_cost_usd", "max_p95_latency_ms", "max_drop")
+_LATER_LIMITS = ("run_timeout", "experiment_timeout")
+_MAX_POINTS = 10_000
+
+
+class SectionReader:
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._notes = form.notes
+
+    def _mapping(self, key: str, value: Json) -> dict[str, Any]:
+        return {} if value is None else self._form.mapping((key,), value, repr(key)) or {}
+
+    def sweep(self, document: dict[str, Any]) -> tuple[JsonObject, ...]:
+        value = document.get("sweep")
+        if value is None:
+            return ({},)
+        if isinstance(value, list):
+            if not value:
+                self._notes.add(("sweep",), "'sweep' must not be empty")
+            points = [self._form.params(("sweep", i), point, "a point of the sweep") for i, point in enumerate(value)]
+            return tuple(points) or ({},)
+        if not isinstance(value, dict):
+            self._notes.add(("sweep",), f"'sweep' must be axes or a list of points, not {noun(value)}")
+            return ({},)
+        crossed: list[dict[str, Json]] = [{}]
+        for name, values in value.items():
+            if not isinstance(values, list):
+                self._notes.add(("sweep", name), f"the axis {name!r} must be a list of values, not {noun(values)}")
+            elif not values:
+                self._notes.add(("sweep", name), f"the axis {name!r} is empty; give it values or remove it")
+            elif len(crossed) * len(values) > _MAX_POINTS:
+                self._notes.add(("sweep", name), f"the sweep has more than {_MAX_POINTS:,} points")
+            else:
+                crossed = [{**point, name: param(name, item)} for point in crossed for item in values]
+        for index in range(len(crossed)):
+            self._notes.came_from(f"sweep[{index}]", ("sweep",))
+        return tuple(crossed)
+
+    def gates(self, document: dict[str, Any]) -> tuple[Gate, ...]:
+        value = document.get("gates")
+        if value is None:
+            return ()
+        single = isinstance(value, dict)
+        found: list[Gate] = []
+        for index, entry in enumerate([value] if single else self._form.items(("gates",), value, "'gates'") or []):
+            at: Path = ("gates",) if single else ("gates", index)
+            gate = self._form.mapping(at, entry, "a gate")
+            if gate is None:
+                continue
+            self._notes.check_keys(at, gate, ("min_scores", "max_failed_runs"), _LATER_GATES, "a gate")
+            if not gate:
+                self._notes.add(at, "a gate must not be empty")
+            scores: dict[str, float] = {}
+            if "min_scores" in gate:
+                at_scores = (*at, "min_scores")
+                for name, least in (self._form.mapping(at_scores, gate["min_scores"], "'min_scores'") or {}).items():
+                    number = self._form.number((*at_scores, name), least, f"the least score of {name!r}")
+                    if number is not None:
+                        scores[name] = number
+            most = gate.get("max_failed_runs")
+            if most is not None:
+                most = self._form.integer((*at, "max_failed_runs"), most, "'max_failed_runs'")
+            self._notes.came_from(f"gates[{len(found)}]", at)
+            found.append(Gate(scores, most))
+        return tuple(found)
+
+    def limits(self, document: dict[str, Any], local: bool) -> Limits:
+        value = self._mapping("limits", document.get("limits"))
+        known = ("max_concurrency", "budget_usd", "budget_tokens", "stage_timeout")
+        self._notes.check_keys(("limits",), value, known, _LATER_LIMITS, "'limits'")
+        at: dict[str, Any] = {key: item for key, item in value.items() if item is not None}
+        concurrency = tokens = timeout = budget = None
+        if "max_concurrency" in at:
+            concurrency = self._form.integer(("limits", "max_concurrency"), at["max_concurrency"], "max_concurrency")
+        if "budget_tokens" in at:
+            tokens = self._form.integer(("limits", "budget_tokens"), at["budget_tokens"], "budget_tokens")
+        if "stage_timeout" in at:
+            timeout = self._form.seconds(("limits", "stage_timeout"), at["stage_timeout"], "stage_timeout")
+        if "budget_usd" in at:
+            try:
+                budget = nanousd(at["budget_usd"])
+            except ValueError as error:
+                self._notes.add(("limits", "budget_usd"), f"budget_usd: {error}")
+        default = 2 if local else 64
+        return Limits(default if concurrency is None else concurrency, budget, tokens, timeout or 60.0)
+
+    def cache(self, document: dict[str, Any]) -> CachePolicy:
+        value = document.get("cache")
+        if isinstance(value, str):
+            value = {"mode": value}
+            self._notes.came_from("cache.mode", ("cache",))
+        value = self._mapping("cache", value)
+        self._notes.check_keys(("cache",), value, ("mode", "max_age", "namespace"), (), "'cache'")
+        mode = CacheMode.READ_WRITE
+        names = [each.value for each in CacheMode]
+        if "mode" in value:
+            said = value["mode"]
+            if said in names:
+                mode = CacheMode(said)
+            else:
+                at: Path = ("cache", "mode") if isinstance(document.get("cache"), dict) else ("cache",)
+                near = nearest(said, names) if isinstance(said, str) else ""
+                self._notes.add(at, f"the cache mode must be {choices(names)}, not {noun(said)}{near}")
+        age = value.get("max_age")
+        if age is not None:
+            age = self._form.seconds(("cache", "max_age"), age, "max_age")
+        namespace = self._form.text(("cache", "namespace"), value.get("namespace", "default"), "'namespace'")
+        return CachePolicy(mode, age, namespace or "default")
