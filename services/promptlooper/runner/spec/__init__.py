@@ -1,6 +1,6 @@
 """Experiments: read from files, written out in their normal form, checked, and expanded into runs."""
 
-from promptlooper.runner.spec.check import check
+from promptlooper.runner.spec.check_services import check
 from promptlooper.runner.spec.check_spec import problems_of
 from promptlooper.runner.spec.expand import (
     Cell,
