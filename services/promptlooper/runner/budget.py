@@ -112,7 +112,7 @@ def _jsonable(value: object) -> Any:
         return dict(value)
     if isinstance(value, range | tuple | Sequence) and not isinstance(value, str):
         return list(value)
-    if isinstance(value, str):
+    if isinstance(value, str | Undefined):
         return str(value)
     raise TypeError(f"a {type(value).__name__} is not a value that can be printed")
 
@@ -151,6 +151,6 @@ def text_of(value: Any) -> str:
         return "false"
     if kind is int:
         return str(value)
-    if isinstance(value, str):
-        return str(value)
+    if isinstance(value, str | Undefined):
+        return str(value)  # raises for what is missing; an `if` without `else` is ""
     return json_of(value)

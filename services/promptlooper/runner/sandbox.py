@@ -223,7 +223,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             return NamedUndefined(obj=obj, name=argument)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        spend(4)
+        spend(10)
         if isinstance(__obj, LoopContext):
             args = tuple(map(listed, args))
         elif isinstance(__obj, Undefined):
