@@ -14,7 +14,7 @@ from promptlooper.caching import LEASE_TTL, CacheEntry, Found, Lookup, LookupSta
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionGateway, CompletionRequest
 from promptlooper.digest import sha256_hex
-from promptlooper.errors import CacheUnavailable, DeadlineExceeded, DomainError, ServiceUnavailable
+from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
 
 log = logging.getLogger("runner.answers")
@@ -200,7 +200,7 @@ class Answers:
                 return
             try:
                 await self._cache.renew(keys, self._claimant_id)
-            except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+            except DomainError as error:
                 self._degraded(error)
 
     async def _lookup_batch(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
@@ -212,21 +212,21 @@ class Answers:
     async def _found(self, lookups: Sequence[Lookup], claimant_id: str) -> Sequence[Found]:
         try:
             return await self._cache.lookup(lookups, claimant_id)
-        except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+        except DomainError as error:
             self._degraded(error)
             return [Found(LookupStatus.MISS)] * len(lookups)
 
     async def _store_batch(self, entries: Sequence[CacheEntry]) -> Sequence[None]:
         try:
             await self._cache.store(entries, self._claimant_id)
-        except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+        except DomainError as error:
             self._degraded(error)
         return [None] * len(entries)
 
     async def _release_batch(self, keys: Sequence[str]) -> Sequence[None]:
         try:
             await self._cache.release(keys, self._claimant_id)
-        except (CacheUnavailable, ServiceUnavailable, DeadlineExceeded) as error:
+        except DomainError as error:
             self._degraded(error)
         return [None] * len(keys)
 

@@ -29,7 +29,7 @@ from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching
 from promptlooper.runner.render import Renderer, variables
-from promptlooper.runner.spec.check import check
+from promptlooper.runner.spec.check_services import check
 from promptlooper.runner.spec.expand import stage_model, stage_params, variants
 from promptlooper.runner.spec.normal import body_sha256, completed
 from promptlooper.runner.store import repository

@@ -97,7 +97,8 @@ class Engine:
     async def _dispatch(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), POLL)
+                async with asyncio.timeout(POLL):  # wait_for may swallow a cancellation
+                    await self._hint.wait()
             self._hint.clear()
             try:
                 active = await self._parts.database.read(repository.active)

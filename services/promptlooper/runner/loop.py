@@ -186,7 +186,8 @@ class ExperimentLoop:
         pause = self._earliest - self._parts.clock.monotonic()
         if pause > 0 and len(self._outcomes) < TURN_OUTCOMES and not self._stopping:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for may swallow a cancellation
+                    await self._full.wait()
         self._earliest = self._parts.clock.monotonic() + TURN_INTERVAL
 
     def _report(self, outcome: Outcome) -> None:

@@ -34,7 +34,8 @@ class Hub:
         self._waiting[experiment_id].add(event)
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout)
+                async with asyncio.timeout(timeout):  # wait_for may swallow a cancellation
+                    await event.wait()
         finally:
             self._waiting[experiment_id].discard(event)
             if not self._waiting[experiment_id]:
@@ -43,12 +44,14 @@ class Hub:
     async def paced(self, seconds: float) -> None:
         """Lets `seconds` pass, or less when the server drains: for watchers that need not hear of every commit."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._drained.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for may swallow a cancellation
+                await self._drained.wait()
 
     async def anything(self, timeout: float) -> None:
         """Until any experiment has new events, or `timeout` seconds have passed. For one caller, the relay."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._any.wait(), timeout)
+            async with asyncio.timeout(timeout):  # wait_for may swallow a cancellation
+                await self._any.wait()
         self._any.clear()
 
     def drain(self) -> None:

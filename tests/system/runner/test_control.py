@@ -1,0 +1,204 @@
+"""Budgets, cancelling, parking, idempotent creation, paging, deleting, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from runner_lab import Lab, ended, experiment, exported, watched
+
+from promptlooper.completion import Price
+from promptlooper.errors import (
+    ExperimentNotEnded,
+    ExperimentNotFound,
+    InvalidArgument,
+    PageTokenInvalid,
+    ProviderRateLimited,
+    RequestIdReused,
+    RunNotFound,
+)
+from promptlooper.experiment import ExperimentState, Gate, ScorerSpec
+from promptlooper.experiments import ExperimentFilter
+from promptlooper.run import RunState
+
+ROWS = [{"n": n} for n in range(200)]
+CENT = 10_000_000  # nano-USD
+
+
+async def test_a_budget_of_a_cent_on_a_priced_model_is_never_overshot(lab: Lab) -> None:
+    lab.model.price = Price(1_000_000_000, 4_000_000_000)  # a micro-dollar a token in, four out
+    lab.model.say = lambda request: "x" * (1 + len(request.messages[-1].content) % 50)
+    spec = experiment(
+        "tell me about number {{ input.n }}",
+        "and more of {{ prev_output }}",
+        rows=ROWS,
+        params={"max_tokens": 50},
+        limits={"budget_nanousd": CENT},
+    )
+    done, runs = await lab.ran(spec)
+    assert (done.state, done.reason) == (ExperimentState.CANCELLED, "BUDGET")
+    assert 0 < done.cost_nanousd <= CENT
+    assert done.cost_nanousd == sum(run.cost_nanousd or 0 for run in runs)
+    assert done.counts.completed > 10
+    assert done.counts.completed + done.counts.cancelled == done.counts.total == 200
+    assert done.counts.running == done.counts.pending == 0
+
+
+async def test_a_token_budget_is_never_overshot(lab: Lab) -> None:
+    spec = experiment("{{ input.n }}", rows=ROWS, params={"max_tokens": 8}, limits={"budget_tokens": 900})
+    done, _ = await lab.ran(spec)
+    assert (done.state, done.reason) == (ExperimentState.CANCELLED, "BUDGET")
+    assert 0 < done.tokens_in + done.tokens_out <= 900
+
+
+async def test_a_budget_that_is_enough_changes_nothing(lab: Lab) -> None:
+    lab.model.price = Price(1_000_000, 1_000_000)
+    spec = experiment("{{ input.n }}", rows=ROWS[:20], params={"max_tokens": 8}, limits={"budget_nanousd": CENT})
+    done, _ = await lab.ran(spec)
+    assert (done.state, done.counts.completed) == (ExperimentState.COMPLETED, 20)
+
+
+async def test_a_cancelled_experiment_stops_calling_the_model_and_says_what_ran(lab: Lab) -> None:
+    lab.model.go.clear()
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS, limits={"max_concurrency": 10}))
+        await lab.model.called.wait()
+        await runner.cancel(created.experiment_id)
+        done = await ended(runner, created.experiment_id)
+        runs = await exported(runner, created.experiment_id)
+        calls = sum(lab.model.calls.values())
+        assert (done.state, done.reason) == (ExperimentState.CANCELLED, "USER")
+        assert (done.counts.cancelled, done.counts.running, done.counts.pending) == (200, 0, 0)
+        assert {run.state for run in runs} == {RunState.CANCELLED}
+        assert len(runs) == calls == 10
+        assert lab.model.running == 0
+        again = await runner.cancel(created.experiment_id)
+        assert (again.state, again.event_seq) == (done.state, done.event_seq)
+
+
+async def test_one_run_can_be_cancelled_and_the_others_go_on(lab: Lab) -> None:
+    lab.model.go.clear()
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:3]))
+        await lab.model.called.wait()
+        await runner.cancel_run(f"{created.experiment_id}-1")
+        lab.model.go.set()
+        done = await ended(runner, created.experiment_id)
+        runs = await exported(runner, created.experiment_id)
+    assert [run.state for run in runs] == [RunState.COMPLETED, RunState.CANCELLED, RunState.COMPLETED]
+    assert (done.state, done.counts.cancelled) == (ExperimentState.COMPLETED, 1)
+
+
+async def test_a_run_that_must_wait_is_parked_and_completes_later(lab: Lab) -> None:
+    refused: set[str] = set()
+
+    def say(request: object) -> str | Exception:
+        text = request.messages[-1].content  # type: ignore[attr-defined]
+        if text == "1" and text not in refused:
+            refused.add(text)
+            return ProviderRateLimited("slow down", retry_after=0.2, attempts=1)
+        return "fine"
+
+    lab.model.say = say
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:3]))
+        messages = await watched(runner, created.experiment_id)
+        kinds = [message.event.kind for message in messages if message.event]
+        assert kinds.count("run.waiting") == 1
+        assert (await runner.get(created.experiment_id)).counts.completed == 3
+
+
+async def test_100_concurrent_creates_with_one_request_id_make_one_experiment(lab: Lab) -> None:
+    spec = experiment("{{ input.n }}", rows=ROWS[:3])
+    async with lab.runner() as runner:
+        made = await asyncio.gather(*(runner.create(spec, "request-1") for _ in range(100)))
+        assert len({created.experiment_id for created in made}) == 1
+        assert len((await runner.list_experiments(ExperimentFilter())).experiments) == 1
+        with pytest.raises(RequestIdReused):
+            await runner.create(replace(spec, name="other"), "request-1")
+        with pytest.raises(InvalidArgument):
+            await runner.create(spec, "no spaces")
+        assert (await runner.create(spec)).experiment_id != made[0].experiment_id
+
+
+async def test_experiments_are_listed_newest_first_a_page_at_a_time(lab: Lab) -> None:
+    async with lab.runner() as runner:
+        made = []
+        for n in range(5):
+            spec = experiment("x", name=f"e{n}", tags=("odd",) if n % 2 else (), metadata={"n": str(n)})
+            made.append((await runner.create(spec)).experiment_id)
+        first = await runner.list_experiments(ExperimentFilter(), page_size=2)
+        second = await runner.list_experiments(ExperimentFilter(), page_size=2, page_token=first.next_page_token)
+        third = await runner.list_experiments(ExperimentFilter(), page_size=2, page_token=second.next_page_token)
+        pages = [*first.experiments, *second.experiments, *third.experiments]
+        assert [e.experiment_id for e in pages] == made[::-1]
+        assert third.next_page_token == ""
+        odd = await runner.list_experiments(ExperimentFilter(tags=("odd",)))
+        assert [e.name for e in odd.experiments] == ["e3", "e1"]
+        third_made = await runner.list_experiments(ExperimentFilter(metadata={"n": "3"}))
+        assert [e.name for e in third_made.experiments] == ["e3"]
+        prefix = await runner.list_experiments(ExperimentFilter(experiment_id_prefix=made[2][:8]))
+        assert [e.name for e in prefix.experiments] == ["e2"]
+        with pytest.raises(PageTokenInvalid):
+            await runner.list_experiments(ExperimentFilter(project="p"), page_token=first.next_page_token)
+        with pytest.raises(PageTokenInvalid):
+            await runner.list_experiments(ExperimentFilter(), page_token="nonsense")
+
+
+async def test_runs_are_listed_and_exported_in_order_from_anywhere(lab: Lab) -> None:
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS))
+        await ended(runner, created.experiment_id)
+        token, listed = "", []
+        while True:
+            page = await runner.list_runs(created.experiment_id, 70, token)
+            listed += page.runs
+            token = page.next_page_token
+            if not token:
+                break
+        assert [run.run_index for run in listed] == list(range(200))
+        assert listed[0].stages == ()
+        tail = [run.run_index async for run in runner.export(created.experiment_id, 150)]
+        assert tail == list(range(150, 200))
+        one = await runner.get_run(f"{created.experiment_id}-7")
+        assert (one.input, one.output) == ({"n": 7}, "fine")
+        with pytest.raises(RunNotFound):
+            await runner.get_run(f"{created.experiment_id}-200")
+
+
+async def test_an_experiment_is_deleted_only_after_its_end_and_then_it_is_gone(lab: Lab) -> None:
+    lab.model.go.clear()
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("x"))
+        with pytest.raises(ExperimentNotEnded):
+            await runner.delete(created.experiment_id)
+        lab.model.go.set()
+        await ended(runner, created.experiment_id)
+        await runner.delete(created.experiment_id)
+        for call in (runner.get, runner.delete, runner.cancel, runner.summarize):
+            with pytest.raises(ExperimentNotFound):
+                await call(created.experiment_id)
+
+
+async def test_a_summary_compares_variants_and_judges_gates(lab: Lab) -> None:
+    lab.model.say = lambda request: (
+        ProviderRateLimited("no", attempts=1) if "13" in request.messages[-1].content else "7"
+    )
+    scorers = (ScorerSpec("seven", "contains", "{{ input.n }}", threshold=1),)
+    gates = (Gate({"seven": 0.5}, 0), Gate({"seven": 0.01}, 5))
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:20], scorers=scorers, gates=gates))
+        await ended(runner, created.experiment_id)
+        summary = await runner.summarize(created.experiment_id)
+    (variant,) = summary.variants
+    assert (variant.runs, variant.failed, variant.scores[0].n) == (20, 1, 19)
+    assert variant.scores[0].mean == variant.score == pytest.approx(1 / 19)
+    assert variant.pass_rate == pytest.approx(1 / 20)
+    assert (variant.latency_ms_p50, variant.latency_ms_p95) == (5, 5)
+    assert [(g.name, g.passed) for g in summary.gates] == [
+        ("min_scores.seven", False),
+        ("max_failed_runs", False),
+        ("min_scores.seven", True),
+        ("max_failed_runs", True),
+    ]
