@@ -80,8 +80,8 @@ def event_document(event: Event) -> dict[str, Any]:
 
 
 def watch_line(message: WatchMessage) -> str | None:
-    """None for a bookmark, which says nothing new to a reader."""
-    if message.snapshot is not None:
+    """None for a bookmark, which says nothing new to a reader, and where the terminal message will say the same."""
+    if message.snapshot is not None and not message.snapshot.state.ended:
         return f"{message.snapshot.experiment_id}: {state_line(message.snapshot)}"
     if message.event is not None:
         return event_line(message.event)
@@ -97,12 +97,15 @@ def event_line(event: Event) -> str:
         parts.append(f"run {event.run_index}")
     if detail.get("stage_index") is not None:
         parts.append(f"stage {detail['stage_index']}")
-    if event.kind in ("run.stage_completed", "run.completed"):
+    if event.kind == "run.stage_completed":
         parts.append(f"{detail.get('tokens_in', 0)}+{detail.get('tokens_out', 0)} tokens")
         parts.append(money(detail.get("cost_nanousd")))
         parts.append("cached" if detail.get("cached") else milliseconds(detail.get("latency_ms")))
-    if event.kind == "run.completed" and detail.get("score") is not None:
-        parts.append(f"score {share(detail['score'])}")
+    if event.kind == "run.completed":
+        if detail.get("score") is not None:
+            parts.append(f"score {share(detail['score'])}")
+        if detail.get("cached"):
+            parts.append("cached")
     if detail.get("error_reason"):
         parts.append(one_line(f"{detail['error_reason']}: {detail.get('error_message') or ''}"))
     if event.run_index is None and detail.get("reason"):
