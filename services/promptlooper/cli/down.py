@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from promptlooper.cli.stack_state import STATE_FILE, Process, StackState, is_own
 # Parts are stopped one kind after another, each with up to 25 s.
 _PATIENCE_SECONDS = 120.0
 _KILL_SECONDS = 10.0
+# The supervisor's parent may be the first process of the machine, which is sometimes slow to ask for exit codes.
+_REAP_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 
 
@@ -28,7 +30,7 @@ def down(data: Path) -> None:
     """Stop the stack. What it stored stays. Where none is running, says so and exits with 0."""
     state = _state(data)
     running = is_owned(data)
-    living = _living(state) if state is not None else []
+    found = living = _living(state) if state is not None else []
     if running and state is not None:
         click.echo(f"Stopping {len(state.parts)} parts …", err=True)
         _signal([state.supervisor], signal.SIGTERM)
@@ -37,9 +39,10 @@ def down(data: Path) -> None:
     _signal(living, signal.SIGKILL)
     living = _wait(living, _KILL_SECONDS)
     if living or is_owned(data):
-        pids = ", ".join(str(process.pid) for process in living)
+        pids = ", ".join(str(process.pid) for process in living) or "the supervisor, or a new one was started"
         raise Refused(f"These processes did not end: {pids}.", reason="STILL_RUNNING")
     remove_state(data)
+    _wait_until(lambda: not any(process.exists() for process in found), _REAP_SECONDS)
     if running:
         click.echo("Stopped." if not left else "Stopped; some parts had to be killed.")
     elif left:
@@ -75,10 +78,20 @@ def _living(state: StackState) -> list[Process]:
 
 def _wait(processes: Iterable[Process], seconds: float) -> list[Process]:
     """Those that are still there after it."""
-    until = time.monotonic() + seconds
-    while (living := [process for process in processes if process.alive()]) and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
+    living: list[Process] = []
+
+    def ended() -> bool:
+        living[:] = [process for process in processes if process.alive()]
+        return not living
+
+    _wait_until(ended, seconds)
     return living
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
 
 
 def _signal(processes: Iterable[Process], number: signal.Signals) -> None:

@@ -34,14 +34,23 @@ class Process:
     pid: int
     started: float
 
+    def exists(self) -> bool:
+        """Also as a zombie, which has ended, only its parent has not asked for the exit code yet."""
+        return self._found() is not None
+
     def alive(self) -> bool:
-        """False also for a zombie: it has ended, only nobody asked for its exit code."""
+        found = self._found()
         try:
-            found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.started) < _SAME_START_SECONDS
-            return same and found.status() != psutil.STATUS_ZOMBIE
+            return found is not None and found.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+    def _found(self) -> psutil.Process | None:
+        try:
+            found = psutil.Process(self.pid)
+            return found if abs(found.create_time() - self.started) < _SAME_START_SECONDS else None
+        except psutil.NoSuchProcess:
+            return None
 
 
 def process_of(pid: int) -> Process | None:

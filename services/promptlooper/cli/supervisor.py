@@ -248,7 +248,11 @@ class Supervisor:
 
     def _note(self, state: StackState) -> None:
         self._state = state
-        write_state(self._options.data, state)
+        try:
+            write_state(self._options.data, state)
+        except OSError as error:
+            # The stack itself can go on, and must be able to stop.
+            self._emit(SUPERVISOR, f"{error.filename}: {error.strerror}: status and down may not find this stack")
 
 
 def command_of(part: Part, options: Options) -> Sequence[str | Path]:

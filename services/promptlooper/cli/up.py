@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from promptlooper.cli.data_folder import data_option, hint
 from promptlooper.cli.later import not_available_yet
 from promptlooper.cli.outcome import Refused
 from promptlooper.cli.session import env_file_option
-from promptlooper.cli.signals import Interrupted
 from promptlooper.cli.stack import (
     DEFAULT_PORT_BASE,
     MAX_PORT_BASE,
@@ -134,11 +132,11 @@ def _run_here(options: Options, parts: tuple[Part, ...]) -> None:
     def on_ready(state: StackState) -> None:
         for line in ready_lines(state, options.data):
             emit(SUPERVISOR, line)
-        emit(SUPERVISOR, "Ctrl-C stops everything.")
+        emit(SUPERVISOR, "Ctrl-C stops everything")
 
     stopped_by = run_stack(options, parts, log=None, emit=emit, on_ready=on_ready)
-    if stopped_by is not signal.SIGHUP:
-        raise Interrupted(stopped_by)
+    emit(SUPERVISOR, "everything is stopped")
+    raise SystemExit(128 + stopped_by)
 
 
 def _print_ready(state: StackState, data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -108,7 +109,7 @@ async def test_in_the_foreground_every_line_has_a_name_and_sigterm_stops_in_orde
     assert process.returncode == 143
     assert own.living(processes) == []
     *log, farewell = lines
-    assert farewell == "Stopped by SIGTERM.\n" or "SIGTERM" in farewell
+    assert farewell == "up        | everything is stopped\n"
     assert {line.split("|")[0].strip() for line in log} <= {"up", *PARTS}
     stopped = [line.split()[-1] for line in log if "| stopping " in line]
     assert stopped == ["runner-0", "adapter-0", "scorer-0", "cache-0", "redis", "nats"]
@@ -133,10 +134,18 @@ def test_a_port_in_use_is_refused_before_anything_starts(own: CommandLine) -> No
     assert not own.data.exists()
 
 
-def test_a_new_postgresql_is_migrated_before_the_runner_starts(own: CommandLine) -> None:
+def test_replicas_on_a_new_postgresql_run_an_experiment(own: CommandLine) -> None:
+    (own.folder / "promptlooper.yaml").write_text(
+        "model: mock/echo\nrepeats: 20\nprompt: hello\nscorers: [contains: h]\n"
+    )
+    replicas = ("--adapters", "2", "--caches", "2", "--scorers", "2")
     with postgres_server() as server:
-        started = own("up", "-d", "--port-base", "0", "--database-url", fresh_database(server))
+        started = own("up", "-d", "--port-base", "0", "--database-url", fresh_database(server), *replicas)
         assert started.returncode == 0, started.stderr
+        assert len(own.status()) == len(PARTS) + 3
+        ran = own("run", "--server", own.server(), "--json")
+        assert ran.returncode == 0, ran.stderr
+        assert json.loads(ran.stdout)["counts"]["completed"] == 20
         assert not (own.data / "promptlooper.db").exists()
         assert own("down").returncode == 0
 
