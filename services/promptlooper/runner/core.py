@@ -17,6 +17,7 @@ from promptlooper.errors import (
     InvalidArgument,
     InvalidExperiment,
     PageTokenInvalid,
+    Problem,
     RunNotFound,
     TemplateError,
 )
