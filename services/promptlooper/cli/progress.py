@@ -163,7 +163,7 @@ class LiveBar:
         self._failures = 0
         self._bar: RichProgress | None = None
 
-    def _started(self) -> RichProgress:
+    def _opened(self) -> RichProgress:
         """Opened with the first counts, so that a refused experiment never flashes a bar."""
         if self._bar is None:
             from rich.console import Console
@@ -180,11 +180,10 @@ class LiveBar:
                 refresh_per_second=8,
             )
             self._bar.add_task("", total=None, state="")
-            self._bar.start()
         return self._bar
 
     def update(self, experiment: Experiment) -> None:
-        bar = self._started()
+        bar = self._opened()
         self._pace.saw(self._now(), ended(experiment))
         bar.update(
             bar.task_ids[0],
@@ -193,6 +192,7 @@ class LiveBar:
             completed=ended(experiment),
             state=bar_text(experiment, self._pace),
         )
+        bar.start()
 
     def failure(self, event: Event) -> None:
         self._failures += 1

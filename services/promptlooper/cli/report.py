@@ -4,59 +4,123 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from promptlooper.cli.session import Target
-from promptlooper.cli.wording import count, milliseconds, money, one_line, printable, seconds, share, spent
-from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary, GateResult, VariantSummary
+from promptlooper.cli.wording import count, milliseconds, money, one_line, percent, printable, seconds, share, spent
+from promptlooper.experiment import (
+    Experiment,
+    ExperimentState,
+    ExperimentSummary,
+    GateResult,
+    ScorerSummary,
+    VariantSummary,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_BETWEEN = " · "  # of a label's parts
 _UNLIMITED = 10_000  # columns in a pipe: a line stays a line
 
 
 def print_report(summary: ExperimentSummary, target: Target) -> None:
-    from rich.console import Console
-
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
-    console.print(_table(summary))
+    print_variants(summary.variants, shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED)
     for line in closing_lines(summary, target):
         click.echo(line)
 
 
-def _table(summary: ExperimentSummary) -> Table:
+def print_variants(variants: Sequence[VariantSummary], width: int) -> None:
+    """A table; a narrower one, or a paragraph for each variant, where it would not fit into `width` columns."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=_UNLIMITED, highlight=False, markup=False, emoji=False)
+    for cells in (_wide, _narrow):
+        table = _table(cells(variants))
+        if console.measure(table).maximum <= width:
+            console.print(table)
+            break
+    else:
+        for line in _paragraphs(variants):
+            click.echo(line)
+        return
+    if (common := _common(variants)) and cells is _narrow:
+        click.echo(f"all of them: {printable(common)}")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    scorers = [score.name for score in summary.variants[0].scores] if summary.variants else []
-    table.add_column("variant", overflow="fold")
-    for heading in ("runs", "failed", "score", "pass", *scorers, "tokens in", "out", "cost", "p50", "p95"):
-        table.add_column(Text(printable(heading)), justify="right")
-    for variant in summary.variants:
-        table.add_row(*(Text(printable(cell)) for cell in _cells(variant)))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for index, heading in enumerate(rows[0]):
+        table.add_column(Text(printable(heading)), justify="right" if index else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
-def _cells(variant: VariantSummary) -> Iterator[str]:
-    yield variant.label
-    yield f"{variant.runs:,}"
-    yield f"{variant.failed:,}"
-    yield share(variant.score)
-    yield "–" if variant.pass_rate is None else f"{variant.pass_rate:.0%}"
-    for score in variant.scores:
-        yield share(score.mean) + (f" ({count(score.errors, 'error')})" if score.errors else "")
-    yield f"{variant.tokens_in:,}"
-    yield f"{variant.tokens_out:,}"
-    yield money(variant.total_cost_nanousd)
-    yield milliseconds(variant.latency_ms_p50)
-    yield milliseconds(variant.latency_ms_p95)
+def _wide(variants: Sequence[VariantSummary]) -> list[list[str]]:
+    scorers = [score.name for score in variants[0].scores] if variants else []
+    headings = ["variant", "runs", "failed", "score", "pass", *scorers, "tokens in", "out", "cost", "p50", "p95"]
+    return [headings, *(_cells(variant, variant.label) for variant in variants)]
+
+
+def _narrow(variants: Sequence[VariantSummary]) -> list[list[str]]:
+    """Without what all labels share, and without the column of failures where there is none."""
+    common = _common(variants)
+    headings, *rows = _wide(variants)
+    for row in rows:
+        row[0] = row[0].removesuffix(_BETWEEN + common)
+    if not any(variant.failed for variant in variants):
+        failed = headings.index("failed")
+        for row in (headings, *rows):
+            del row[failed]
+    headings[headings.index("tokens in")] = "in"
+    return [headings, *rows]
+
+
+def _common(variants: Sequence[VariantSummary]) -> str:
+    """The end that all labels share; never a whole label."""
+    parts = [variant.label.split(_BETWEEN) for variant in variants]
+    shared = 0
+    while len(parts) > 1 and all(len(p) > shared + 1 and p[-1 - shared] == parts[0][-1 - shared] for p in parts):
+        shared += 1
+    return _BETWEEN.join(parts[0][-shared:]) if shared else ""
+
+
+def _cells(variant: VariantSummary, label: str) -> list[str]:
+    return [
+        label,
+        f"{variant.runs:,}",
+        f"{variant.failed:,}",
+        share(variant.score),
+        percent(variant.pass_rate),
+        *(
+            share(score.mean) + (f" ({count(score.errors, 'error')})" if score.errors else "")
+            for score in variant.scores
+        ),
+        f"{variant.tokens_in:,}",
+        f"{variant.tokens_out:,}",
+        money(variant.total_cost_nanousd),
+        milliseconds(variant.latency_ms_p50),
+        milliseconds(variant.latency_ms_p95),
+    ]
+
+
+def _mean(score: ScorerSummary) -> str:
+    return share(score.mean) + (f" ({count(score.errors, 'error')})" if score.errors else "")
+
+
+def _paragraphs(variants: Sequence[VariantSummary]) -> Iterator[str]:
+    headings, *rows = _wide(variants)
+    for row in rows:
+        yield click.style(printable(row[0]), bold=True)
+        yield "  " + " · ".join(printable(f"{name} {cell}") for name, cell in zip(headings[1:], row[1:], strict=True))
 
 
 def closing_lines(summary: ExperimentSummary, target: Target) -> Iterator[str]:

@@ -54,6 +54,10 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
 def count(n: int, one: str, many: str = "") -> str:
     """`1 run`, `2,000 runs`."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
