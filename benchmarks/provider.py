@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 BODY = (
     b'{"id":"x","object":"chat.completion","model":"fast","choices":[{"index":0,"finish_reason":"stop","message":'
@@ -20,11 +21,10 @@ class Provider(asyncio.Protocol):
     """One connection. Requests are not pipelined by clients, so one buffer is one request at most."""
 
     def __init__(self, delay: float) -> None:
-        self._delay, self._buffer, self._transport = delay, b"", asyncio.Transport()
+        self._delay, self._buffer = delay, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
