@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from promptlooper.cli.main import main
 from promptlooper.cli.stack import free_port_base, planned_parts
 from promptlooper.cli.stack_state import (

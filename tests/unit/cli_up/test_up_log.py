@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from promptlooper.cli import stack_log
 from promptlooper.cli.stack import planned_parts
 from promptlooper.cli.stack_log import lines_of, nats_line, printer, redis_line

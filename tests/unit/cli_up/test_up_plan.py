@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from promptlooper.cli.stack import (
     MAX_PORT_BASE,
     MAX_REPLICAS,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from promptlooper.cli.stack import planned_parts
 from promptlooper.cli.stack_state import (
     STATE_FILE,
