@@ -50,7 +50,8 @@ def clear(session: Session, project: str | None, namespace: str | None, yes: boo
     """Forget answers: all, or those of one project and namespace. Results of experiments stay."""
     scope = f"{project or 'default'}.{namespace or 'default'}" if project or namespace else ""
     which = f"the remembered answers of {scope}" if scope else "all remembered answers"
-    confirm(f"Delete {which} in {session.target.described()}?", yes)
+    server = session.target.server
+    confirm(f"Delete {which}{f' of the Runner at {server}' if server else ''}?", yes)
     deleted = run_interruptibly(_clear(session, scope))
     if as_json:
         print_document({"deleted": deleted})
