@@ -77,14 +77,21 @@ class CommandLine:
         return next(str(row["address"]) for row in self.status() if row["kind"] == "runner")
 
 
+PROVIDERS = """\
+providers:
+  - {name: slow, type: mock, script: [{echo: true, delay: 1.5}]}
+"""
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[CommandLine]:
-    """A stack that is up and healthy, shared by tests that do it no harm."""
+    """A stack that is up and healthy, shared by tests that do it no harm. `slow/any` answers after 1.5 s."""
     # Not pytest's folder: that of a session is kept.
     folder = Path(tempfile.mkdtemp(prefix="promptlooper-stack-"))
     promptlooper = CommandLine(folder, {"OPENAI_API_KEY": "sk-only-for-the-adapter"})
     try:
-        started = promptlooper("up", "-d", "--port-base", "0")
+        (folder / "providers.yaml").write_text(PROVIDERS)
+        started = promptlooper("up", "-d", "--port-base", "0", "--providers", "providers.yaml")
         assert started.returncode == 0, started.stderr
         yield promptlooper
     finally:

@@ -29,7 +29,7 @@ SPEC = {
     "pipelines": [
         {
             "name": "direct",
-            "models": [{"model": "mock/echo"}],
+            "models": [{"model": "slow/any"}],
             "stages": [{"messages": [{"role": "user", "content": "Where is {{ input.country }}?"}]}],
         }
     ],
@@ -110,6 +110,10 @@ def test_a_client_that_is_not_ours_creates_an_experiment_and_watches_it_to_its_e
     assert "snapshot" in first
     assert last["terminal"]["state"] == "EXPERIMENT_STATE_COMPLETED"
     assert last["terminal"]["counts"]["completed"] == "2"
+    assert [message["event"]["kind"] for message in between if "event" in message][-3:] == [
+        "run.completed",
+        "run.completed",
+        "experiment.completed",
+    ]
     sequence = [int(message["eventSeq"]) for message in between if "event" in message]
-    start = int(first["eventSeq"])
-    assert sequence == list(range(start + 1, int(last["eventSeq"]) + 1))
+    assert sequence == list(range(int(first["eventSeq"]) + 1, int(last["eventSeq"]) + 1))
