@@ -29,6 +29,8 @@ from promptlooper.failpoints import Failpoints
 from promptlooper.run import Run
 from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.events.relay import Relay
 from promptlooper.runner.store.database import Database
 from promptlooper.scorer.registry import ScorerCore
 
@@ -110,12 +112,14 @@ class Lab:
     failpoints: Failpoints = field(default_factory=Failpoints)
 
     @asynccontextmanager
-    async def runner(self, **settings: Any) -> AsyncIterator[RunnerCore]:
+    async def runner(self, *, nats_url: str = "", **settings: Any) -> AsyncIterator[RunnerCore]:
         async with AsyncExitStack() as stack:
-            database = Database(self.database_url)
+            database, hub = Database(self.database_url), Hub()
             stack.callback(database.close)
+            if nats_url:
+                await stack.enter_async_context(Relay(database, hub, nats_url).running())
             store = await stack.enter_async_context(LocalStore(self.folder / "cache.db"))
-            settings.setdefault("failpoints", self.failpoints)
+            settings = {"failpoints": self.failpoints, "hub": hub, **settings}
             core = runner_core(database, self.model, CacheCore(store), ScorerCore(), **settings)
             yield await stack.enter_async_context(core)
 

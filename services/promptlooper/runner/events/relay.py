@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -33,6 +35,10 @@ PAGE = 500  # events published before their acks are awaited
 POLL = 1.0  # seconds between looks without a hint
 ACK_TIMEOUT = 5.0
 AFTER_FAILURE = 0.5
+# After NATS was away, plain subscribers get time to come back (nats-py waits 2 s by default), and what was published in the
+# last seconds before is published again: a server that is killed may not have passed it on.
+SETTLE = 3.0
+REPEATED = 3.0
 LOCK = 0x70726C72
 STREAM_CONFIG = StreamConfig(
     name=STREAM,
@@ -67,7 +73,10 @@ class Relay:
 
     def __init__(self, database: Database, hub: Hub, url: str) -> None:
         self._database, self._hub, self._url = database, hub, url
-        self._down = False
+        self._down = self._interrupted = False
+        self._recent: deque[tuple[float, str, int]] = (
+            deque()
+        )  # (monotonic time, experiment_id, event_seq before a page)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -87,6 +96,10 @@ class Relay:
                 try:
                     async with self._database.advisory_lock(LOCK) as held:
                         while held:
+                            if self._interrupted and client.is_connected:
+                                await asyncio.sleep(SETTLE)
+                                await self._publish_again(jetstream)
+                                self._interrupted = False
                             if not ready:
                                 await _declare_stream(jetstream)
                                 ready = True
@@ -112,12 +125,16 @@ class Relay:
         async def report(error: Exception) -> None:
             log.debug("nats: %r", error)
 
+        async def interrupted() -> None:
+            self._interrupted = True
+
         while True:
             try:
                 return await nats.connect(
                     self._url,
                     name="promptlooper-runner",
                     error_cb=report,
+                    disconnected_cb=interrupted,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,
                     connect_timeout=2,
@@ -145,12 +162,34 @@ class Relay:
             if not page:
                 continue
             await _publish(jetstream, page)
+            self._remember(experiment_id, published)
             if self._down:
                 self._down = False
                 log.info("NATS takes events again")
             record = partial(repository.record_published, published={experiment_id: page[-1].event_seq})
             await self._database.write(record)
         return bool(behind)
+
+    def _remember(self, experiment_id: str, before: int) -> None:
+        now = time.monotonic()
+        self._recent.append((now, experiment_id, before))
+        while self._recent[0][0] < now - REPEATED:
+            self._recent.popleft()
+
+    async def _publish_again(self, jetstream: JetStreamContext) -> None:
+        """The events of the last seconds before the interruption; the stream drops them as repeats."""
+        await _declare_stream(jetstream)
+        for _, experiment_id, before in list(self._recent):
+            experiment = await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=0))
+            read = partial(
+                repository.events_after,
+                experiment_id=experiment_id,
+                project=experiment.project,
+                event_seq=before,
+                limit=PAGE,
+            )
+            await _publish(jetstream, await self._database.read(read))
+        self._recent.clear()
 
 
 async def _publish(jetstream: JetStreamContext, page: list[Event]) -> None:

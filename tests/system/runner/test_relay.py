@@ -1,0 +1,138 @@
+"""Events on NATS: in order, each once in the stream, also when NATS goes and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import NotFoundError
+from runner_lab import Lab, ended, experiment, watched
+
+from promptlooper.backing import NatsServer
+from promptlooper.run import Event
+from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.events.relay import STREAM, headers_of
+from promptlooper.testing.eventually import eventually
+from promptlooper.testing.servers import nats_server
+from promptlooper.v1.events_pb2 import Event as EventMessage
+from promptlooper.wire.events import event_to_pb
+
+SUBJECTS = "promptlooper.v1.events.>"
+ROWS = [{"n": n} for n in range(60)]
+
+
+@pytest.fixture
+def broker() -> Iterator[NatsServer]:
+    """A NATS of this test's own: it is killed."""
+    with nats_server() as server:
+        yield server
+
+
+@asynccontextmanager
+async def connected(server: NatsServer) -> AsyncIterator[Client]:
+    client = await nats.connect(server.url, max_reconnect_attempts=-1)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def all_events(runner: RunnerCore, experiment_id: str) -> list[Event]:
+    from promptlooper.runner.events.watching import token_of
+
+    messages = await watched(runner, experiment_id, token_of(experiment_id, 0))
+    return [message.event for message in messages if message.event]
+
+
+async def in_stream(client: Client, experiment_id: str) -> list[EventMessage]:
+    """What a JetStream reader of the stream sees of an experiment, from the beginning."""
+    jetstream = client.jetstream()
+    subscription = await jetstream.pull_subscribe(
+        f"promptlooper.v1.events.*.{experiment_id}.>",
+        stream=STREAM,
+        config=ConsumerConfig(ack_policy=AckPolicy.NONE),
+    )
+    found: list[EventMessage] = []
+    while (await subscription.consumer_info()).num_pending:
+        found += [EventMessage.FromString(message.data) for message in await subscription.fetch(500, timeout=5)]
+    await subscription.unsubscribe()
+    return found
+
+
+async def test_subscribers_and_the_stream_get_every_event_in_order_and_once(lab: Lab, broker: NatsServer) -> None:
+    heard: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+
+    async with connected(broker) as client:
+        await client.subscribe(SUBJECTS, cb=hear)
+        await client.flush()
+        async with lab.runner(nats_url=broker.url) as runner:
+            created = await runner.create(experiment("a {{ input.n }}", "b {{ input.n }}", rows=ROWS, project="team-1"))
+            await ended(runner, created.experiment_id)
+            events = await all_events(runner, created.experiment_id)
+            await eventually(lambda: len(heard) >= len(events))
+        assert [EventMessage.FromString(m.data) for m in heard] == [event_to_pb(event) for event in events]
+        assert [dict(m.headers or {}) for m in heard] == [headers_of(event) for event in events]
+        last = heard[-1]
+        assert last.subject == f"promptlooper.v1.events.team-1.{created.experiment_id}.experiment.completed"
+        assert await in_stream(client, created.experiment_id) == [event_to_pb(event) for event in events]
+
+
+async def test_when_nats_is_killed_and_started_the_run_completes_and_the_stream_has_each_event_once(
+    lab: Lab, broker: NatsServer
+) -> None:
+    heard: list[int] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(int((message.headers or {})["Promptlooper-Event-Seq"]))
+
+    async with connected(broker) as client:
+        await client.subscribe(SUBJECTS, cb=hear)
+        await client.flush()
+        async with lab.runner(nats_url=broker.url) as runner:
+            spec = experiment("{{ input.n }}", rows=ROWS, limits={"max_concurrency": 2})
+            created = await runner.create(spec)
+            await eventually(lambda: len(heard) > 20)
+            await asyncio.to_thread(broker.kill)
+            await ended(runner, created.experiment_id)
+            events = await all_events(runner, created.experiment_id)
+            await asyncio.to_thread(broker.start)
+
+            async def complete() -> bool:
+                try:
+                    return len(await in_stream(client, created.experiment_id)) >= len(events)
+                except (NotFoundError, nats.errors.Error, TimeoutError) as error:
+                    raise AssertionError(repr(error)) from error
+
+            await eventually(complete, within=30)
+            stored = await in_stream(client, created.experiment_id)
+            assert [event.event_seq for event in stored] == [event.event_seq for event in events]
+            await eventually(lambda: heard and heard[-1] == events[-1].event_seq)
+    # Repeats are allowed, and told by their numbers: without them the subscriber heard everything in order.
+    assert list(dict.fromkeys(heard)) == [event.event_seq for event in events]
+
+
+async def test_without_nats_experiments_run_and_events_wait_for_it(lab: Lab, broker: NatsServer) -> None:
+    await asyncio.to_thread(broker.stop)
+    async with lab.runner(nats_url=broker.url) as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:5]))
+        done = await ended(runner, created.experiment_id)
+        assert done.counts.completed == 5
+        await asyncio.to_thread(broker.start)
+        async with connected(broker) as client:
+
+            async def complete() -> bool:
+                try:
+                    return len(await in_stream(client, created.experiment_id)) == done.event_seq
+                except (NotFoundError, nats.errors.Error, TimeoutError) as error:
+                    raise AssertionError(repr(error)) from error
+
+            await eventually(complete, within=30)
