@@ -82,6 +82,8 @@ def references_in(environment: Environment, source: str) -> References:
     """Raises what parsing raises."""
     tree = environment.parse(source)
     names = meta.find_undeclared_variables(environment.parse(source))
+    if any(node.name == "self" for node in tree.find_all(nodes.Name)):
+        names.add("self")  # known to Jinja2, of no use here
     stored = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     stored |= {macro.name for macro in tree.find_all(nodes.Macro)}
     paths = [reference for reference in chains_of(tree) if reference.root in names and reference.root not in stored]

@@ -51,7 +51,7 @@ def row_of(value: Json) -> InputRow:
             raise ValueError(f"{key!r} is not a key of rows that begins with _{nearest(key, SPECIAL[1:])}")
     rest = {key: item for key, item in value.items() if key not in SPECIAL}
     row_id = value.get("_id")
-    if (row_id is not None and not (isinstance(row_id, str) or is_integer(row_id))) or len(str(row_id)) > 200:
+    if not (row_id is None or is_integer(row_id) or (isinstance(row_id, str) and 0 < len(row_id) <= 200)):
         raise ValueError(f"'_id' must be text of 1 to 200 characters, not {noun(row_id)}")
     return InputRow(
         "" if row_id is None else str(row_id),
@@ -73,10 +73,12 @@ def _tags(value: Json) -> tuple[str, ...]:
 
 
 def _metadata(value: Json) -> dict[str, str]:
-    if isinstance(value, str):
-        value = json_parsed(value)[0]
     if value is None:
         return {}
+    if isinstance(value, str):  # a cell of a CSV file
+        value, problems = json_parsed(value)
+        if problems:
+            raise ValueError("'_metadata' must be a mapping of texts, or in CSV a JSON object")
     if not isinstance(value, dict) or any(isinstance(item, dict | list) or item is None for item in value.values()):
         raise ValueError(f"'_metadata' must be a mapping of texts, not {noun(value)}")
     return {key: item if isinstance(item, str) else json_text(item) for key, item in value.items()}
