@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from promptlooper.digest import sha256_hex
+from promptlooper.digest import canonical
 from promptlooper.experiment import (
     CacheMode,
     CachePolicy,
@@ -136,7 +137,10 @@ def spec_from_json(value: Mapping[str, Any], inputs: Sequence[InputRow] = ()) ->
 
 def body_sha256(spec: ExperimentSpec) -> str:
     """64 hex: the same experiment has the same, whoever wrote it down and in whatever key order."""
-    return sha256_hex(spec_to_json(spec))
+    digest = hashlib.sha256(canonical(spec_to_json(spec, inputs=False)))
+    for row in spec.inputs:  # one at a time: there may be a million
+        digest.update(canonical(row_to_json(row)))
+    return digest.hexdigest()
 
 
 def completed(spec: ExperimentSpec) -> ExperimentSpec:
