@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,18 +94,10 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
             "created_us": now_us,
         },
     )
-    chunks = [spec.inputs[start : start + INPUTS_PER_CHUNK] for start in range(0, len(spec.inputs), INPUTS_PER_CHUNK)]
-    connection.execute(
-        sa.insert(inputs),
-        [
-            {
-                "experiment_id": new.experiment_id,
-                "chunk": number,
-                "rows_json": json_text([row_to_json(row) for row in chunk]),
-            }
-            for number, chunk in enumerate(chunks)
-        ],
-    )
+    for number, start in enumerate(range(0, len(spec.inputs), INPUTS_PER_CHUNK)):
+        rows = [row_to_json(row) for row in spec.inputs[start : start + INPUTS_PER_CHUNK]]
+        chunk = {"experiment_id": new.experiment_id, "chunk": number, "rows_json": json_text(rows)}
+        connection.execute(sa.insert(inputs), chunk)
     connection.execute(
         sa.insert(progress),
         {
@@ -416,11 +408,6 @@ def give_back_orphans(connection: sa.Connection, experiment_id: str, dead: Seque
 def create_all(connection: sa.Connection) -> None:
     """All tables at once, for in-memory databases; stored ones are migrated."""
     metadata.create_all(connection)
-
-
-def chunks_of(count: int) -> Iterator[int]:
-    """The chunk numbers of `count` inputs."""
-    return iter(range((count + INPUTS_PER_CHUNK - 1) // INPUTS_PER_CHUNK))
 
 
 def _not_found(experiment_id: str) -> ExperimentNotFound:
