@@ -99,6 +99,8 @@ def _stages(field: str, pipeline: Pipeline, unread: Collection[str]) -> Iterator
         at = f"{field}.stages[{index}]"
         if stage.name and not STAGE_NAME.fullmatch(stage.name):
             yield Problem(f"{at}.name", f"the stage name {stage.name!r} must begin with a-z or _, then a-z, 0-9 and _")
+        if stage.timeout is not None and stage.timeout <= 0:
+            yield Problem(f"{at}.timeout", "'timeout' must be above 0")
         if stage.model:
             yield from _model(f"{at}.model", stage.model)
         if not stage.messages and "pipelines" not in unread:
@@ -238,6 +240,8 @@ def _numbers(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("limits.budget_tokens", f"'budget_tokens' must be at least 1, not {limits.budget_tokens}")
     if limits.stage_timeout <= 0:
         yield Problem("limits.stage_timeout", "'stage_timeout' must be above 0")
+    if spec.cache.max_age is not None and spec.cache.max_age <= 0:
+        yield Problem("cache.max_age", "'max_age' must be above 0")
     runs = shape(spec).total
     if runs > MAX_RUNS:
         yield Problem("", f"the experiment has {runs:,} runs, at most {MAX_RUNS:,} are allowed")

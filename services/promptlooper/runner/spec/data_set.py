@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from promptlooper.experiment import InputRow
 from promptlooper.jsonvalue import Json
 from promptlooper.runner.spec.cells import CONVERTERS, matches
-from promptlooper.runner.spec.document import Path, decoded, documents_of_lines, read_document
+from promptlooper.runner.spec.document import Document, Path, decoded, documents_of_lines, read_document
 from promptlooper.runner.spec.files import MAX_DATA_BYTES, FileRefused
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import FilePosition, choices, nearest
@@ -26,18 +25,18 @@ _MAX_CELL = 16 << 20
 class _RowProblems:
     def __init__(self, form: Form, position: Callable[[int], FilePosition]) -> None:
         self._form = form
-        self._position = position
+        self.position = position
         self.count = 0
 
     def add(self, place: int, message: str) -> None:
         self.count += 1
         if self.count <= MAX_PROBLEMS:
-            self._form.notes.add_at(self._position(place), message)
+            self._form.notes.add_at(self.position(place), message)
 
     def finish(self) -> None:
         if self.count > MAX_PROBLEMS:
             more = self.count - MAX_PROBLEMS
-            self._form.notes.add_at(FilePosition(self._position(1).file), f"{more} more rows have problems")
+            self._form.notes.add_at(FilePosition(self.position(1).file), f"{more} more rows have problems")
 
 
 class RowReader:
@@ -53,25 +52,23 @@ class RowReader:
             if not value:
                 self._notes.add(path, "'inputs' must not be empty; leave it out for one run without input")
                 return None
-            return self._finished(
-                enumerate(value), "", _RowProblems(self._form, lambda place: self._notes.position((*path, place)))
-            )
+            problems = _RowProblems(self._form, lambda place: self._notes.position((*path, place)))
+            return self._finished(enumerate(value), problems)
         if isinstance(value, dict) and "file" in value:
             return self._data_set(path, value)
         self._notes.add(path, f"'inputs' must be a list of rows or {{file: path}}, not {noun(value)}")
         return None
 
-    def _finished(self, values: Any, file: str, problems: _RowProblems) -> Rows | None:
+    def _finished(self, values: Iterable[tuple[int, Json]], problems: _RowProblems) -> Rows | None:
         rows: list[InputRow] = []
         places: list[int] = []
-        before = problems.count
         for place, value in values:
             try:
                 rows.append(row_of(value))
                 places.append(place)
             except ValueError as error:
                 problems.add(place, str(error))
-        if problems.count == before == 0:
+        if not problems.count:
             try:
                 rows = with_ids(rows)
             except ValueError as error:
@@ -79,7 +76,7 @@ class RowReader:
                 second = next(i for i, name in enumerate(ids) if name and name in ids[:i])
                 problems.add(places[second], str(error))
         problems.finish()
-        return None if problems.count else Rows(tuple(rows), tuple(places), file)
+        return None if problems.count else Rows(tuple(rows), tuple(places), problems.position)
 
     def _data_set(self, path: Path, settings: dict[str, Json]) -> Rows | None:
         self._notes.check_keys(path, settings, _KEYS, (), "'inputs'")
@@ -113,16 +110,29 @@ class RowReader:
         if types and not name.endswith(".csv"):
             self._notes.add((*path, "types"), f"'types' is for .csv files; {name!r} has types of its own")
         if name.endswith(".csv"):
-            values = list(self._csv_rows((*path, "types"), text, types, problems))
+            found = self._finished(self._csv_rows((*path, "types"), text, types, problems), problems)
+        elif name.endswith(".jsonl"):
+            found = self._finished(_lines(text, problems), problems)
         else:
-            values = list(_items_of(text, name, problems))
-        found = self._finished(values, shown, problems)
+            found = self._of_document(read_document(text, json=name.endswith(".json")), shown)
         if found is None:
             return None
         if not found.rows:
             self._notes.add((*path, "file"), f"the data file {name!r} has no rows")
             return None
         return self._selected(path, found, where, chosen)
+
+    def _of_document(self, document: Document, shown: str) -> Rows | None:
+        for line, message in document.problems:
+            self._notes.add_at(FilePosition(shown, line), message)
+        if document.problems:
+            return None
+        if not isinstance(document.value, list):
+            message = f"a data file must be a list of rows, not {noun(document.value)}"
+            self._notes.add_at(FilePosition(shown, 1), message)
+            return None
+        problems = _RowProblems(self._form, lambda index: FilePosition(shown, document.line((index,))))
+        return self._finished(enumerate(document.value), problems)
 
     def _csv_rows(
         self, path: Path, text: str, types: dict[str, Json], problems: _RowProblems
@@ -182,23 +192,12 @@ class RowReader:
         return found.kept(indices[: chosen.get("limit")])
 
 
-def _items_of(text: str, name: str, problems: _RowProblems) -> Iterator[tuple[int, Json]]:
-    if name.endswith(".jsonl"):
-        for line, value, wrong in documents_of_lines(text):
-            if wrong is None:
-                yield line, value
-            else:
-                problems.add(line, wrong)
-        return
-    document = read_document(text, json=name.endswith(".json"))
-    for line, message in document.problems:
-        problems.add(line, message)
-    if not isinstance(document.value, list):
-        if not document.problems:
-            problems.add(1, f"a data file must be a list of rows, not {noun(document.value)}")
-        return
-    for index, value in enumerate(document.value):
-        yield document.line((index,)), value
+def _lines(text: str, problems: _RowProblems) -> Iterator[tuple[int, Json]]:
+    for line, value, wrong in documents_of_lines(text):
+        if wrong is None:
+            yield line, value
+        else:
+            problems.add(line, wrong)
 
 
 def _header_problem(header: list[str]) -> str | None:

@@ -34,6 +34,9 @@ class Overrides:
     cache_mode: str | None = None  # --cache; "off" for --no-cache
 
 
+_STAND_IN = "mock/echo"  # for models that are none, so that nothing else is said of them
+
+
 def _shown(value: Json) -> str:
     return value if isinstance(value, str) else json_text(value)
 
@@ -88,13 +91,17 @@ def _put_models(found: dict[str, Any], models: Sequence[str], notes: Notes) -> N
     given = found.get("models") if isinstance(found.get("models"), list) else []
     named = {entry["name"]: entry for entry in given or [] if isinstance(entry, dict) and "name" in entry}
     found.pop("model", None)
-    found["models"] = [named.get(model, model) for model in models]
-    for index, model in enumerate(models):
-        notes.said_by(("models", index), f"-m {model}")
-        if model not in named and "/" not in model:
+    chosen: list[Any] = []
+    for model in models:
+        if model in named or "/" in model:
+            notes.said_by(("models", len(chosen)), f"-m {model}")
+            chosen.append(named.get(model, model))
+        else:
             message = f"{model!r} is not PROVIDER/MODEL, nor a name in 'models'{nearest(model, named)}"
             notes.add_at(FilePosition(f"-m {model}"), message)
-            found["models"][index] = "mock/echo"  # stands in, so that nothing else is said of it
+    if not chosen:
+        notes.unread.add("models")
+    found["models"] = chosen or [_STAND_IN]
     if isinstance(found.get("pipelines"), dict):
         found["pipelines"] = {
             name: {key: item for key, item in value.items() if key not in ("models", "model")}

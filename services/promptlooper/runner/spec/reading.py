@@ -44,10 +44,7 @@ class ReadExperiment:
         """Where a field of the normal form (`pipelines[0].stages[1].model`, `scorers[0]`) was written."""
         path = path_of(field)
         if len(path) > 1 and path[0] == "inputs" and isinstance(path[1], int) and path[1] < len(self._rows.places):
-            place = self._rows.places[path[1]]
-            if self._rows.file:
-                return FilePosition(self._rows.file, place)
-            return self._notes.position(("inputs", place, *path[2:]))
+            return self._rows.position(self._rows.places[path[1]])
         return self._notes.origin(field)
 
     def located(self, problem: Problem) -> FileProblem:
@@ -133,7 +130,7 @@ class _Reader:
         spec = self._spec(document)
         if rows is None:
             self.notes.unread.add("inputs")
-        spec, rows = selected(spec, rows or _no_rows(), self._overrides, self.notes)
+        spec, rows = selected(spec, rows or self._no_rows(), self._overrides, self.notes)
         found = ReadExperiment(spec, self.notes, rows)
         for problem in problems_of(spec, unread=self.notes.unread):
             located = found.located(problem)
@@ -143,7 +140,7 @@ class _Reader:
 
     def _rows(self, document: dict[str, Any]) -> Rows | None:
         if "inputs" not in document:
-            return _no_rows()
+            return self._no_rows()
         return RowReader(self._form).rows(document["inputs"])
 
     def _spec(self, document: dict[str, Any]) -> ExperimentSpec:
@@ -221,6 +218,6 @@ class _Reader:
                 found[key] = text.text
         return found
 
-
-def _no_rows() -> Rows:
-    return Rows(tuple(with_ids([InputRow("", None)])), (0,))
+    def _no_rows(self) -> Rows:
+        """The one row of an experiment without inputs."""
+        return Rows(tuple(with_ids([InputRow("", None)])), (0,), lambda place: self.notes.position(("inputs",)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import InputRow
 from promptlooper.jsonvalue import Json, json_text
 from promptlooper.runner.spec.json_text import json_parsed
-from promptlooper.runner.spec.problems import nearest
+from promptlooper.runner.spec.problems import FilePosition, nearest
 from promptlooper.runner.spec.values import is_integer, noun
 
 SPECIAL = ("expected", "_id", "_tags", "_metadata")
@@ -19,14 +19,14 @@ LATER = ("_scorers", "_weight")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows with where each stands: a line of `file`, or an item of the experiment file's `inputs`."""
+    """Rows, with what `position` makes a file and line of, for each: a line of a data file, or the index in a list."""
 
     rows: tuple[InputRow, ...]
     places: tuple[int, ...]
-    file: str = ""
+    position: Callable[[int], FilePosition]
 
     def kept(self, indices: Sequence[int]) -> Rows:
-        return Rows(tuple(self.rows[i] for i in indices), tuple(self.places[i] for i in indices), self.file)
+        return Rows(tuple(self.rows[i] for i in indices), tuple(self.places[i] for i in indices), self.position)
 
 
 def sampled(count: int, size: int, seed: int) -> list[int]:
