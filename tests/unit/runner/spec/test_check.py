@@ -12,7 +12,8 @@ import pytest
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, Price
 from promptlooper.errors import Problem, ServiceUnavailable
 from promptlooper.experiment import ExperimentSpec, MessageTemplate, ModelEntry, Pipeline, Stage
-from promptlooper.runner.spec import check, completed, problems_of
+from promptlooper.runner.spec import SCORER_TYPES, check, completed, problems_of
+from promptlooper.scorer.registry import ScorerCore
 from promptlooper.scoring import ScoreItem, ScorerCheck, ScorerInfo, ScoreValue
 
 
@@ -191,3 +192,16 @@ def test_spec_of_a_client_is_checked_like_a_file() -> None:
     assert "pipelines[1].models" in fields
     assert "pipelines[1].stages[0].messages" in fields
     assert "pipelines[1].name" in fields
+
+
+async def test_types_known_when_reading_are_those_of_the_scorer() -> None:
+    assert set(SCORER_TYPES) == {info.type for info in await ScorerCore().list_scorers()}
+
+
+async def test_bad_regex_bad_schema_and_unknown_setting_are_told_by_the_scorer(desk: Any) -> None:
+    read = desk.read(
+        "model: free/a\nprompt: Hi\nscorers:\n  - regex: '('\n  - json-schema: {type: objct}\n"
+        "  - numeric: 3\n    tolerence: 1\n  - regex: '{{ expected }}'\n    name: late\n"
+    )
+    found = await check(read.spec, Gateway(), ScorerCore())
+    assert [read.origin(problem.field).line for problem in found.problems] == [4, 5, 6]
