@@ -29,6 +29,7 @@ log = logging.getLogger("runner.loop")
 TURN_INTERVAL = 0.025  # seconds: a turn costs about the same for 1 outcome as for 50
 TURN_OUTCOMES = 128
 CHUNKS_KEPT = 8
+STARTED_AT_ONCE = 16
 AFTER_OUTAGE = 0.5  # seconds
 
 
@@ -68,7 +69,8 @@ class ExperimentLoop:
         self._cancelled_runs: set[int] = set()
         self._wake, self._full = asyncio.Event(), asyncio.Event()
         self._cancelling = self._stopping = self._hand_back = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # for the next run that came back
+        self._checkpoint: asyncio.TimerHandle | None = None  # for last stages whose scores are not there yet
         self._earliest = 0.0  # monotonic time of the next turn
 
     @property
@@ -116,8 +118,9 @@ class ExperimentLoop:
             fail = partial(repository.fail, experiment_id=self.experiment_id, reason=reason, now_us=now_us)
             await self._parts.database.write(fail)
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._checkpoint):
+                if timer is not None:
+                    timer.cancel()
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -192,9 +195,17 @@ class ExperimentLoop:
 
     def _report(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
-        self._wake.set()
+        if not (isinstance(outcome, StageDone) and outcome.last):
+            self._wake.set()
+        elif self._checkpoint is None:  # mostly its score is there at once, and one turn takes both
+            self._checkpoint = asyncio.get_running_loop().call_later(TURN_INTERVAL, self._checkpoint_due)
         if len(self._outcomes) >= TURN_OUTCOMES:
             self._full.set()
+
+    def _checkpoint_due(self) -> None:
+        self._checkpoint = None
+        if self._outcomes:
+            self._wake.set()
 
     def _free(self, sent: list[Outcome]) -> int:
         """How many runs may be claimed: this experiment's share and the Runner's slots, less what goes on after the
@@ -247,7 +258,9 @@ class ExperimentLoop:
             c.run_index: executor.place_of(c.run_index).input_index for c in claims if c.run_index not in self._rows
         }
         rows = await inputs.of(sorted(set(unknown.values())))
-        for claim in claims:
+        for number, claim in enumerate(claims):
+            if number % STARTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # spreads a burst: what starts together ends together, and then all slots idle at once
             index = claim.run_index
             if index in unknown:
                 self._rows[index] = rows[unknown[index]]
