@@ -1,8 +1,8 @@
 """CPU per run, runs per second and peak memory: embedded, and through the services.
 
-`python -m benchmarks.run [embedded] [slow] [memory] [services]` (default: all). One stage and one `contains` scorer per run,
-against a provider in a process of its own. CPU is user + system. Wall times on shared machines are noisy; CPU per run is
-steady to about 10 %.
+`python -m benchmarks.run [embedded] [slow] [memory] [services]` (default: all). One stage and one `contains` scorer per
+run, against a provider in a process of its own. CPU is user + system. Wall times on shared machines are noisy; CPU per
+run is steady to about 10 %.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ name: bench
 inputs: {{file: rows-{runs}.jsonl}}
 model: openai/fast
 params: {{max_tokens: 16, temperature: 0}}
-prompt: "What is the capital of {{{{ input.country }}}}? This is question {{{{ input.n }}}} of a series; answer with one word."
+prompt: "Capital of {{{{ input.country }}}}? This is question {{{{ input.n }}}} of a series; answer with one word."
 scorers: [{{contains: "{{{{ expected }}}}"}}]
 limits: {{max_concurrency: {concurrency}}}
 """
@@ -118,11 +118,9 @@ def memory(folder: Path) -> None:
             env = {"OPENAI_BASE_URL": url, "PROMPTLOOPER_HOME": str(folder / f"home-{runs}")}
             peaks[runs] = measured(["run", str(written(folder, runs, 100)), "-q"], env)
     small, large = peaks[2_000], peaks[20_000]
-    print("\nembedded, peak memory")
-    print(
-        f"  2,000 runs {small.peak_mb:.0f} MB, 20,000 runs {large.peak_mb:.0f} MB: {large.peak_mb - small.peak_mb:+.0f} MB; "
-        f"{large.cpu / 20_000 * 1e3:.2f} ms CPU per run at 20,000"
-    )
+    more = large.peak_mb - small.peak_mb
+    print(f"\nembedded, peak memory: 2,000 runs {small.peak_mb:.0f} MB, 20,000 {large.peak_mb:.0f} MB: {more:+.0f} MB")
+    print(f"  {large.cpu / 20_000 * 1e3:.2f} ms CPU per run at 20,000")
 
 
 def services(folder: Path) -> None:
@@ -157,7 +155,8 @@ def _through_services(folder: Path, data: Path, database: str, runs: int, postma
         theirs = {part: cpu for part, cpu in spent.items() if part not in ours}
         if postmaster:
             theirs["postgres"] = postgres
-        print(f"\nservices on {database}, {runs:,} runs, concurrency 100, provider 0 ms, {name}: {runs / used.wall:,.0f} runs/s")
+        rate = runs / used.wall
+        print(f"\nservices on {database}, {runs:,} runs, concurrency 100, provider 0 ms, {name}: {rate:,.0f} runs/s")
         for title, group in (("ours", ours), ("theirs", theirs)):
             shown = ", ".join(f"{part} {cpu / runs * 1e3:.2f}" for part, cpu in group.items())
             print(f"  {title:<7} {sum(group.values()) / runs * 1e3:.2f} ms CPU per run ({shown})")

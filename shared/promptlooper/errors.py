@@ -1,4 +1,4 @@
-"""What can go wrong, in domain words. Knows no transport: `rpc.status` has the one table that makes status codes of these."""
+"""What can go wrong, in domain words. Knows no transport: `rpc.status` has the one table of status codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InvalidArgument(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with an experiment: where in the spec (`pipelines[0].stages[1].model`), and a sentence."""
+    """One thing that is wrong with an experiment: where (`pipelines[0].stages[1].model`), and a sentence."""
 
     field: str
     message: str

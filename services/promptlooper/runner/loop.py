@@ -260,7 +260,8 @@ class ExperimentLoop:
         rows = await inputs.of(sorted(set(unknown.values())))
         for number, claim in enumerate(claims):
             if number % STARTED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # spreads a burst: what starts together ends together, and then all slots idle at once
+                # Spreads a burst: what starts together ends together, and then all slots idle at once.
+                await asyncio.sleep(0)
             index = claim.run_index
             if index in unknown:
                 self._rows[index] = rows[unknown[index]]

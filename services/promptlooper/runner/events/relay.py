@@ -35,8 +35,8 @@ PAGE = 500  # events published before their acks are awaited
 POLL = 1.0  # seconds between looks without a hint
 ACK_TIMEOUT = 5.0
 AFTER_FAILURE = 0.5
-# After NATS was away, plain subscribers get time to come back (nats-py waits 2 s by default), and what was published in the
-# last seconds before is published again: a server that is killed may not have passed it on.
+# After NATS was away, plain subscribers get time to come back (nats-py waits 2 s by default), and what was published in
+# the last seconds before is published again: a server that is killed may not have passed it on.
 SETTLE = 3.0
 REPEATED = 3.0
 LOCK = 0x70726C72
