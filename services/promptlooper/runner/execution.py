@@ -10,6 +10,7 @@ from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
 from promptlooper.errors import CompletionFailed, DomainError
 from promptlooper.experiment import ExperimentSpec, InputRow
+from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answer, Answers, Question
 from promptlooper.runner.bounds import Bound, call_bound
@@ -56,6 +57,7 @@ class RunExecutor:
     ) -> None:
         self._plan, self._answers, self._scores = plan, answers, scores
         self._renderer, self._clock, self._report = renderer, clock, report
+        self._calls: dict[tuple[str, int], tuple[str, JsonObject]] = {}
 
     def place_of(self, run_index: int) -> Cell:
         return cell(self._plan.grid, run_index)
@@ -122,8 +124,7 @@ class RunExecutor:
     ) -> StageResult:
         plan, index = self._plan, claim.next_stage
         stage = variant.pipeline.stages[index]
-        model = stage_model(variant, stage)
-        params = stage_params(variant, stage)
+        model, params = self._call_of(variant, index)
         messages = self._renderer.messages(stage, variables(plan.spec, row, results, index))
         known = plan.models.get(model) or ModelCheck(model)
         if claim.reserved_nanousd is not None or claim.reserved_tokens is not None:
@@ -136,6 +137,14 @@ class RunExecutor:
         question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
         answer = await self._answers.ask(question)
         return _stage_result(index, stage.name, request, answer)
+
+    def _call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
+        """Model and parameters of a stage: the same for all its runs."""
+        place = (variant.variant_id, index)
+        if (call := self._calls.get(place)) is None:
+            stage = variant.pipeline.stages[index]
+            call = self._calls[place] = (stage_model(variant, stage), stage_params(variant, stage))
+        return call
 
     async def _scored(
         self, row: InputRow, results: tuple[StageResult, ...]

@@ -21,31 +21,65 @@ def moment_of(us: int | None) -> datetime | None:
     return None if us is None else EPOCH + timedelta(microseconds=us)
 
 
-def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, result: StageResult) -> dict[str, Any]:
-    return {
-        "experiment_id": experiment_id,
-        "run_index": run_index,
-        "stage_index": result.stage_index,
-        "lease_epoch": lease_epoch,
-        "name": result.name,
-        "messages_json": json_text([[m.role, m.content] for m in result.messages]),
-        "output": result.output,
-        "model": result.model,
-        "model_requested": result.model_requested,
-        "params_json": json_text(result.params),
-        "tokens_in": result.tokens_in,
-        "tokens_out": result.tokens_out,
-        "tokens_reasoning": result.tokens_reasoning,
-        "tokens_cached_in": result.tokens_cached_in,
-        "latency_ms": result.latency_ms,
-        "ttft_ms": result.ttft_ms,
-        "cost_nanousd": result.cost_nanousd,
-        "cost_saved_nanousd": result.cost_saved_nanousd,
-        "cached": result.cached,
-        "attempts": result.attempts,
-        "finish_reason": result.finish_reason,
-        "reasoning": result.reasoning,
-    }
+STAGE_RESULT_COLUMNS = (
+    "experiment_id",
+    "run_index",
+    "stage_index",
+    "lease_epoch",
+    "name",
+    "messages_json",
+    "output",
+    "model",
+    "model_requested",
+    "params_json",
+    "tokens_in",
+    "tokens_out",
+    "tokens_reasoning",
+    "tokens_cached_in",
+    "latency_ms",
+    "ttft_ms",
+    "cost_nanousd",
+    "cost_saved_nanousd",
+    "cached",
+    "attempts",
+    "finish_reason",
+    "reasoning",
+)
+
+
+def storable(text: str) -> str:
+    """Text as both databases can keep it: PostgreSQL has no NUL character, and neither has a lone surrogate."""
+    if "\x00" in text:
+        text = text.replace("\x00", "\ufffd")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, result: StageResult) -> tuple[Any, ...]:
+    """In the order of STAGE_RESULT_COLUMNS."""
+    return (
+        experiment_id,
+        run_index,
+        result.stage_index,
+        lease_epoch,
+        result.name,
+        json_text([[m.role, m.content] for m in result.messages]),
+        storable(result.output),
+        storable(result.model),
+        result.model_requested,
+        json_text(result.params),
+        result.tokens_in,
+        result.tokens_out,
+        result.tokens_reasoning,
+        result.tokens_cached_in,
+        result.latency_ms,
+        result.ttft_ms,
+        result.cost_nanousd,
+        result.cost_saved_nanousd,
+        result.cached,
+        result.attempts,
+        result.finish_reason,
+        None if result.reasoning is None else storable(result.reasoning),
+    )
 
 
 def stage_result_of(row: Any) -> StageResult:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,8 +13,9 @@ from promptlooper.errors import ExperimentNotFound
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import RunState, Score, StageResult
+from promptlooper.runner.store.bulk import BulkInsert, BulkUpdate
 from promptlooper.runner.store.models import events, progress, runners, runs, scores, stage_results
-from promptlooper.runner.store.rows import stage_result_of, stage_result_row
+from promptlooper.runner.store.rows import STAGE_RESULT_COLUMNS, stage_result_of, stage_result_row, storable
 from promptlooper.runner.turn import Claim, Ledger, NewEvent, Outcome, RunRow, Turn
 
 LEDGER_COLUMNS = [progress.c[f.name] for f in fields(Ledger)]
@@ -41,18 +43,58 @@ ADDED = (
     "attempts",
     "paid_calls",
 )
-SET = ("state", "owner", "lease_epoch", "next_stage", "not_before_us", "reserved_nanousd", "reserved_tokens", "score")
-SET_LAST = ("passed", "ended_us")
-
-UPDATE_RUN = (
-    sa.update(runs)
-    .where(runs.c.experiment_id == sa.bindparam("x"), runs.c.run_index == sa.bindparam("i"))
-    .values(
-        **{name: sa.bindparam(f"b_{name}") for name in (*SET, *SET_LAST)},
-        error_json=sa.bindparam("b_error_json"),
-        **{name: runs.c[name] + sa.bindparam(f"b_{name}") for name in ADDED},
-    )
+ASSIGNED = (
+    "state",
+    "owner",
+    "lease_epoch",
+    "next_stage",
+    "not_before_us",
+    "reserved_nanousd",
+    "reserved_tokens",
+    "score",
+    "passed",
+    "ended_us",
 )
+INSERT_RUNS = BulkInsert(
+    runs,
+    (
+        "experiment_id",
+        "run_index",
+        "state",
+        "generation",
+        "variant_index",
+        "owner",
+        "lease_epoch",
+        "next_stage",
+        "reserved_nanousd",
+        "reserved_tokens",
+        *ADDED,
+        "started_us",
+    ),
+)
+UPDATE_RUNS = BulkUpdate(runs, ("error_json", *ASSIGNED), ADDED)
+INSERT_STAGE_RESULTS = BulkInsert(stage_results, STAGE_RESULT_COLUMNS)
+INSERT_SCORES = BulkInsert(
+    scores,
+    (
+        "experiment_id",
+        "run_index",
+        "score_index",
+        "variant_index",
+        "name",
+        "type",
+        "value",
+        "passed",
+        "weight",
+        "explanation",
+        "error",
+        "metadata_json",
+    ),
+)
+INSERT_EVENTS = BulkInsert(
+    events, ("experiment_id", "event_seq", "run_index", "kind", "generation", "time_us", "detail_json")
+)
+_assigned, _added = attrgetter(*ASSIGNED), attrgetter(*ADDED)
 UPDATE_PROGRESS = (
     sa.update(progress)
     .where(progress.c.experiment_id == sa.bindparam("x"))
@@ -177,16 +219,12 @@ def with_results(connection: sa.Connection, experiment_id: str, claims: Sequence
 def write(connection: sa.Connection, decided: Turn, failpoints: Failpoints) -> None:
     """Writes what was decided, events last but one and the progress row last."""
     experiment_id, ledger = decided.ledger.experiment_id, decided.ledger
-    if decided.created:
-        connection.execute(sa.insert(runs), [_new_run(decided, row) for row in decided.created])
-    if decided.touched:
-        connection.execute(UPDATE_RUN, [_run_update(experiment_id, row) for row in decided.touched.values()])
-    if decided.stage_results:
-        rows = [stage_result_row(experiment_id, row.run_index, row.lease_epoch, r) for row, r in decided.stage_results]
-        connection.execute(sa.insert(stage_results), rows)
-    if decided.scores:
-        rows = [_score_row(experiment_id, row, n, s) for row, all_ in decided.scores for n, s in enumerate(all_)]
-        connection.execute(sa.insert(scores), rows)
+    INSERT_RUNS(connection, [_new_run(decided, row) for row in decided.created])
+    UPDATE_RUNS(connection, [_run_update(experiment_id, row) for row in decided.touched.values()])
+    results = [stage_result_row(experiment_id, row.run_index, row.lease_epoch, r) for row, r in decided.stage_results]
+    INSERT_STAGE_RESULTS(connection, results)
+    judged = [_score_row(experiment_id, row, n, s) for row, all_ in decided.scores for n, s in enumerate(all_)]
+    INSERT_SCORES(connection, judged)
     number_events(connection, ledger, decided.events, decided.now_us)
     failpoints.hit("turn_before_commit")
 
@@ -194,60 +232,51 @@ def write(connection: sa.Connection, decided: Turn, failpoints: Failpoints) -> N
 def number_events(connection: sa.Connection, ledger: Ledger, new: Sequence[NewEvent], now_us: int) -> None:
     """Gives events their numbers under the lock that is held to the commit, so that their order is commit order, and
     writes the progress row."""
-    rows: list[Mapping[str, Any]] = []
-    for event in new:
-        ledger.event_seq += 1
-        rows.append(
-            {
-                "experiment_id": ledger.experiment_id,
-                "event_seq": ledger.event_seq,
-                "run_index": event.run_index,
-                "kind": event.kind,
-                "generation": ledger.generation,
-                "time_us": now_us,
-                "detail_json": json_text(event.detail),
-            }
-        )
-    if rows:
-        connection.execute(sa.insert(events), rows)
+    rows: list[tuple[Any, ...]] = []
+    experiment_id, generation, seq = ledger.experiment_id, ledger.generation, ledger.event_seq
+    for seq, event in enumerate(new, ledger.event_seq + 1):
+        detail = json_text(event.detail)
+        rows.append((experiment_id, seq, event.run_index, event.kind, generation, now_us, detail))
+    ledger.event_seq = seq
+    INSERT_EVENTS(connection, rows)
     values = {f"b_{name}": value for name, value in ledger.as_row().items() if name != "experiment_id"}
     connection.execute(UPDATE_PROGRESS, {"x": ledger.experiment_id, **values})
 
 
-def _new_run(decided: Turn, row: RunRow) -> dict[str, Any]:
-    return {
-        "experiment_id": decided.ledger.experiment_id,
-        "run_index": row.run_index,
-        "state": row.state,
-        "generation": decided.ledger.generation,
-        "variant_index": row.variant_index,
-        "owner": row.owner,
-        "lease_epoch": row.lease_epoch,
-        "reserved_nanousd": row.reserved_nanousd,
-        "reserved_tokens": row.reserved_tokens,
-        "started_us": decided.now_us,
-    }
+def _new_run(decided: Turn, row: RunRow) -> tuple[Any, ...]:
+    return (
+        decided.ledger.experiment_id,
+        row.run_index,
+        row.state,
+        decided.ledger.generation,
+        row.variant_index,
+        row.owner,
+        row.lease_epoch,
+        row.next_stage,
+        row.reserved_nanousd,
+        row.reserved_tokens,
+        *_added(row),
+        decided.now_us,
+    )
 
 
-def _run_update(experiment_id: str, row: RunRow) -> dict[str, Any]:
-    values: dict[str, Any] = {f"b_{name}": getattr(row, name) for name in (*SET, *SET_LAST, *ADDED)}
-    values["b_error_json"] = None if row.error is None else json_text(asdict(row.error))
-    values["x"], values["i"] = experiment_id, row.run_index
-    return values
+def _run_update(experiment_id: str, row: RunRow) -> tuple[Any, ...]:
+    error = None if row.error is None else json_text(asdict(row.error))
+    return (error, *_assigned(row), *_added(row), experiment_id, row.run_index)
 
 
-def _score_row(experiment_id: str, row: RunRow, index: int, score: Score) -> dict[str, Any]:
-    return {
-        "experiment_id": experiment_id,
-        "run_index": row.run_index,
-        "score_index": index,
-        "variant_index": row.variant_index,
-        "name": score.name,
-        "type": score.type,
-        "value": score.value,
-        "passed": score.passed,
-        "weight": score.weight,
-        "explanation": score.explanation,
-        "error": score.error,
-        "metadata_json": json_text(score.metadata),
-    }
+def _score_row(experiment_id: str, row: RunRow, index: int, score: Score) -> tuple[Any, ...]:
+    return (
+        experiment_id,
+        row.run_index,
+        index,
+        row.variant_index,
+        score.name,
+        score.type,
+        score.value,
+        score.passed,
+        score.weight,
+        storable(score.explanation),
+        None if score.error is None else storable(score.error),
+        json_text(score.metadata),
+    )
