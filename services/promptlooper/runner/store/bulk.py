@@ -18,9 +18,9 @@ class BulkInsert:
 
     def __init__(self, table: sa.Table, columns: Iterable[str]) -> None:
         self._columns = tuple(columns)
-        names = ", ".join(self._columns)
+        name, names = table.name, ", ".join(self._columns)
         marks = ", ".join("?" for _ in self._columns)
-        self._plain = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"
+        self._plain = f"INSERT INTO {name} ({names}) VALUES ({marks})"
         records = f"json_populate_recordset(NULL::{name}, %s::json)"
         self._json = f"INSERT INTO {name} ({names}) SELECT {names} FROM {records}"
         _check_columns(table, self._columns)
