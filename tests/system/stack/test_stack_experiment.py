@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import CommandLine
+    from stack_lab import CommandLine
 
 EXPERIMENT = """\
 name: echoes

@@ -27,7 +27,7 @@ from promptlooper.testing.provider import FakeProvider, ProviderRequest, Reply
 from promptlooper.v1.events_pb2 import Event as EventMessage
 
 if TYPE_CHECKING:
-    from conftest import CommandLine
+    from stack_lab import CommandLine
 
 ROWS = [{"n": n} for n in range(400)]
 SCRIPT = "providers: [{name: slow, type: mock, script: [{echo: true, delay: 0.02}]}]\n"

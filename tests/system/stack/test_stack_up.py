@@ -16,7 +16,7 @@ from promptlooper.testing.eventually import eventually
 from promptlooper.testing.servers import fresh_database, postgres_server
 
 if TYPE_CHECKING:
-    from conftest import CommandLine
+    from stack_lab import CommandLine
 
 PARTS = ["nats", "redis", "cache-0", "scorer-0", "adapter-0", "runner-0"]
 
