@@ -127,15 +127,6 @@ class TemplateError(DomainError):
     reason = "TEMPLATE_ERROR"
 
 
-class UnknownScorer(DomainError):
-    reason = "UNKNOWN_SCORER"
-
-
-class ScorerUnavailable(DomainError):
-    reason = "SCORER_UNAVAILABLE"
-    retryable = True
-
-
 class CacheUnavailable(DomainError):
     reason = "CACHE_UNAVAILABLE"
     retryable = True

@@ -84,10 +84,6 @@ class CacheMode(Enum):
     REFRESH = "refresh"
 
     @property
-    def reads(self) -> bool:
-        return self in (CacheMode.READ_WRITE, CacheMode.READ_ONLY)
-
-    @property
     def writes(self) -> bool:
         return self in (CacheMode.READ_WRITE, CacheMode.WRITE_ONLY, CacheMode.REFRESH)
 

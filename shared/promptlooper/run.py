@@ -19,10 +19,6 @@ class RunState(Enum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
 
-    @property
-    def ended(self) -> bool:
-        return self in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED)
-
 
 @dataclass(frozen=True, slots=True)
 class RunError:

@@ -3,31 +3,81 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from promptlooper.adapter.app import gateway_from
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
+from promptlooper.clock import SystemClock
 from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.store import repository
 from promptlooper.runner.store.database import Database, sqlite_url
 from promptlooper.runner.store.migrate import prepare
+from promptlooper.runner.store.rows import microseconds
 from promptlooper.scorer.registry import ScorerCore
 
-DATABASE, CACHE = "promptlooper.db", "cache.db"
+DATABASE, CACHE, RUNNERS = "promptlooper.db", "cache.db", "runners"
 
 
 def database_path(home: Path) -> Path:
     return home / DATABASE
 
 
+class LivingRunners:
+    """One locked file per runner_id under `home/runners`: a lock that can be had says that its owner is dead, at once
+    and without waiting for a lease."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / RUNNERS
+        self._folder.mkdir(exist_ok=True)
+        self._held: dict[Path, int] = {}
+
+    def hold(self, runner_id: str) -> None:
+        path = self._folder / f"{runner_id}.lock"
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._held[path] = descriptor
+
+    @contextmanager
+    def dead(self) -> Iterator[list[str]]:
+        """The ids of Runners that died; on leaving they are forgotten. No other process gets the same ones
+        meanwhile."""
+        found: dict[Path, int] = {}
+        try:
+            for path in self._folder.glob("*.lock"):
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(descriptor)
+                else:
+                    found[path] = descriptor
+            yield [path.stem for path in found]
+            for path in found:
+                path.unlink(missing_ok=True)
+        finally:
+            for descriptor in found.values():
+                os.close(descriptor)
+
+    def release(self) -> None:
+        for path, descriptor in self._held.items():
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+        self._held.clear()
+
+
 @asynccontextmanager
 async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_000) -> AsyncIterator[RunnerCore]:
     """A Runner in this process, with its database and cache under `home`, which is made where it is missing.
 
-    On leaving, running calls are stopped; what was committed stays. Raises InvalidArgument where the providers file is
+    Runs that a killed process left behind are taken from it, so that their experiments can be cancelled and deleted. On
+    leaving, running calls are stopped; what was committed stays. Raises InvalidArgument where the providers file is
     wrong, StoreUnavailable where the database can't be opened.
     """
     await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
@@ -35,9 +85,13 @@ async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_
         database = Database(sqlite_url(database_path(home)))
         stack.callback(database.close)
         prepare(database)
+        living = LivingRunners(home)
+        stack.callback(living.release)
+        with living.dead() as dead:
+            if dead:
+                bury = partial(repository.bury_runners, dead=dead, now_us=microseconds(SystemClock().now()))
+                await database.write(bury)
         gateway = await stack.enter_async_context(gateway_from(providers))
         cache = CacheCore(await stack.enter_async_context(LocalStore(home / CACHE)))
-        core = await stack.enter_async_context(
-            runner_core(database, gateway, cache, ScorerCore(), slots=slots, own_only=True)
-        )
-        yield core
+        core = runner_core(database, gateway, cache, ScorerCore(), slots=slots, own_only=True, registered=living.hold)
+        yield await stack.enter_async_context(core)

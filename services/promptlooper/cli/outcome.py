@@ -11,7 +11,6 @@ from promptlooper.errors import (
     InvalidExperiment,
     RequestIdReused,
     UnknownProvider,
-    UnknownScorer,
 )
 from promptlooper.experiment import ExperimentState, GateResult
 
@@ -21,7 +20,7 @@ USAGE = 2
 GATE_MISSED = 100
 
 # NotAvailableYet is none of them: it is what a server says that is another service, or of another version.
-_USAGE_ERRORS = (InvalidArgument, InvalidExperiment, RequestIdReused, UnknownProvider, UnknownScorer)
+_USAGE_ERRORS = (InvalidArgument, InvalidExperiment, RequestIdReused, UnknownProvider)
 
 
 def exit_code(state: ExperimentState, failed_runs: int, gates: Sequence[GateResult]) -> int:

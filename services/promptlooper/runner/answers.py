@@ -16,10 +16,11 @@ from promptlooper.completion import Completion, CompletionGateway, CompletionReq
 from promptlooper.digest import sha256_hex
 from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
+from promptlooper.runner.store.rows import storable
 
 log = logging.getLogger("runner.answers")
 KEY_VERSION = 1
-STORED_FINISH_REASONS = frozenset({"stop", "length", "tool_calls"})
+STORED_FINISH_REASONS = frozenset({"stop", "length"})
 LARGEST_VALUE = 1024 * 1024 - 1024  # bytes: what the Cache takes, less its envelope
 BUSY_TICK = 0.1  # seconds between looks at keys that another process is asking for
 FIRST_RETRY, LAST_RETRY = 0.1, 2.0  # seconds between tries while the Adapter can't be reached
@@ -176,7 +177,7 @@ class Answers:
             if left <= 0:
                 raise _too_late(request)
             try:
-                return await self._gateway.complete(replace(request, timeout=left))
+                return _storable(await self._gateway.complete(replace(request, timeout=left)))
             except ServiceUnavailable:
                 if deadline - self._clock.monotonic() <= pause:
                     raise
@@ -236,6 +237,14 @@ class Answers:
         if now - self._last_warning >= 30:
             self._last_warning = now
             log.warning("the cache does not answer, every question is asked anew: %s", error)
+
+
+def _storable(completion: Completion) -> Completion:
+    """The answer without characters that no database or JSON can keep."""
+    output, reasoning = storable(completion.output), completion.reasoning
+    if output is completion.output and not reasoning:
+        return completion
+    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))
 
 
 def _entry_of(key: str, completion: Completion) -> CacheEntry | None:

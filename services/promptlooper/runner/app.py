@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -13,7 +13,7 @@ from promptlooper.completion import CompletionGateway
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.answers import Answers
 from promptlooper.runner.core import RunnerCore
-from promptlooper.runner.engine import Engine, EngineParts
+from promptlooper.runner.engine import LEASE_TTL, Engine, EngineParts
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
@@ -34,6 +34,8 @@ async def runner_core(
     *,
     slots: int = 1_000,
     own_only: bool = False,
+    lease_ttl: float = LEASE_TTL,
+    registered: Callable[[str], None] = lambda runner_id: None,
     hub: Hub | None = None,
     clock: Clock | None = None,
     new_id: IdMaker = random_id,
@@ -45,7 +47,7 @@ async def runner_core(
     answers = Answers(gateway, cache, new_id(), clock)
     scores = Scores(scoring, renderer)
     parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints or Failpoints())
-    engine = Engine(parts, new_id, slots, own_only=own_only)
+    engine = Engine(parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, registered=registered)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(answers.aclose)
         stack.push_async_callback(scores.aclose)

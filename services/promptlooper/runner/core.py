@@ -230,7 +230,7 @@ def _completed(spec: ExperimentSpec) -> ExperimentSpec:
 
 def _run_place(run_id: str) -> tuple[str, int]:
     experiment_id, dash, index = run_id.rpartition("-")
-    if not dash or not index.isdecimal():
+    if not dash or not index.isdecimal() or len(index) > 18:
         raise _no_run(run_id)
     return experiment_id, int(index)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +26,9 @@ from promptlooper.runner.store.rows import microseconds
 
 log = logging.getLogger("runner.engine")
 POLL = 0.2  # seconds between looks at what is active, without a hint
-RUNNER_LEASE_TTL = 15.0  # seconds
+LEASE_TTL = 15.0  # seconds
 AFTER_OUTAGE = 0.5  # seconds before the database is tried again
+AFTER_FAULT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,21 @@ class EngineParts:
 
 class Engine:
     """Runs experiments until it is stopped. `slots` bounds the runs, and so the memory, of this process. With
-    `own_only` it works on what was created here and leaves the rest to other processes."""
+    `own_only` it works on what was created here and leaves the rest to other processes. `registered` hears each
+    runner_id first."""
 
-    def __init__(self, parts: EngineParts, new_id: IdMaker, slots: int, *, own_only: bool = False) -> None:
+    def __init__(
+        self,
+        parts: EngineParts,
+        new_id: IdMaker,
+        slots: int,
+        *,
+        own_only: bool = False,
+        lease_ttl: float = LEASE_TTL,
+        registered: Callable[[str], None] = lambda runner_id: None,
+    ) -> None:
         self._parts, self._new_id, self.slots, self._own_only = parts, new_id, slots, own_only
+        self._lease_ttl, self._registered = lease_ttl, registered
         self._own: set[str] = set()
         self.runner_id = ""
         self._loops: dict[str, ExperimentLoop] = {}
@@ -90,8 +102,9 @@ class Engine:
 
     async def _register(self) -> None:
         self.runner_id = self._new_id()
-        ttl = RUNNER_LEASE_TTL
-        await self._parts.database.write(lambda c: repository.register_runner(c, self.runner_id, ttl))
+        self._registered(self.runner_id)
+        register = partial(repository.register_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
+        await self._parts.database.write(register)
         self._lease_since = self._parts.clock.monotonic()
 
     async def _dispatch(self) -> None:
@@ -101,27 +114,31 @@ class Engine:
                     await self._hint.wait()
             self._hint.clear()
             try:
-                active = await self._parts.database.read(repository.active)
+                await self._look()
             except StoreUnavailable as error:
                 log.warning("can't look for work: %s", error)
                 await asyncio.sleep(AFTER_OUTAGE)
-                continue
-            mine = [a for a in active if not self._own_only or a.experiment_id in self._own]
-            self._forget_ended()
-            for experiment in mine:
-                if experiment.experiment_id not in self._tasks:
-                    self._start(experiment.experiment_id)
-            for experiment_id in self._loops.keys() - {a.experiment_id for a in mine}:
-                self._loops[experiment_id].check()
-            shares = fair_shares(
-                self.slots, {a.experiment_id: min(a.max_concurrency, a.running + a.pending) for a in mine}
-            )
-            for experiment in mine:
-                loop = self._loops[experiment.experiment_id]
-                loop.share = shares[experiment.experiment_id]
-                if experiment.state is ExperimentState.CANCELLING:
-                    loop.cancel()
-                loop.look(experiment.pending)
+            except Exception:  # one fault must not end the work on every experiment
+                log.exception("can't look for work")
+                await asyncio.sleep(AFTER_FAULT)
+
+    async def _look(self) -> None:
+        """Starts loops for what is active, and tells each its share."""
+        active = await self._parts.database.read(repository.active)
+        mine = [a for a in active if not self._own_only or a.experiment_id in self._own]
+        self._forget_ended()
+        for experiment in mine:
+            if experiment.experiment_id not in self._tasks:
+                self._start(experiment.experiment_id)
+        for experiment_id in self._loops.keys() - {a.experiment_id for a in mine}:
+            self._loops[experiment_id].check()
+        shares = fair_shares(self.slots, {a.experiment_id: min(a.max_concurrency, a.running + a.pending) for a in mine})
+        for experiment in mine:
+            loop = self._loops[experiment.experiment_id]
+            loop.share = shares[experiment.experiment_id]
+            if experiment.state is ExperimentState.CANCELLING:
+                loop.cancel()
+            loop.look(experiment.pending)
 
     def _start(self, experiment_id: str) -> None:
         loop = ExperimentLoop(experiment_id, self._parts, self)
@@ -132,7 +149,6 @@ class Engine:
         for experiment_id in [e for e, task in self._tasks.items() if task.done()]:
             task = self._tasks.pop(experiment_id)
             del self._loops[experiment_id]
-            self._own.discard(experiment_id)
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("experiment %s: its loop ended with %r", experiment_id, error)
 
@@ -147,20 +163,23 @@ class Engine:
         unbroken TTL of own renewals behind it: after an outage of the database nobody robs anybody."""
         database, clock = self._parts.database, self._parts.clock
         while True:
-            await asyncio.sleep(RUNNER_LEASE_TTL / 3)
+            await asyncio.sleep(self._lease_ttl / 3)
             try:
-                alive = await database.write(lambda c: repository.renew_runner(c, self.runner_id, RUNNER_LEASE_TTL))
+                renew = partial(repository.renew_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
+                alive = await database.write(renew)
                 if not alive:
                     log.error("runner %s lost its lease: its calls are stopped, it takes a new id", self.runner_id)
                     await self._stop_loops(hand_back=False)
                     await self._register()
-                elif clock.monotonic() - self._lease_since >= RUNNER_LEASE_TTL:
+                elif clock.monotonic() - self._lease_since >= self._lease_ttl:
                     await self._reap()
                 forget = partial(repository.forget_old_requests, now_us=microseconds(clock.now()))
                 await database.write(forget)
             except StoreUnavailable as error:
                 self._lease_since = clock.monotonic()
                 log.warning("can't renew the lease: %s", error)
+            except Exception:  # without renewals others would take our runs
+                log.exception("can't renew the lease")
 
     async def _reap(self) -> None:
         database, runner_id = self._parts.database, self.runner_id

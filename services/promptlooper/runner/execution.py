@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
-from promptlooper.errors import CompletionFailed, DomainError
+from promptlooper.errors import CompletionFailed, ContentFiltered, DomainError
 from promptlooper.experiment import ExperimentSpec, InputRow
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
@@ -85,7 +85,9 @@ class RunExecutor:
                 last = filtered or index + 1 == len(stages)
                 self._report(StageDone(claim.run_index, claim.lease_epoch, facts, result, last))
                 if filtered:
-                    raise _Filtered(result.model)
+                    raise ContentFiltered(
+                        f"the content filter of {result.model!r} withheld the answer; change the prompt or the input"
+                    )
                 if not last:
                     return
                 results = (*results, result)
@@ -104,7 +106,7 @@ class RunExecutor:
             wait = error.retry_after
             if error.retryable and wait is not None and error.reason == "PROVIDER_RATE_LIMITED":
                 due = microseconds(self._clock.now()) + int(max(wait, PARK_AT_LEAST) * 1e6)
-                outcome = RunReturned(claim.run_index, claim.lease_epoch, facts, not_before_us=due, why=error.message)
+                outcome = RunReturned(claim.run_index, claim.lease_epoch, facts, not_before_us=due, why=error.reason)
                 self._report(outcome)
                 return
             self._fail(claim, facts, _run_error(error, index, variant))
@@ -151,13 +153,6 @@ class RunExecutor:
     ) -> tuple[tuple[Score, ...], float | None, bool | None]:
         values = scorer_variables(self._plan.spec, row, results)
         return await self._scores.of(self._plan.spec.scorers, results, values)
-
-
-class _Filtered(CompletionFailed):
-    reason = "CONTENT_FILTERED"
-
-    def __init__(self, model: str) -> None:
-        super().__init__(f"the content filter of {model!r} withheld the answer; change the prompt or the input")
 
 
 def _run_error(error: DomainError, index: int, variant: Variant) -> RunError:

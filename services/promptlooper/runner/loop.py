@@ -7,13 +7,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from promptlooper.completion import ModelCheck
 from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUnavailable
 from promptlooper.experiment import ExperimentSpec, InputRow
-from promptlooper.run import RunState, StageResult
+from promptlooper.run import RunError, RunState, StageResult
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
 from promptlooper.runner.store import repository
@@ -152,7 +153,7 @@ class ExperimentLoop:
                 request = TurnRequest(
                     self.experiment_id, self._engine.runner_id, sent, self._free(sent), variant_ids, spec.repeats
                 )
-                result = await self._turn(request)
+                result = await self._turn_or_isolate(request)
             except StoreUnavailable as error:
                 log.warning("experiment %s: %s; trying again", self.experiment_id, error)
                 self._outcomes = [*sent, *self._outcomes]
@@ -223,6 +224,37 @@ class ExperimentLoop:
         parts.failpoints.hit("turn_after_commit")
         parts.hub.advanced(self.experiment_id)
         return result
+
+    async def _turn_or_isolate(self, request: TurnRequest) -> TurnResult:
+        """A turn; where the database refuses something in it, a turn per run, and only the run that can't be stored
+        fails."""
+        try:
+            return await self._turn(request)
+        except (StoreUnavailable, ExperimentNotFound):
+            raise
+        except Exception:
+            if not request.outcomes:
+                raise
+            log.exception("experiment %s: a turn failed, its runs are stored one by one", self.experiment_id)
+        outcomes: dict[int, list[Outcome]] = {}
+        for outcome in request.outcomes:
+            outcomes.setdefault(outcome.run_index, []).append(outcome)
+        results: list[TurnResult] = []
+        for run_index, said in outcomes.items():
+            alone = replace(request, outcomes=said, slots=0)
+            try:
+                results.append(await self._turn(alone))
+            except (StoreUnavailable, ExperimentNotFound):
+                raise
+            except Exception as error:
+                told = f"the result could not be stored ({type(error).__name__}); see the Runner's log"
+                failed = RunEnded(
+                    run_index, said[0].lease_epoch, said[0].facts, RunState.FAILED, error=RunError("INTERNAL", told)
+                )
+                results.append(await self._turn(replace(request, outcomes=[failed], slots=0)))
+        continuing = [claim for result in results for claim in result.continuing]
+        refused = [run_index for result in results for run_index in result.refused]
+        return replace(results[-1], continuing=continuing, refused=refused)
 
     def _settle(self, sent: list[Outcome], result: TurnResult) -> None:
         """Forgets the runs that ended or went back, and keeps the results of those that go on."""

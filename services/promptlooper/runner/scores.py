@@ -58,14 +58,25 @@ class Scores:
         pause = PAUSE
         for left in reversed(range(TRIES)):
             try:
-                return await self._scoring.score(items)
+                scored = await self._scoring.score(items)
+                return [_complete(item, values) for item, values in zip(items, scored, strict=True)]
             except DomainError as error:
                 if not error.retryable or not left:
                     log.warning("the Scorer did not answer, %d runs have no scores: %s", len(items), error)
                     return [[ScoreValue(None, error=f"not scored: {error.message}")] * len(i.calls) for i in items]
+            except Exception as error:
+                log.exception("the Scorer failed, %d runs have no scores", len(items))
+                said = ScoreValue(None, error=f"not scored: the Scorer failed ({type(error).__name__}); see the log")
+                return [[said] * len(item.calls) for item in items]
             await asyncio.sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns")
+
+
+def _complete(item: ScoreItem, values: Sequence[ScoreValue]) -> Sequence[ScoreValue]:
+    """One value for each call; a Scorer may be anyone's."""
+    missing = ScoreValue(None, error="the Scorer gave no value")
+    return [*values[: len(item.calls)], *[missing] * (len(item.calls) - len(values))]
 
 
 def _cost(results: Sequence[StageResult]) -> int | None:

@@ -14,7 +14,21 @@ from typing import Any
 from promptlooper.experiment import ExperimentState
 from promptlooper.run import RunError, RunState, Score, StageResult
 
-EVENT_MESSAGE_LIMIT = 2_000  # characters of an error in an event; the whole stands in the run
+# What events say of a failure: never the error's own message, which may quote a prompt or an input. That stands in the
+# run.
+FAILURES = {
+    "TEMPLATE_ERROR": "a template could not be rendered with this run's values",
+    "PROVIDER_CREDENTIALS": "the provider refused the key",
+    "PROVIDER_RATE_LIMITED": "the provider asks to wait",
+    "PROVIDER_UNAVAILABLE": "the provider could not be reached or failed",
+    "PROVIDER_REJECTED": "the provider refused the request",
+    "PROVIDER_MALFORMED": "the provider's answer could not be understood",
+    "CONTEXT_TOO_LONG": "the prompt does not fit the model's context",
+    "CONTENT_FILTERED": "the provider's content filter withheld the answer",
+    "DEADLINE_EXCEEDED": "there was no answer in time",
+    "SERVICE_UNAVAILABLE": "the Adapter could not be reached",
+    "UNKNOWN_PROVIDER": "the provider is not configured",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,7 @@ class RunReturned:
     not_before_us: int | None = None
     need_nanousd: int = 0
     need_tokens: int = 0
-    why: str = ""
+    why: str = ""  # a name of ErrorReason
 
 
 Outcome = StageDone | RunEnded | RunReturned
@@ -283,7 +297,7 @@ class Turn:
         row.attempts += outcome.error.attempts if outcome.error else 0
         if outcome.scores:
             self.scores.append((row, outcome.scores))
-        cached = row.cached_before and not row.paid_calls
+        cached = row.cached_before and not row.paid_calls and not row.attempts
         if outcome.state is RunState.COMPLETED:
             self.ledger.cached += cached
             self._run_event("run.completed", outcome, score=outcome.score, passed=outcome.passed, cached=cached)
@@ -294,7 +308,7 @@ class Turn:
                 outcome,
                 stage_index=error.stage_index,
                 error_reason=error.reason,
-                error_message=error.message[:EVENT_MESSAGE_LIMIT],
+                error_message=FAILURES.get(error.reason, "the run failed"),
             )
         else:
             self._run_event("run.cancelled", outcome)
@@ -309,7 +323,7 @@ class Turn:
             return
         self._give_back(row, outcome.not_before_us)
         if outcome.not_before_us is not None:
-            self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_message=outcome.why)
+            self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
 
     def _end(self, row: RunRow, state: RunState) -> None:
         self.ledger.release(row)

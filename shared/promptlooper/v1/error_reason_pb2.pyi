@@ -60,15 +60,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONTEXT_TOO_LONG: _ErrorReason.ValueType  # 26
     """The prompt does not fit the model's context: shorten it. INVALID_ARGUMENT. Metadata: provider, model."""
     ERROR_REASON_CONTENT_FILTERED: _ErrorReason.ValueType  # 27
-    """The provider's content filter withheld the answer. A run's reason only; the call itself answers OK."""
+    """The provider's content filter withheld the answer. A run's reason: the call itself mostly answers OK, with finish reason
+    CONTENT_FILTER. FAILED_PRECONDITION where the provider refused the prompt: change it. Metadata: provider.
+    """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 28
     """The deadline passed before there was an answer. DEADLINE_EXCEEDED."""
     ERROR_REASON_TEMPLATE_ERROR: _ErrorReason.ValueType  # 40
     """A template could not be rendered with this run's values. A run's reason only. Metadata: stage, variable."""
-    ERROR_REASON_SCORER_UNAVAILABLE: _ErrorReason.ValueType  # 41
-    """Scoring did not answer for this run; its outputs are kept. A run's reason only."""
-    ERROR_REASON_UNKNOWN_SCORER: _ErrorReason.ValueType  # 42
-    """No scorer type of that name. INVALID_ARGUMENT. Metadata: type."""
     ERROR_REASON_CACHE_UNAVAILABLE: _ErrorReason.ValueType  # 43
     """The cache's store does not answer: go on without it. UNAVAILABLE."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 44
@@ -123,15 +121,13 @@ ERROR_REASON_PROVIDER_MALFORMED: ErrorReason.ValueType  # 25
 ERROR_REASON_CONTEXT_TOO_LONG: ErrorReason.ValueType  # 26
 """The prompt does not fit the model's context: shorten it. INVALID_ARGUMENT. Metadata: provider, model."""
 ERROR_REASON_CONTENT_FILTERED: ErrorReason.ValueType  # 27
-"""The provider's content filter withheld the answer. A run's reason only; the call itself answers OK."""
+"""The provider's content filter withheld the answer. A run's reason: the call itself mostly answers OK, with finish reason
+CONTENT_FILTER. FAILED_PRECONDITION where the provider refused the prompt: change it. Metadata: provider.
+"""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 28
 """The deadline passed before there was an answer. DEADLINE_EXCEEDED."""
 ERROR_REASON_TEMPLATE_ERROR: ErrorReason.ValueType  # 40
 """A template could not be rendered with this run's values. A run's reason only. Metadata: stage, variable."""
-ERROR_REASON_SCORER_UNAVAILABLE: ErrorReason.ValueType  # 41
-"""Scoring did not answer for this run; its outputs are kept. A run's reason only."""
-ERROR_REASON_UNKNOWN_SCORER: ErrorReason.ValueType  # 42
-"""No scorer type of that name. INVALID_ARGUMENT. Metadata: type."""
 ERROR_REASON_CACHE_UNAVAILABLE: ErrorReason.ValueType  # 43
 """The cache's store does not answer: go on without it. UNAVAILABLE."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 44

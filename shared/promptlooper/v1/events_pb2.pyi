@@ -159,7 +159,9 @@ class RunFact(_message.Message):
     """Of run.completed."""
     passed: _builtins.bool
     error_reason: _builtins.str
-    """Of run.failed: a name of ErrorReason, and a message that quotes no prompt."""
+    """Of run.failed and run.waiting: a name of ErrorReason, and of run.failed a sentence for it. The error's own message, which
+    may quote a prompt, is in the run.
+    """
     error_message: _builtins.str
     @_builtins.property
     def not_before(self) -> _timestamp_pb2.Timestamp:

@@ -683,7 +683,7 @@ class Experiment(_message.Message):
     description: _builtins.str
     state: Global___ExperimentState.ValueType
     reason: _builtins.str
-    """Of CANCELLED: USER, BUDGET or TIMEOUT. Of FAILED: a sentence."""
+    """Of CANCELLED: USER or BUDGET. Of FAILED: a sentence."""
     generation: _builtins.int
     tokens_in: _builtins.int
     tokens_out: _builtins.int

@@ -12,10 +12,8 @@ from promptlooper.errors import (
     DomainError,
     Draining,
     InvalidArgument,
-    ScorerUnavailable,
     ServiceUnavailable,
     TooLarge,
-    UnknownScorer,
 )
 from promptlooper.rpc.client import domain_errors
 from promptlooper.scoring import ScoreItem, ScorerCall, ScorerCheck, ScorerInfo, ScoreValue
@@ -66,8 +64,6 @@ async def test_scorers_are_listed(scorer: Any) -> None:
     ("error", "raised"),
     [
         (InvalidArgument("no", field="items"), InvalidArgument),
-        (UnknownScorer("none", type="x"), UnknownScorer),
-        (ScorerUnavailable("down"), ScorerUnavailable),
         (TooLarge("much"), TooLarge),
         (Draining("leaving"), ServiceUnavailable),
         (DeadlineExceeded("slow"), ServiceUnavailable),

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import sqlalchemy as sa
 from runner_lab import Lab, ended, experiment, exported, watched
 
-from promptlooper.errors import ResumeTokenInvalid, StoreUnavailable
+from promptlooper.completion import Completion, Message
+from promptlooper.errors import ExperimentNotFound, ProviderRejected, ResumeTokenInvalid, StoreUnavailable
+from promptlooper.experiment import ExperimentState, ScorerSpec
 from promptlooper.experiments import WatchMessage
-from promptlooper.run import RunState
+from promptlooper.failpoints import Failpoints
+from promptlooper.run import RunState, StageResult
+from promptlooper.runner.events.watching import token_of
+from promptlooper.runner.store import repository
+from promptlooper.runner.store.database import Database
+from promptlooper.runner.store.models import runners
+from promptlooper.runner.store.turns import TurnRequest, turn
+from promptlooper.runner.turn import RunFacts, StageDone
 
 ROWS = [{"n": n} for n in range(40)]
 
@@ -116,8 +128,6 @@ async def test_every_event_has_a_gapless_number_and_each_run_one_end(lab: Lab) -
     async with lab.runner() as runner:
         created = await runner.create(experiment("a {{ input.n }}", "b {{ input.n }}", rows=ROWS))
         await ended(runner, created.experiment_id)
-        from promptlooper.runner.events.watching import token_of
-
         messages = await watched(runner, created.experiment_id, token_of(created.experiment_id, 0))
     events = [message.event for message in messages if message.event]
     assert [event.event_seq for event in events] == list(range(1, len(events) + 1))
@@ -125,3 +135,107 @@ async def test_every_event_has_a_gapless_number_and_each_run_one_end(lab: Lab) -
     assert (kinds[0], kinds[1], kinds[-1]) == ("experiment.created", "experiment.started", "experiment.completed")
     assert kinds.count("run.started") == kinds.count("run.completed") == 40
     assert kinds.count("run.stage_completed") == 80
+
+
+async def test_the_runs_of_a_dead_runner_are_taken_back_and_complete(lab: Lab) -> None:
+    """A Runner that claimed runs, stored a stage of one, and died: its lease has run out."""
+    async with lab.runner(own_only=True) as idle:  # creates and does not work on it: another process's experiment
+        idle._engine.created = lambda experiment_id: None  # type: ignore[method-assign]
+        created = await idle.create(experiment("a {{ input.n }}", "b {{ prev_output }}", rows=ROWS[:4]))
+    database = Database(lab.database_url)
+    try:
+        await database.write(partial(repository.register_runner, runner_id="dead", ttl=-1))
+        claim = TurnRequest(created.experiment_id, "dead", (), 3, ("v",), 1)
+        claimed = await database.write(partial(turn, request=claim, now_us=1, failpoints=Failpoints()))
+        assert [c.run_index for c in claimed.claims] == [0, 1, 2]
+        stored = StageDone(0, 1, RunFacts("v", "i", 0), a_result("from the dead"), last=False)
+        await database.write(
+            partial(turn, request=replace(claim, outcomes=[stored], slots=0), now_us=2, failpoints=Failpoints())
+        )
+    finally:
+        database.close()
+    async with lab.runner(lease_ttl=0.3) as runner:
+        await ended(runner, created.experiment_id)
+        runs = await exported(runner, created.experiment_id)
+        events = [m.event for m in await watched(runner, created.experiment_id, token_of(created.experiment_id, 0))]
+    assert {run.state for run in runs} == {RunState.COMPLETED}
+    assert runs[0].stages[0].output == "from the dead"
+    assert lab.model.calls["a 0"] == 0
+    assert lab.model.calls["b from the dead"] == 1
+    assert [e.event_seq for e in events if e] == list(range(1, len([e for e in events if e]) + 1))
+
+
+async def test_a_runner_whose_lease_is_gone_registers_anew_and_the_work_completes(lab: Lab) -> None:
+    lab.model.go.clear()
+    async with lab.runner(lease_ttl=0.3) as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:4]))
+        await lab.model.called.wait()
+        database = Database(lab.database_url)
+        try:
+            await database.write(lambda c: c.execute(sa.update(runners).values(dead=True)))
+        finally:
+            database.close()
+        lab.model.go.set()
+        done = await ended(runner, created.experiment_id)
+        runs = await exported(runner, created.experiment_id)
+    assert done.counts.completed == 4
+    assert {run.state for run in runs} == {RunState.COMPLETED}
+
+
+@pytest.mark.parametrize("text", ["nul \x00 inside", "lone \ud800 surrogate", "plain"])
+async def test_an_odd_answer_is_stored_and_hurts_no_other_run(lab: Lab, text: str) -> None:
+    lab.model.say = lambda request: text if request.messages[-1].content == "1" else "fine"
+    done, runs = await lab.ran(experiment("{{ input.n }}", rows=ROWS[:5]))
+    assert done.counts.completed == 5
+    assert runs[1].output is not None
+    assert runs[1].output.startswith(text[:4])
+
+
+async def test_a_result_that_can_not_be_stored_fails_its_run_only(lab: Lab) -> None:
+    def say(request: object) -> str | Completion:
+        odd = request.messages[-1].content == "1"  # type: ignore[attr-defined]
+        return Completion("big", "m", "stop", 2**63 + 1, 1) if odd else "fine"
+
+    lab.model.say = say
+    done, runs = await lab.ran(experiment("{{ input.n }}", rows=ROWS[:5], limits={"max_concurrency": 5}))
+    assert done.state is ExperimentState.COMPLETED
+    assert [run.state for run in runs].count(RunState.COMPLETED) == 4
+    assert runs[1].state is RunState.FAILED
+    assert runs[1].error is not None
+    assert "could not be stored" in runs[1].error.message
+
+
+async def test_events_and_logs_hold_no_prompt_input_or_output(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    canary = "XcanaryX"
+
+    def say(request: object) -> str | Exception:
+        text = request.messages[-1].content  # type: ignore[attr-defined]
+        return ProviderRejected(f"I refuse {text}", attempts=1) if text.endswith("2") else text
+
+    lab.model.say = say
+    rows = [{"n": n, "t": canary} for n in range(3)] + [{"n": 3, "other": canary}]
+    scorers = (ScorerSpec("s", "contains", "{{ input.t }}"),)
+    async with lab.runner() as runner:
+        created = await runner.create(
+            experiment("{{ input[input.t] if input.n == 1 else input.t ~ input.n }}", rows=rows, scorers=scorers)
+        )
+        await ended(runner, created.experiment_id)
+        messages = await watched(runner, created.experiment_id, token_of(created.experiment_id, 0))
+    text = repr([message.event for message in messages])
+    assert "run.failed" in text
+    assert canary not in text
+    assert canary not in caplog.text
+
+
+async def test_a_watcher_of_a_deleted_experiment_hears_that_it_is_gone(lab: Lab) -> None:
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("x"))
+        await ended(runner, created.experiment_id)
+        await runner.delete(created.experiment_id)
+        with pytest.raises(ExperimentNotFound):
+            await watched(runner, created.experiment_id)
+
+
+def a_result(output: str) -> StageResult:
+    messages = (Message("user", "a 0"),)
+    return StageResult(0, "", messages, output, "m", "mock/m", {}, 1, 1, None, None, 1, None, 5, 0, False, 1, "stop")

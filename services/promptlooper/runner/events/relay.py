@@ -21,11 +21,12 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
-from promptlooper.errors import StoreUnavailable
+from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.run import Event
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.store import repository
 from promptlooper.runner.store.database import Database
+from promptlooper.settings import masked
 from promptlooper.wire.events import event_to_pb
 
 log = logging.getLogger("runner.relay")
@@ -39,6 +40,7 @@ AFTER_FAILURE = 0.5
 # the last seconds before is published again: a server that is killed may not have passed it on.
 SETTLE = 3.0
 REPEATED = 3.0
+DUPLICATE_WINDOW = 600  # seconds: for so long the stream drops repeats
 LOCK = 0x70726C72
 STREAM_CONFIG = StreamConfig(
     name=STREAM,
@@ -49,7 +51,7 @@ STREAM_CONFIG = StreamConfig(
     max_age=72 * 3600,  # seconds
     max_bytes=4 * 1024**3,
     max_msg_size=64 * 1024,
-    duplicate_window=600,  # seconds: longer than the relay tries to publish one event during an outage of NATS
+    duplicate_window=DUPLICATE_WINDOW,
 )
 
 
@@ -73,7 +75,8 @@ class Relay:
 
     def __init__(self, database: Database, hub: Hub, url: str) -> None:
         self._database, self._hub, self._url = database, hub, url
-        self._down = self._interrupted = False
+        self._down = False
+        self._interrupted_at: float | None = None  # monotonic
         self._recent: deque[tuple[float, str, int]] = (
             deque()
         )  # (monotonic time, experiment_id, event_seq before a page)
@@ -96,10 +99,10 @@ class Relay:
                 try:
                     async with self._database.advisory_lock(LOCK) as held:
                         while held:
-                            if self._interrupted and client.is_connected:
+                            if self._interrupted_at is not None and client.is_connected:
                                 await asyncio.sleep(SETTLE)
-                                await self._publish_again(jetstream)
-                                self._interrupted = False
+                                await self._publish_again(jetstream, self._interrupted_at)
+                                self._interrupted_at = None
                             if not ready:
                                 await _declare_stream(jetstream)
                                 ready = True
@@ -116,17 +119,25 @@ class Relay:
                         log.warning("events wait in the database, NATS does not take them: %r", error)
                     self._down = True
                     await asyncio.sleep(AFTER_FAILURE)
+                except Exception:
+                    log.exception("the relay met a fault; it goes on")
+                    ready = False
+                    await asyncio.sleep(POLL)
         finally:
             await client.close()
 
     async def _connected(self) -> Client:
         """Goes on until NATS is there, and reconnects for ever after."""
+        warned = False
 
         async def report(error: Exception) -> None:
-            log.debug("nats: %r", error)
+            nonlocal warned
+            if not warned:
+                warned = True
+                log.warning("NATS at %s: %r; events wait in the database until it answers", masked(self._url), error)
 
         async def interrupted() -> None:
-            self._interrupted = True
+            self._interrupted_at = self._interrupted_at or time.monotonic()
 
         while True:
             try:
@@ -144,7 +155,7 @@ class Relay:
                     pending_size=0,
                 )
             except (NatsError, OSError, TimeoutError) as error:
-                log.warning("NATS at %s can't be reached, events wait in the database: %r", self._url, error)
+                await report(error)
                 await asyncio.sleep(AFTER_FAILURE)
 
     async def _publish_all(self, jetstream: JetStreamContext) -> bool:
@@ -176,11 +187,18 @@ class Relay:
         while self._recent[0][0] < now - REPEATED:
             self._recent.popleft()
 
-    async def _publish_again(self, jetstream: JetStreamContext) -> None:
-        """The events of the last seconds before the interruption; the stream drops them as repeats."""
+    async def _publish_again(self, jetstream: JetStreamContext, interrupted_at: float) -> None:
+        """The events of the last seconds before the interruption; the stream drops them as repeats. After an outage
+        that is longer than it remembers they are let be: a reader of the stream must see each once."""
         await _declare_stream(jetstream)
-        for _, experiment_id, before in list(self._recent):
-            experiment = await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=0))
+        oldest = max(interrupted_at - REPEATED, time.monotonic() - 0.8 * DUPLICATE_WINDOW)
+        for published_at, experiment_id, before in list(self._recent):
+            if published_at < oldest:
+                continue
+            try:
+                experiment = await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=0))
+            except ExperimentNotFound:  # deleted since
+                continue
             read = partial(
                 repository.events_after,
                 experiment_id=experiment_id,

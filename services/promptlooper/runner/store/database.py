@@ -63,10 +63,16 @@ class Database:
             )
             connect = {"connect_timeout": 3, "options": options, "keepalives_idle": 30, "keepalives_interval": 10}
             return sa.create_engine(
-                self.url, pool_size=1 if writes else 4, max_overflow=0, pool_pre_ping=True, connect_args=connect
+                self.url,
+                hide_parameters=True,
+                pool_size=1 if writes else 4,
+                max_overflow=0,
+                pool_pre_ping=True,
+                connect_args=connect,
             )
         engine = sa.create_engine(
             self.url,
+            hide_parameters=True,  # they are prompts and outputs, and errors go to the log
             poolclass=sa.pool.StaticPool if self.url.database in (None, "", ":memory:") else sa.pool.QueuePool,
             connect_args={"check_same_thread": False, "timeout": 5.0},
         )
@@ -119,7 +125,9 @@ class Database:
             yield True
             return
         loop = asyncio.get_running_loop()
-        engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
+        engine = sa.create_engine(
+            self.url, poolclass=sa.pool.NullPool, hide_parameters=True, isolation_level="AUTOCOMMIT"
+        )
 
         def acquire() -> tuple[sa.Connection, bool]:
             try:

@@ -144,7 +144,7 @@ def _run(
         cost_saved_nanousd=row.cost_saved_nanousd,
         latency_ms=row.latency_ms,
         duration_ms=None if row.ended_us is None else max(0, row.ended_us - row.started_us) // 1000,
-        cached=answered and row.paid_calls == 0,
+        cached=answered and row.paid_calls == 0 and row.attempts == 0,
         attempts=row.attempts,
         stages=tuple(stages),
         tags=value.tags,

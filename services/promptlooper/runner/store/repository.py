@@ -21,7 +21,6 @@ from promptlooper.runner.store.models import (
     events,
     experiments,
     inputs,
-    metadata,
     progress,
     relay,
     requests,
@@ -212,12 +211,12 @@ def active(connection: sa.Connection) -> list[Active]:
     ]
 
 
-def cancel(connection: sa.Connection, experiment_id: str, now_us: int, reason: str = "USER") -> None:
+def cancel(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
     """Marks an experiment CANCELLING, or CANCELLED where nothing runs. Does nothing to one that ended."""
     ledger = locked_ledger(connection, experiment_id)
     if ledger.ended or ledger.state == ExperimentState.CANCELLING.value:
         return
-    ledger.state, ledger.reason = ExperimentState.CANCELLING.value, reason
+    ledger.state, ledger.reason = ExperimentState.CANCELLING.value, "USER"
     decided = Turn(ledger, "", now_us)
     decided.settle(lambda: _pending_rows(connection, experiment_id))
     write(connection, decided, Failpoints())
@@ -254,8 +253,10 @@ def delete(connection: sa.Connection, experiment_id: str) -> None:
     """Deletes an experiment that has ended, with everything of it."""
     ledger = locked_ledger(connection, experiment_id)
     if not ledger.ended:
+        cancelling = ledger.state == ExperimentState.CANCELLING.value
+        advice = "its running calls are being stopped, try again" if cancelling else "cancel it before deleting it"
         raise ExperimentNotEnded(
-            f"experiment {experiment_id!r} is {ledger.state}; cancel it before deleting it", experiment_id=experiment_id
+            f"experiment {experiment_id!r} is {ledger.state}; {advice}", experiment_id=experiment_id
         )
     for table in (scores, stage_results, runs, events, inputs, relay, requests, experiments, progress):
         connection.execute(sa.delete(table).where(table.c.experiment_id == experiment_id))
@@ -341,6 +342,15 @@ def mark_expired_runners(connection: sa.Connection, runner_id: str) -> list[str]
     return list(connection.execute(sa.select(runners.c.runner_id).where(runners.c.dead.is_(True))).scalars())
 
 
+def bury_runners(connection: sa.Connection, dead: Sequence[str], now_us: int) -> None:
+    """Gives back everything of Runners that are known to be dead. For SQLite, where one process may lock several
+    experiments in one transaction: it locks the whole file."""
+    connection.execute(sa.update(runners).where(runners.c.runner_id.in_(dead)).values(dead=True))
+    for experiment_id in orphaned(connection, dead):
+        give_back_orphans(connection, experiment_id, dead, now_us)
+    forget_dead_runners(connection, dead)
+
+
 def forget_dead_runners(connection: sa.Connection, dead: Sequence[str]) -> None:
     """Deletes the rows of dead Runners that hold no run any more."""
     holds = sa.select(runs.c.owner).where(runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'"))
@@ -403,11 +413,6 @@ def give_back_orphans(connection: sa.Connection, experiment_id: str, dead: Seque
     decided.settle(lambda: [row for row in rows if row.state == RunState.PENDING.value])
     write(connection, decided, Failpoints())
     return len(rows)
-
-
-def create_all(connection: sa.Connection) -> None:
-    """All tables at once, for in-memory databases; stored ones are migrated."""
-    metadata.create_all(connection)
 
 
 def _not_found(experiment_id: str) -> ExperimentNotFound:

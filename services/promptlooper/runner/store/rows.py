@@ -51,7 +51,13 @@ def storable(text: str) -> str:
     """Text as both databases can keep it: PostgreSQL has no NUL character, and neither has a lone surrogate."""
     if "\x00" in text:
         text = text.replace("\x00", "\ufffd")
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, result: StageResult) -> tuple[Any, ...]:
