@@ -56,8 +56,8 @@ def check_size(characters: int) -> None:
         raise LimitExceeded(f"the template makes a text of more than {MAX_TEXT:,} characters")
 
 
-def measured(value: Any, *, printed: bool = False) -> Any:
-    """The value, after its nodes were counted and paid for. Where it will be `printed`, only JSON is let through."""
+def measured(value: Any, *, printed: bool = False, characters_per_step: int = 1024) -> Any:
+    """The value, after its nodes and texts were paid for. Where it will be `printed`, only JSON is let through."""
     stack: list[Any] = [value]
     nodes = characters = 0
     while stack:
@@ -91,7 +91,7 @@ def measured(value: Any, *, printed: bool = False) -> Any:
             raise LimitExceeded(f"the template makes a value of more than {MAX_ITEMS:,} items")
         if printed:
             check_size(characters)
-    spend(nodes >> 4)
+    spend((nodes >> 4) + characters // characters_per_step)
     return value
 
 

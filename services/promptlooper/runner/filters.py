@@ -12,10 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, pass_environment
 from jinja2.filters import FILTERS as DEFAULT_FILTERS
-from jinja2.filters import do_batch, do_wordwrap, make_attrgetter, sync_do_slice
-from jinja2.runtime import Undefined
+from jinja2.filters import do_batch, do_wordwrap, ignore_case, make_attrgetter, sync_do_slice
+from jinja2.runtime import Context, Undefined
 from jinja2.tests import TESTS as DEFAULT_TESTS
 
+from promptlooper.runner import work
 from promptlooper.runner.budget import (
     MAX_ITEMS,
     LimitExceeded,
@@ -28,44 +29,42 @@ from promptlooper.runner.budget import (
     spend,
     text_of,
 )
-from promptlooper.runner.operators import add, formatted, noun, width_of
+from promptlooper.runner.operators import add, formatted, is_large, noun, sized_number, width_of
+from promptlooper.runner.work import pay_for_wrapping
 
 Function = Callable[..., Any]
 
 
-def _cost(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value) >> 8
-    if isinstance(value, list | tuple | dict):
-        return len(value) >> 2
-    return 0
-
-
-def _settled(value: Any) -> Any:
+def settled(value: Any) -> Any:
+    """The value within the limits; what can be gone through once becomes a list."""
     if isinstance(value, str):
         return sized_text(str(value))
-    if value is None or isinstance(value, int | float | Undefined):
+    if value is None or isinstance(value, float | Undefined):
         return value
+    if isinstance(value, int):
+        return sized_number(value)
     if isinstance(value, list | tuple | dict | range | StageData):
         return measured(value)
     return measured(listed(value))
 
 
-def bounded(function: Function) -> Function:
+def bounded(function: Function, pay: Callable[..., None] = work.pay) -> Function:
     """The function with its work paid for and its result within the limits; iterators become lists."""
 
     @functools.wraps(function)  # keeps Jinja2's mark that says what is passed first
     def call(*args: Any, **kwargs: Any) -> Any:
-        spend(2 + sum(map(_cost, args)))
-        return _settled(function(*args, **kwargs))
+        spend(2)
+        pay(*(args[1:] if args and isinstance(args[0], Environment | Context) else args), *kwargs.values())
+        return settled(function(*args, **kwargs))
 
     return call
 
 
-def _paid(function: Function) -> Function:
+def _paid(function: Function, pay: Callable[..., None]) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        spend(1 + sum(map(_cost, args)))
+        spend(1)
+        pay(*(args[1:] if args and isinstance(args[0], Environment) else args), *kwargs.values())
         return function(*args, **kwargs)
 
     return call
@@ -127,9 +126,9 @@ def wordwrap(
     break_on_hyphens: bool = True,
 ) -> str:
     text = text_of(value)
-    spend(len(text) >> 3)
+    pay_for_wrapping(text, width_of(width))
     check_size(len(text) * max(1, len(wrapstring)))
-    return str(do_wordwrap(environment, text, width_of(width), break_long_words, wrapstring, break_on_hyphens))
+    return str(do_wordwrap(environment, text, width, break_long_words, wrapstring, break_on_hyphens))
 
 
 def total(value: Iterable[Any], start: Any = 0) -> Any:
@@ -154,6 +153,19 @@ def items(value: Any) -> list[tuple[Any, Any]]:
     if not isinstance(value, Mapping):
         raise TypeError(f"items takes a mapping, not {noun(value)}")
     return list(value.items())
+
+
+@pass_environment
+def unique(
+    environment: Environment, value: Iterable[Any], case_sensitive: bool = False, attribute: str | int | None = None
+) -> list[Any]:
+    """By their texts where numbers are so large that anybody can choose thousands with one hash."""
+    key_of = make_attrgetter(environment, attribute, postprocess=None if case_sensitive else ignore_case)
+    found: dict[Any, Any] = {}
+    for item in listed(value):
+        key = key_of(item)
+        found.setdefault(str(key) if is_large(key) else key, item)
+    return list(found.values())
 
 
 def rounded(value: Any, precision: int = 0, method: str = "common") -> Any:
@@ -196,40 +208,45 @@ _AS_THEY_ARE = [
     "select",
     "selectattr",
     "sort",
-    "unique",
     "urlencode",
 ]
 
+_FILTERS: dict[str, Function] = {
+    **{name: DEFAULT_FILTERS[name] for name in _AS_THEY_ARE},
+    **{name: _of_text(name) for name in _OF_TEXT},
+    "batch": _counted(do_batch),
+    "center": center,
+    "e": lambda value: html.escape(text_of(value)),
+    "escape": lambda value: html.escape(text_of(value)),
+    "format": formatted,
+    "indent": indent,
+    "items": items,
+    "join": join,
+    "replace": replace,
+    "round": rounded,
+    "safe": text_of,
+    "slice": _counted(sync_do_slice),
+    "string": text_of,
+    "sum": total,
+    "tojson": tojson,
+    "unique": unique,
+    "wordwrap": wordwrap,
+}
 FILTERS: dict[str, Function] = {
-    **{name: bounded(DEFAULT_FILTERS[name]) for name in _AS_THEY_ARE},
-    **{name: bounded(_of_text(name)) for name in _OF_TEXT},
-    "batch": bounded(_counted(do_batch)),
-    "center": bounded(center),
-    "e": bounded(lambda value: html.escape(text_of(value))),
-    "escape": bounded(lambda value: html.escape(text_of(value))),
-    "format": bounded(formatted),
-    "indent": bounded(indent),
-    "items": bounded(items),
-    "join": bounded(join),
-    "replace": bounded(replace),
-    "round": bounded(rounded),
-    "safe": bounded(text_of),
-    "slice": bounded(_counted(sync_do_slice)),
-    "string": bounded(text_of),
-    "sum": bounded(total),
-    "tojson": bounded(tojson),
-    "wordwrap": bounded(wordwrap),
+    name: bounded(function, work.FILTERS.get(name, work.pay)) for name, function in _FILTERS.items()
 }
 
 _JINJA_TESTS: dict[str, Any] = dict(DEFAULT_TESTS)
 TESTS: dict[str, Function] = {
-    name: _paid(test) for name, test in _JINJA_TESTS.items() if name not in ("callable", "escaped")
+    name: _paid(test, work.TESTS.get(name, work.pay))
+    for name, test in _JINJA_TESTS.items()
+    if name not in ("callable", "escaped")
 }
 
 
 STRING_METHODS: dict[str, Function] = {
     **{
-        name: bounded(getattr(str, name))
+        name: bounded(getattr(str, name), work.METHODS.get(name, work.pay))
         for name in [
             "capitalize",
             "count",
@@ -259,6 +276,6 @@ STRING_METHODS: dict[str, Function] = {
         ]
     },
     "join": bounded(lambda separator, values: joined(values, separator)),
-    "replace": bounded(replace),
+    "replace": bounded(replace, work.METHODS["replace"]),
 }
 """Methods of texts that templates may call: `input.name.upper()`."""

@@ -20,25 +20,41 @@ def width_of(width: Any) -> int:
     return width
 
 
-_SPEC = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?")
+_SPEC = re.compile(
+    r"%(?:\((?P<name>[^()]*)\))?[-#0 +]*(?P<width>\*|[0-9]+)?(?:\.(?P<precision>\*|[0-9]+))?[hlL]?(?P<kind>.)?",
+    re.DOTALL,
+)
 
 
 def formatted(pattern: Any, *args: Any, **kwargs: Any) -> str:
     """printf: `"%.2f" | format(x)`."""
     text = text_of(pattern)
+    spend(len(text) >> 3)
     if args and kwargs:
         raise TypeError("format takes values by place or by name, not both")
-    size = len(text)
+    values = [v if isinstance(v, int | float | str) and not isinstance(v, bool) else text_of(v) for v in args]
+    named = {k: v if isinstance(v, int | float | str) else text_of(v) for k, v in kwargs.items()}
+    size = len(text) + sum(map(_printed_size, values))
     for spec in _SPEC.finditer(text):
-        for number in spec.groups():
+        spend(1)
+        if spec["kind"] == "(":
+            raise TypeError("a name in a format is without brackets: %(name)s")
+        for number in (spec["width"], spec["precision"]):
             if number is not None:
                 if number == "*" or len(number) > 5:
                     raise LimitExceeded(f"{number!r} is not a width of at most {_MAX_WIDTH:,}")
                 size += width_of(int(number))
-    values = [v if isinstance(v, int | float | str) and not isinstance(v, bool) else text_of(v) for v in args]
-    named = {k: v if isinstance(v, int | float | str) else text_of(v) for k, v in kwargs.items()}
-    check_size(size + sum(len(str(v)) for v in (*values, *named.values())))
+        size += _printed_size(named.get(spec["name"], ""))
+        check_size(size)
+    check_size(size)
     return text % (named or tuple(values))
+
+
+def _printed_size(value: int | float | str) -> int:
+    """An upper bound in characters, whatever the kind: %r of a text may take ten for one, %f of 1e308 takes 316."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() and value.isprintable() and "\\" not in value else 10 * len(value)
+    return 330 if isinstance(value, float) else 330 + (value.bit_length() >> 1)
 
 
 def noun(value: Any) -> str:
@@ -50,6 +66,16 @@ def noun(value: Any) -> str:
 
 def _bits(value: Any) -> int:
     return value.bit_length() if isinstance(value, int) else 0
+
+
+def is_large(value: Any) -> bool:
+    """Beyond the numbers that Python hashes to themselves."""
+    return isinstance(value, int) and value.bit_length() > 60
+
+
+def sized_number(value: int) -> int:
+    _within(value.bit_length())
+    return value
 
 
 def _within(bits: int) -> None:

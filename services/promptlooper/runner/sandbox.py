@@ -8,7 +8,7 @@ Some of it Jinja2 compiles into bare Python, so the syntax tree is changed first
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, nodes
@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, missing
 from jinja2.visitor import NodeTransformer
 
+from promptlooper.runner import work
 from promptlooper.runner.budget import (
     MAX_ITEMS,
     LimitExceeded,
@@ -30,8 +31,8 @@ from promptlooper.runner.budget import (
     spend,
     text_of,
 )
-from promptlooper.runner.filters import FILTERS, STRING_METHODS, TESTS, bounded, joined
-from promptlooper.runner.operators import OPERATORS
+from promptlooper.runner.filters import FILTERS, STRING_METHODS, TESTS, bounded, joined, settled
+from promptlooper.runner.operators import OPERATORS, is_large
 
 MAX_TOKENS = 20_000  # of a template's source
 
@@ -79,8 +80,19 @@ def bounded_range(*args: int) -> range:
 
 
 def _mapping(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    found: dict[Any, Any] = measured(dict(*args, **kwargs))
-    return found
+    found: dict[Any, Any] = {}
+    for pairs in args:
+        for key, value in pairs.items() if isinstance(pairs, Mapping) else listed(pairs):
+            if is_large(key):
+                raise LimitExceeded(f"{key!r} is too large for a key")  # thousands may share one hash
+            found[key] = value
+    measured(found | kwargs)
+    return found | kwargs
+
+
+def _contained(value: Any, holder: Any) -> bool:
+    work.pay_for_containing(value, holder)
+    return value in holder
 
 
 def _part(value: Any, start: Any, stop: Any, step: Any) -> Any:
@@ -88,11 +100,15 @@ def _part(value: Any, start: Any, stop: Any, step: Any) -> Any:
 
 
 def _paid_operand(value: Any) -> Any:
-    if isinstance(value, str):
-        spend(len(value) >> 8)
-    elif isinstance(value, list | tuple | dict):
-        measured(value)
+    work.pay_for_comparing(value)
     return value
+
+
+def _argument(value: Any) -> Any:
+    """Of a loop's methods: what can be gone through once becomes a list."""
+    if isinstance(value, list | tuple | dict | range):
+        spend(len(value))
+    return settled(value)
 
 
 class _Bounds(NodeTransformer):
@@ -126,10 +142,21 @@ class _Bounds(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare, *args: Any) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = self.through("(operand)", node.expr)
-        for operand in node.ops:
-            operand.expr = self.through("(operand)", operand.expr)
-        return node
+        if all(operand.op not in ("in", "notin") for operand in node.ops):
+            node.expr = self.through("(operand)", node.expr)
+            for operand in node.ops:
+                operand.expr = self.through("(operand)", operand.expr)
+            return node
+        left, found = node.expr, []
+        for operand in node.ops:  # a < b in c: both must hold
+            if operand.op in ("in", "notin"):
+                one: nodes.Expr = self.through("(in)", left, operand.expr)
+                found.append(nodes.Not(one, lineno=node.lineno) if operand.op == "notin" else one)
+            else:
+                ends = self.through("(operand)", left), self.through("(operand)", operand.expr)
+                found.append(nodes.Compare(ends[0], [nodes.Operand(operand.op, ends[1])], lineno=node.lineno))
+            left = operand.expr
+        return functools.reduce(lambda a, b: nodes.And(a, b, lineno=node.lineno), found)
 
     def literal(self, node: nodes.Expr, *args: Any) -> nodes.Node:
         self.generic_visit(node)
@@ -153,6 +180,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             "(for)": listed,
             "(~)": bounded(joined),
             "(slice)": bounded(_part),
+            "(in)": _contained,
             "(operand)": _paid_operand,
             "(literal)": measured,
         }
@@ -225,7 +253,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         spend(10)
         if isinstance(__obj, LoopContext):
-            args = tuple(map(listed, args))
+            args = tuple(map(_argument, args))
         elif isinstance(__obj, Undefined):
             str(__obj)  # raises, with the name
         elif not (

@@ -251,6 +251,28 @@ HOSTILE = {
     "much output in a block": "{% set x %}{% for x in range(99999) %}" + "x" * 1000 + "{% endfor %}{% endset %}",
     "slices in a loop": "{% set x = 'a' * 1000000 %}{% for i in range(99999) %}{% set y = x[1:] %}{% endfor %}",
     "searches in a loop": "{% set x = 'a' * 1000000 %}{% for i in range(99999) %}{{ 'b' in x }}{% endfor %}",
+    "wordwrap of a long word": "{{ (input.s * 1000000) | wordwrap(1) }}",
+    "wordwrap of a middling word": "{{ (input.s * 90000) | wordwrap(1) }}",
+    "printf with a name used often": "{{ ('%(a)s' * 100000) | format(a=input.s * 900000) }}",
+    "printf with brackets in a name": "{{ '%(a(b))1000000000s' | format(**{'a(b)': 1}) }}",
+    "printf with names that never end": "{{ ('%(' * 500000) | format(1) }}",
+    "printf with escapes": "{{ '%r' | format('\U000e0000' * 900000) }}",
+    "search from the end": "{{ (input.s * 900000).rfind('s' ~ 'b' ~ 's' * 90000) }}",
+    "split from the end": "{{ (input.s * 900000).rsplit('s' ~ 'b' ~ 's' * 90000) }}",
+    "strip of many characters": "{{ (input.s * 900000).strip('b' * 90000 ~ 's') }}",
+    "trim of many characters": "{{ (input.s * 900000) | trim(chars='b' * 90000 ~ 's') }}",
+    "short searches in a loop": "{% for i in range(9999) %}"
+    "{{ ('s' * 600 ~ 'b' ~ 's' * 600) in ('s' * 2400) }}{% endfor %}",
+    "sort of one long text many times": "{{ ([input.s * 900000] * 90000) | sort }}",
+    "unique of one long text many times": "{{ ([input.s * 900000] * 90000) | unique }}",
+    "group by one long text many times": "{{ ([[input.s * 900000]] * 30000) | groupby(0) }}",
+    "equal lists of long texts": "{{ ([input.s * 900000] * 90000) == ([input.s * 900000] * 90000) }}",
+    "equal lists of long texts in a test": "{{ ([input.s * 900000] * 90000) is eq([input.s * 900000] * 90000) }}",
+    "long text in a list": "{{ input.s * 900000 in [input.s * 900000 ~ 'x'] * 90000 }}",
+    "keys with one hash": "{{ dict(range(0, 20000 * (2**61 - 1), 2**61 - 1) | batch(2)) }}",
+    "titles in a loop": "{% for i in range(9) %}{{ (input.s * 900000) | title | length }}{% endfor %}",
+    "urlencode of long texts": "{{ [['a', '\U000e0000' * 900000]] * 900 | urlencode }}",
+    "digits in a loop": "{% for i in range(99999) %}{{ (input.s * 4000).replace('s', '1') | int }}{% endfor %}",
     "deep parentheses": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "deep lists": "{{ " + "[" * 3000 + "]" * 3000 + " }}",
     "deep ifs": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
@@ -305,6 +327,27 @@ def test_hostile_or_broken_template_is_refused_with_one_sentence(renderer: Rende
     assert caught.value.message
     assert "Traceback" not in caught.value.message
     assert len(caught.value.message) < 300
+
+
+def test_numbers_with_one_hash_are_told_apart_without_comparing_them_all(renderer: Renderer) -> None:
+    source = "{{ range(0, 20000 * (2**61 - 1), 2**61 - 1) | unique | length }}"
+    assert renderer.text(source, of(None)) == "20000"
+
+
+def test_bounded_filters_and_operators_give_what_python_gives(renderer: Renderer) -> None:
+    value = {"s": "a long sentence", "list": [3, 1, 3.0, "B", "b", "a"], "maps": [{"k": 1}, {"k": 1.0}, {"k": 2}]}
+    for source, text in [
+        ("{{ input.s | wordwrap(6) }}", "a long\nsenten\nce"),
+        ("{{ input.list | unique }}", '[3,1,"B","a"]'),
+        ("{{ input.list | unique(true) }}", '[3,1,"B","b","a"]'),
+        ("{{ input.maps | unique(attribute='k') | length }}", "2"),
+        ("{{ 'long' in input.s }} {{ 3 not in input.list }} {{ 'a' < 'b' in 'abc' != 'x' }}", "true false true"),
+        ("{{ 'x' in input.s or 'a' in ('a', 'b') and 'k' in input.maps[0] }}", "true"),
+        ("{{ '%(a)s-%(b)5.1f%%' | format(a='x', b=2) }} {{ '%5d|%-3s|%x' % (3, 'a', 255) }}", "x-  2.0%     3|a  |ff"),
+        ("{{ dict([('a', 1)], b=2) }}{{ dict(input.maps[0], c=3) }}", '{"a":1,"b":2}{"k":1,"c":3}'),
+        ("{% for x in input.maps %}{{ 'x' if loop.changed(x.k) }}{{ loop.cycle(1, [2]) }}{% endfor %}", "x1[2]x1"),
+    ]:
+        assert renderer.text(source, of(value)) == text, source
 
 
 def test_templates_leave_their_values_as_they_are(renderer: Renderer) -> None:
