@@ -16,7 +16,7 @@ from promptlooper.cache.store.local import LocalStore
 from promptlooper.clock import SystemClock
 from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
-from promptlooper.runner.store import repository
+from promptlooper.runner.store import leases
 from promptlooper.runner.store.database import Database, sqlite_url
 from promptlooper.runner.store.migrate import prepare
 from promptlooper.runner.store.rows import microseconds
@@ -42,6 +42,7 @@ class LivingRunners:
         path = self._folder / f"{runner_id}.lock"
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, str(os.getpid()).encode())
         self._held[path] = descriptor
 
     @contextmanager
@@ -72,6 +73,23 @@ class LivingRunners:
         self._held.clear()
 
 
+def is_alone(home: Path) -> bool:
+    """Whether no other process works in this home: what is RUNNING there, and not this one's, was interrupted."""
+    for path in (home / RUNNERS).glob("*.lock"):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # its owner has just ended
+            continue
+        try:
+            if os.read(descriptor, 20) != str(os.getpid()).encode():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+    return True
+
+
 @asynccontextmanager
 async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_000) -> AsyncIterator[RunnerCore]:
     """A Runner in this process, with its database and cache under `home`, which is made where it is missing.
@@ -89,7 +107,7 @@ async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_
         stack.callback(living.release)
         with living.dead() as dead:
             if dead:
-                bury = partial(repository.bury_runners, dead=dead, now_us=microseconds(SystemClock().now()))
+                bury = partial(leases.bury_runners, dead=dead, now_us=microseconds(SystemClock().now()))
                 await database.write(bury)
         gateway = await stack.enter_async_context(gateway_from(providers))
         cache = CacheCore(await stack.enter_async_context(LocalStore(home / CACHE)))

@@ -20,7 +20,7 @@ from promptlooper.runner.fairness import fair_shares
 from promptlooper.runner.loop import ExperimentLoop
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
-from promptlooper.runner.store import repository
+from promptlooper.runner.store import leases, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 
@@ -82,7 +82,7 @@ class Engine:
             await asyncio.gather(*background, return_exceptions=True)
             await self._stop_loops(hand_back=True)
             with suppress(StoreUnavailable):
-                await self._parts.database.write(lambda c: repository.end_runner(c, self.runner_id))
+                await self._parts.database.write(lambda c: leases.end_runner(c, self.runner_id))
 
     def created(self, experiment_id: str) -> None:
         """An experiment was created here: look at it now."""
@@ -103,7 +103,7 @@ class Engine:
     async def _register(self) -> None:
         self.runner_id = self._new_id()
         self._registered(self.runner_id)
-        register = partial(repository.register_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
+        register = partial(leases.register_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
         await self._parts.database.write(register)
         self._lease_since = self._parts.clock.monotonic()
 
@@ -165,7 +165,7 @@ class Engine:
         while True:
             await asyncio.sleep(self._lease_ttl / 3)
             try:
-                renew = partial(repository.renew_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
+                renew = partial(leases.renew_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
                 alive = await database.write(renew)
                 if not alive:
                     log.error("runner %s lost its lease: its calls are stopped, it takes a new id", self.runner_id)
@@ -183,13 +183,11 @@ class Engine:
 
     async def _reap(self) -> None:
         database, runner_id = self._parts.database, self.runner_id
-        dead = await database.write(lambda c: repository.mark_expired_runners(c, runner_id))
-        if not dead:
-            return
-        for experiment_id in await database.read(lambda c: repository.orphaned(c, dead)):
+        await database.write(partial(leases.mark_expired_runners, runner_id=runner_id))
+        for experiment_id in await database.read(leases.orphaned):
             now_us = microseconds(self._parts.clock.now())
-            take = partial(repository.give_back_orphans, experiment_id=experiment_id, dead=dead, now_us=now_us)
+            take = partial(leases.give_back_orphans, experiment_id=experiment_id, now_us=now_us)
             count = await database.write(take)
             log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
             self.hint()
-        await database.write(lambda c: repository.forget_dead_runners(c, dead))
+        await database.write(leases.forget_dead_runners)

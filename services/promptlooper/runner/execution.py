@@ -14,11 +14,12 @@ from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answer, Answers, Question
 from promptlooper.runner.bounds import Bound, call_bound
+from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
 from promptlooper.runner.render import Renderer, scorer_variables, variables
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
 from promptlooper.runner.store.rows import microseconds
-from promptlooper.runner.turn import Claim, Outcome, RunEnded, RunFacts, RunReturned, StageDone
+from promptlooper.runner.turn import Claim
 
 log = logging.getLogger("runner.execution")
 PARK_AT_LEAST = 1.0  # seconds

@@ -16,12 +16,13 @@ from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUna
 from promptlooper.experiment import ExperimentSpec, InputRow
 from promptlooper.run import RunError, RunState, StageResult
 from promptlooper.runner.execution import Plan, RunExecutor
+from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
-from promptlooper.runner.store import repository
+from promptlooper.runner.store import leases, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.turns import TurnRequest, TurnResult, turn
-from promptlooper.runner.turn import Claim, Outcome, RunEnded, RunReturned, StageDone
+from promptlooper.runner.turn import Claim
 
 if TYPE_CHECKING:
     from promptlooper.runner.engine import Engine, EngineParts
@@ -335,7 +336,7 @@ class ExperimentLoop:
     async def _adopt(self, sent: list[Outcome]) -> tuple[list[Outcome], list[Claim]]:
         """After a commit whose answer was lost: what the database says this Runner holds and it does not know is taken
         up, and outcomes that were stored are not sent again."""
-        read = partial(repository.owned_claims, experiment_id=self.experiment_id, runner_id=self._engine.runner_id)
+        read = partial(leases.owned_claims, experiment_id=self.experiment_id, runner_id=self._engine.runner_id)
         held = {claim.run_index: claim for claim in await self._parts.database.write(read)}
         adopted: list[Claim] = []
         kept: list[Outcome] = []

@@ -8,11 +8,13 @@ before it and writes after it; the protocol is docs/design/execution.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from promptlooper.experiment import ExperimentState
 from promptlooper.run import RunError, RunState, Score, StageResult
+from promptlooper.runner.ledger import Ledger, RunRow
+from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 
 # What events say of a failure: never the error's own message, which may quote a prompt or an input. That stands in the
 # run.
@@ -29,158 +31,6 @@ FAILURES = {
     "SERVICE_UNAVAILABLE": "the Adapter could not be reached",
     "UNKNOWN_PROVIDER": "the provider is not configured",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What events say of a run besides its index."""
-
-    variant_id: str
-    input_id: str
-    repeat: int
-
-
-@dataclass(frozen=True, slots=True)
-class StageDone:
-    """A stage has its answer. `last`: there is no other stage, and a RunEnded follows."""
-
-    run_index: int
-    lease_epoch: int
-    facts: RunFacts
-    result: StageResult
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnded:
-    """A run completed, failed or was cancelled."""
-
-    run_index: int
-    lease_epoch: int
-    facts: RunFacts
-    state: RunState
-    scores: tuple[Score, ...] = ()
-    score: float | None = None
-    passed: bool | None = None
-    error: RunError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunReturned:
-    """A run goes back to be claimed again: parked until a time, or in need of a larger reservation, or handed back."""
-
-    run_index: int
-    lease_epoch: int
-    facts: RunFacts
-    not_before_us: int | None = None
-    need_nanousd: int = 0
-    need_tokens: int = 0
-    why: str = ""  # a name of ErrorReason
-
-
-Outcome = StageDone | RunEnded | RunReturned
-
-
-@dataclass(slots=True)
-class Ledger:
-    """The progress row, as it will be written back."""
-
-    experiment_id: str
-    state: str
-    reason: str
-    generation: int
-    total: int
-    next_index: int
-    running: int
-    returned: int
-    completed: int
-    failed: int
-    cancelled: int
-    cached: int
-    max_concurrency: int
-    budget_nanousd: int | None
-    spent_nanousd: int
-    reserved_nanousd: int
-    unit_nanousd: int
-    budget_tokens: int | None
-    spent_tokens: int
-    reserved_tokens: int
-    unit_tokens: int
-    tokens_in: int
-    tokens_out: int
-    cost_unknown_calls: int
-    cost_saved_nanousd: int
-    event_seq: int
-    started_us: int | None
-    ended_us: int | None
-
-    @property
-    def pending(self) -> int:
-        """Runs that wait, with a row or without."""
-        return self.total - self.next_index + self.returned
-
-    @property
-    def ended(self) -> bool:
-        return ExperimentState(self.state).ended
-
-    def admitted(self, wanted: int) -> int:
-        """How many of `wanted` calls the budgets still admit, each with its unit reserved."""
-        count = wanted
-        for budget, spent, reserved, unit in (
-            (self.budget_nanousd, self.spent_nanousd, self.reserved_nanousd, self.unit_nanousd),
-            (self.budget_tokens, self.spent_tokens, self.reserved_tokens, self.unit_tokens),
-        ):
-            if budget is None:
-                continue
-            left = budget - spent - reserved
-            count = min(count, max(left, 0) // unit if unit else (count if left >= 0 else 0))
-        return count
-
-    def reserve(self, run: RunRow) -> None:
-        if self.budget_nanousd is not None:
-            run.reserved_nanousd = self.unit_nanousd
-            self.reserved_nanousd += self.unit_nanousd
-        if self.budget_tokens is not None:
-            run.reserved_tokens = self.unit_tokens
-            self.reserved_tokens += self.unit_tokens
-
-    def release(self, run: RunRow) -> None:
-        self.reserved_nanousd -= run.reserved_nanousd
-        self.reserved_tokens -= run.reserved_tokens
-        run.reserved_nanousd = run.reserved_tokens = 0
-
-    def as_row(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(slots=True)
-class RunRow:
-    """A run's row while the lock is held. Totals are what this turn adds to the stored ones."""
-
-    run_index: int
-    variant_index: int
-    state: str
-    owner: str | None
-    lease_epoch: int
-    next_stage: int
-    reserved_nanousd: int = 0
-    reserved_tokens: int = 0
-    not_before_us: int | None = None
-    cached_before: bool = True  # no paid call was counted before this turn
-    error: RunError | None = None
-    score: float | None = None
-    passed: bool | None = None
-    ended_us: int | None = None
-    tokens_in: int = 0
-    tokens_out: int = 0
-    tokens_reasoning: int = 0
-    tokens_cached_in: int = 0
-    cost_nanousd: int = 0
-    cost_unknown_calls: int = 0
-    cost_saved_nanousd: int = 0
-    latency_ms: int = 0
-    attempts: int = 0
-    paid_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +67,7 @@ class Turn:
     claims: list[Claim] = field(default_factory=list)
     continuing: list[Claim] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    blocked: bool = False  # something could start, and the budgets do not admit it
 
     def take(self, outcomes: Sequence[Outcome], rows: Mapping[int, RunRow]) -> None:
         """Applies outcomes in order. Those of runs that this Runner no longer holds at that epoch are refused; one that
@@ -256,8 +107,7 @@ class Turn:
         row.latency_ms += result.latency_ms
         row.attempts += result.attempts
         row.paid_calls += not result.cached
-        # Where nobody can say what a call cost or counted, the whole reservation is taken for spent: a budget must
-        # hold.
+        # Where nobody can say what a call cost or counted, its reservation is taken for spent: a budget must hold.
         ledger.spent_nanousd += row.reserved_nanousd if cost is None else cost
         tokens_known = result.tokens_in is not None and result.tokens_out is not None
         if not result.cached:
@@ -285,13 +135,15 @@ class Turn:
         if ledger.state == ExperimentState.CANCELLING.value:
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
-        elif ledger.admitted(1):
+        elif ledger.fits(row):
             ledger.reserve(row)
             self.continuing.append(self.claim_of(row))
         else:
-            self._give_back(row, None)
+            self._give_back(row)
 
     def _run_ended(self, outcome: RunEnded, row: RunRow) -> None:
+        if outcome.maybe_paid:
+            self.ledger.spend_reservation(row)
         self._end(row, outcome.state)
         row.error, row.score, row.passed = outcome.error, outcome.score, outcome.passed
         row.attempts += outcome.error.attempts if outcome.error else 0
@@ -315,13 +167,15 @@ class Turn:
 
     def _run_returned(self, outcome: RunReturned, row: RunRow) -> None:
         ledger = self.ledger
-        ledger.unit_nanousd = max(ledger.unit_nanousd, outcome.need_nanousd)
-        ledger.unit_tokens = max(ledger.unit_tokens, outcome.need_tokens)
+        row.attempts += outcome.attempts
+        if outcome.maybe_paid:
+            ledger.spend_reservation(row)
         if ledger.state == ExperimentState.CANCELLING.value:
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
             return
-        self._give_back(row, outcome.not_before_us)
+        self._give_back(row, outcome.not_before_us or 0)
+        row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
         if outcome.not_before_us is not None:
             self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
 
@@ -334,10 +188,10 @@ class Turn:
             self.ledger.failed += 1
         else:
             self.ledger.cancelled += 1
-        row.state, row.owner, row.ended_us, row.not_before_us = state.value, None, self.now_us, None
+        row.state, row.owner, row.ended_us, row.not_before_us = state.value, None, self.now_us, 0
         self.touched[row.run_index] = row
 
-    def _give_back(self, row: RunRow, not_before_us: int | None) -> None:
+    def _give_back(self, row: RunRow, not_before_us: int = 0) -> None:
         self.ledger.release(row)
         self.ledger.running -= 1
         self.ledger.returned += 1
@@ -352,24 +206,26 @@ class Turn:
                 self._end(row, RunState.CANCELLED)
                 self.events.append(NewEvent("run.cancelled", row.run_index, {}))
             else:
-                self._give_back(row, None)
+                self._give_back(row)
 
     def room(self, slots: int) -> int:
-        """How many runs may be claimed: free slots, the experiment's cap, what waits, and what the budgets admit."""
+        """How many runs may be claimed, budgets aside: free slots, the experiment's cap, and what waits."""
         ledger = self.ledger
         if ledger.ended or ledger.state in (ExperimentState.CANCELLING.value, ExperimentState.PAUSED.value):
             return 0
-        return ledger.admitted(max(0, min(slots, ledger.max_concurrency - ledger.running, ledger.pending)))
+        return max(0, min(slots, ledger.max_concurrency - ledger.running, ledger.pending))
 
     def claim_returned(self, rows: Sequence[RunRow]) -> None:
+        """Claims runs that came back and may start now, those that the budgets admit."""
         for row in rows:
+            if not self.ledger.fits(row):
+                self.blocked = True
+                continue
             row.state, row.owner, row.lease_epoch = RunState.RUNNING.value, self.runner_id, row.lease_epoch + 1
-            row.not_before_us = None
+            row.not_before_us = 0
             self.ledger.returned -= 1
-            self.ledger.running += 1
-            self.ledger.reserve(row)
+            self._claim(row)
             self.touched[row.run_index] = row
-            self.claims.append(self.claim_of(row))
         self._started()
 
     def claim_new(self, count: int, variant_ids: Sequence[str], repeats: int) -> None:
@@ -378,14 +234,20 @@ class Turn:
         for run_index in range(ledger.next_index, min(ledger.next_index + count, ledger.total)):
             variant_index = run_index % variants
             row = RunRow(run_index, variant_index, RunState.RUNNING.value, self.runner_id, 1, 0)
+            if not ledger.fits(row):
+                self.blocked = True
+                break
             ledger.next_index += 1
-            ledger.running += 1
-            ledger.reserve(row)
+            self._claim(row)
             self.created.append(row)
-            self.claims.append(self.claim_of(row))
             facts = {"variant_id": variant_ids[variant_index], "repeat": run_index // variants % repeats}
             self.events.append(NewEvent("run.started", run_index, facts))
         self._started()
+
+    def _claim(self, row: RunRow) -> None:
+        self.ledger.running += 1
+        self.ledger.reserve(row)
+        self.claims.append(self.claim_of(row))
 
     def claim_of(self, row: RunRow) -> Claim:
         return Claim(
@@ -403,9 +265,9 @@ class Turn:
             first = next((i for i, event in enumerate(self.events) if event.kind == "run.started"), len(self.events))
             self.events.insert(first, NewEvent("experiment.started", None, experiment_facts(self.ledger)))
 
-    def settle(self, waiting: Callable[[], Sequence[RunRow]]) -> bool:
+    def settle(self, waiting: Callable[[], Sequence[RunRow]], *, parked: bool = False) -> bool:
         """Ends the experiment where nothing runs and nothing may start. Returns whether it ended in this turn.
-        `waiting` gives the rows that came back and are cancelled with it."""
+        `waiting` gives the rows that came back and are cancelled with it; `parked` says that some may start later."""
         ledger = self.ledger
         if ledger.running or ledger.ended or ledger.state == ExperimentState.PAUSED.value:
             return False
@@ -415,11 +277,16 @@ class Turn:
             ledger.state, kind = ExperimentState.COMPLETED.value, "experiment.completed"
             ledger.ended_us = self.now_us
             self.events.append(NewEvent(kind, None, experiment_facts(ledger)))
-        elif not ledger.admitted(1):
+        elif self.blocked and not parked and not self.given_back:
             self._cancelled("BUDGET", waiting())
         else:
             return False
         return True
+
+    @property
+    def given_back(self) -> list[RunRow]:
+        """Runs that came back in this turn; a later one may claim them."""
+        return [row for row in self.touched.values() if row.state == RunState.PENDING.value]
 
     def fail(self, rows: Sequence[RunRow], reason: str) -> None:
         """Ends an experiment that cannot be run, with the given waiting and running rows."""
@@ -444,7 +311,8 @@ class Turn:
         ledger.cancelled += ledger.pending
         ledger.next_index, ledger.returned = ledger.total, 0
         for row in waiting:
-            row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, self.now_us, None
+            row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, self.now_us, 0
+            row.reserved_nanousd = row.reserved_tokens = 0
             self.touched[row.run_index] = row
             self.events.append(NewEvent("run.cancelled", row.run_index, {}))
 

@@ -18,11 +18,11 @@ from promptlooper.experiments import WatchMessage
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import RunState, StageResult
 from promptlooper.runner.events.watching import token_of
-from promptlooper.runner.store import repository
+from promptlooper.runner.outcomes import RunFacts, StageDone
+from promptlooper.runner.store import leases
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.models import runners
 from promptlooper.runner.store.turns import TurnRequest, turn
-from promptlooper.runner.turn import RunFacts, StageDone
 
 ROWS = [{"n": n} for n in range(40)]
 
@@ -144,7 +144,7 @@ async def test_the_runs_of_a_dead_runner_are_taken_back_and_complete(lab: Lab) -
         created = await idle.create(experiment("a {{ input.n }}", "b {{ prev_output }}", rows=ROWS[:4]))
     database = Database(lab.database_url)
     try:
-        await database.write(partial(repository.register_runner, runner_id="dead", ttl=-1))
+        await database.write(partial(leases.register_runner, runner_id="dead", ttl=-1))
         claim = TurnRequest(created.experiment_id, "dead", (), 3, ("v",), 1)
         claimed = await database.write(partial(turn, request=claim, now_us=1, failpoints=Failpoints()))
         assert [c.run_index for c in claimed.claims] == [0, 1, 2]

@@ -11,7 +11,9 @@ import pytest
 
 from promptlooper.completion import Message
 from promptlooper.run import RunError, RunState, StageResult
-from promptlooper.runner.turn import Claim, Ledger, Outcome, RunEnded, RunFacts, RunReturned, RunRow, StageDone, Turn
+from promptlooper.runner.turn import Claim, Turn
+from promptlooper.runner.ledger import Ledger, RunRow
+from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
 
 ME, NOW = "runner-a", 1_000_000
 FACTS = RunFacts("v", "i", 0)
@@ -190,15 +192,44 @@ def test_the_budget_admits_only_what_it_can_pay_and_ends_the_experiment() -> Non
     assert (book.completed, book.cancelled) == (2, 8)
 
 
-def test_a_run_that_needs_more_goes_back_and_raises_what_every_call_reserves() -> None:
+def test_a_run_that_needs_more_goes_back_and_reserves_it_for_itself_alone() -> None:
     book = ledger(
         budget_nanousd=1_000, unit_nanousd=100, state="RUNNING", next_index=1, running=1, reserved_nanousd=100
     )
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
-    turn = turned(book, [RunReturned(0, 1, FACTS, need_nanousd=400)], rows, slots=9)
-    assert (book.unit_nanousd, book.returned) == (400, 1)
-    assert [claim.reserved_nanousd for claim in turn.claims] == [400, 400]
-    assert book.reserved_nanousd == 800
+    turned(book, [RunReturned(0, 1, FACTS, need_nanousd=400)], rows)
+    assert (book.unit_nanousd, book.returned, book.reserved_nanousd, rows[0].reserved_nanousd) == (100, 1, 0, 400)
+    turn = Turn(book, ME, NOW)
+    turn.claim_returned([rows[0]])
+    turn.claim_new(turn.room(9), ["v"], 1)
+    assert [claim.reserved_nanousd for claim in turn.claims] == [400, 100, 100, 100]
+    assert book.reserved_nanousd == 700
+
+
+def test_a_run_that_can_never_be_paid_ends_the_experiment_only_when_nothing_else_can_start() -> None:
+    book = ledger(
+        budget_nanousd=300, unit_nanousd=100, total=2, state="RUNNING", next_index=1, running=1, reserved_nanousd=100
+    )
+    rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
+    turn = turned(book, [RunReturned(0, 1, FACTS, need_nanousd=900)], rows, slots=9)
+    assert [claim.run_index for claim in turn.claims] == [1]
+    rows[1] = turn.created[0]
+    turned(book, completed(1), rows)
+    assert book.state == "RUNNING"
+    last = Turn(book, ME, NOW)
+    last.claim_returned([rows[0]])
+    assert last.settle(lambda: [rows[0]])
+    assert (book.state, book.reason, book.completed, book.cancelled) == ("CANCELLED", "BUDGET", 1, 1)
+
+
+def test_a_call_that_may_be_billed_though_it_failed_spends_its_reservation() -> None:
+    book = ledger(
+        budget_nanousd=1_000, unit_nanousd=100, state="RUNNING", next_index=1, running=1, reserved_nanousd=100
+    )
+    rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
+    error = RunError("DEADLINE_EXCEEDED", "late", 0, attempts=1)
+    turned(book, [RunEnded(0, 1, FACTS, RunState.FAILED, error=error, maybe_paid=True)], rows)
+    assert (book.spent_nanousd, book.reserved_nanousd, book.cost_unknown_calls) == (100, 0, 1)
 
 
 def test_a_call_without_usage_spends_its_whole_reservation() -> None:
@@ -242,14 +273,15 @@ def test_no_order_of_outcomes_breaks_the_counts_the_cap_or_the_budget(seed: int)
         room = turn.room(chance.randint(0, 8))
         ready = [r for r in rows.values() if r.state == "PENDING" and r.run_index not in turn.touched][:room]
         turn.claim_returned(ready)
-        turn.claim_new(room - len(ready), ["v"], 1)
+        turn.claim_new(room - len(turn.claims), ["v"], 1)
         ended = turn.settle(lambda: [row for row in rows.values() if row.state == "PENDING"])
         rows.update({row.run_index: row for row in turn.created})
         events += kinds(turn)
         running_now = sum(row.state == "RUNNING" for row in rows.values())
         assert book.running == running_now <= book.max_concurrency
         assert book.returned == sum(row.state == "PENDING" for row in rows.values())
-        assert book.reserved_nanousd == sum(row.reserved_nanousd for row in rows.values())
+        reserved = sum(row.reserved_nanousd for row in rows.values() if row.state == "RUNNING")
+        assert book.reserved_nanousd == (0 if book.budget_nanousd is None else reserved)
         assert book.budget_nanousd is None or book.spent_nanousd + book.reserved_nanousd <= book.budget_nanousd
         if ended:
             break

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 class Hub:
@@ -14,7 +15,7 @@ class Hub:
     def __init__(self) -> None:
         self._drained = asyncio.Event()
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._any = asyncio.Event()
+        self._any, self._advanced = asyncio.Event(), set[str]()
 
     @property
     def draining(self) -> bool:
@@ -24,20 +25,19 @@ class Hub:
         """New events are committed. Wakes whoever waits for the experiment."""
         for event in self._waiting.get(experiment_id, ()):
             event.set()
+        self._advanced.add(experiment_id)
         self._any.set()
 
-    async def changed(self, experiment_id: str, timeout: float) -> None:
-        """Until the experiment has new events, the server drains, or `timeout` seconds have passed."""
-        if self.draining:
-            return
-        event = asyncio.Event()
-        self._waiting[experiment_id].add(event)
+    @contextmanager
+    def listening(self, experiment_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the experiment has something new, or the server drains. Clear it before
+        reading: what comes during the read sets it again."""
+        news = asyncio.Event()
+        self._waiting[experiment_id].add(news)
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):  # wait_for may swallow a cancellation
-                    await event.wait()
+            yield news
         finally:
-            self._waiting[experiment_id].discard(event)
+            self._waiting[experiment_id].discard(news)
             if not self._waiting[experiment_id]:
                 del self._waiting[experiment_id]
 
@@ -47,12 +47,15 @@ class Hub:
             async with asyncio.timeout(seconds):  # wait_for may swallow a cancellation
                 await self._drained.wait()
 
-    async def anything(self, timeout: float) -> None:
-        """Until any experiment has new events, or `timeout` seconds have passed. For one caller, the relay."""
+    async def anything(self, timeout: float) -> list[str]:
+        """The experiments that have new events since the last call, waiting up to `timeout` seconds for one. For one
+        caller, the relay."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):  # wait_for may swallow a cancellation
                 await self._any.wait()
         self._any.clear()
+        advanced, self._advanced = self._advanced, set()
+        return list(advanced)
 
     def drain(self) -> None:
         """Ends all waiting: watches end with their token, to be taken up elsewhere."""

@@ -24,7 +24,7 @@ from nats.js.errors import APIError, NotFoundError
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.run import Event
 from promptlooper.runner.events.hub import Hub
-from promptlooper.runner.store import repository
+from promptlooper.runner.store import event_log, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.settings import masked
 from promptlooper.wire.events import event_to_pb
@@ -33,7 +33,8 @@ log = logging.getLogger("runner.relay")
 STREAM = "PROMPTLOOPER_EVENTS"
 SUBJECTS = "promptlooper.v1.events.>"
 PAGE = 500  # events published before their acks are awaited
-POLL = 1.0  # seconds between looks without a hint
+POLL = 1.0  # seconds
+EVERYTHING = 5.0  # seconds between looks at all experiments: other processes' commits, and what was left over
 ACK_TIMEOUT = 5.0
 AFTER_FAILURE = 0.5
 # After NATS was away, plain subscribers get time to come back (nats-py waits 2 s by default), and what was published in
@@ -76,6 +77,7 @@ class Relay:
     def __init__(self, database: Database, hub: Hub, url: str) -> None:
         self._database, self._hub, self._url = database, hub, url
         self._down = False
+        self._look_at_all = 0.0  # monotonic
         self._interrupted_at: float | None = None  # monotonic
         self._recent: deque[tuple[float, str, int]] = (
             deque()
@@ -106,22 +108,25 @@ class Relay:
                             if not ready:
                                 await _declare_stream(jetstream)
                                 ready = True
-                            if not await self._publish_all(jetstream):
-                                await self._hub.anything(POLL)
+                            if time.monotonic() >= self._look_at_all:
+                                await self._publish_all(jetstream, None)
+                                self._look_at_all = time.monotonic() + EVERYTHING
+                            await self._publish_all(jetstream, await self._hub.anything(POLL))
                     await asyncio.sleep(POLL)  # another Runner's relay holds the lock
                 except StoreUnavailable as error:
+                    self._look_at_all = 0.0
                     log.warning("events wait, the database does not answer: %s", error)
                     await asyncio.sleep(AFTER_FAILURE)
                 except (NatsError, APIError, OSError, TimeoutError) as error:
                     # Kept for the next try: a stream that is gone (its storage was lost) is declared again.
-                    ready = False
+                    ready, self._look_at_all = False, 0.0
                     if not self._down:
                         log.warning("events wait in the database, NATS does not take them: %r", error)
                     self._down = True
                     await asyncio.sleep(AFTER_FAILURE)
                 except Exception:
                     log.exception("the relay met a fault; it goes on")
-                    ready = False
+                    ready, self._look_at_all = False, 0.0
                     await asyncio.sleep(POLL)
         finally:
             await client.close()
@@ -158,12 +163,16 @@ class Relay:
                 await report(error)
                 await asyncio.sleep(AFTER_FAILURE)
 
-    async def _publish_all(self, jetstream: JetStreamContext) -> bool:
-        """Publishes one page of each experiment that has something new. Returns whether there was anything."""
-        behind = await self._database.read(partial(repository.unpublished, limit=100))
+    async def _publish_all(self, jetstream: JetStreamContext, among: list[str] | None) -> None:
+        """Publishes page after page of what is new, of all experiments or `among` some."""
+        while behind := await self._database.read(partial(event_log.unpublished, limit=100, among=among)):
+            await self._publish_pages(jetstream, behind)
+
+    async def _publish_pages(self, jetstream: JetStreamContext, behind: list[tuple[str, str, int, int]]) -> None:
+        """One page of each experiment."""
         for experiment_id, project, published, _ in behind:
             read = partial(
-                repository.events_after,
+                event_log.events_after,
                 experiment_id=experiment_id,
                 project=project,
                 event_seq=published,
@@ -177,9 +186,8 @@ class Relay:
             if self._down:
                 self._down = False
                 log.info("NATS takes events again")
-            record = partial(repository.record_published, published={experiment_id: page[-1].event_seq})
+            record = partial(event_log.record_published, published={experiment_id: page[-1].event_seq})
             await self._database.write(record)
-        return bool(behind)
 
     def _remember(self, experiment_id: str, before: int) -> None:
         now = time.monotonic()
@@ -200,7 +208,7 @@ class Relay:
             except ExperimentNotFound:  # deleted since
                 continue
             read = partial(
-                repository.events_after,
+                event_log.events_after,
                 experiment_id=experiment_id,
                 project=experiment.project,
                 event_seq=before,

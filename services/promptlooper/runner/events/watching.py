@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 from promptlooper.clock import Clock
@@ -13,7 +15,7 @@ from promptlooper.experiment import Experiment
 from promptlooper.experiments import WatchMessage
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.runner.events.hub import Hub
-from promptlooper.runner.store import repository
+from promptlooper.runner.store import event_log, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 
@@ -66,39 +68,43 @@ class Watching:
             if experiment.state.ended:
                 yield WatchMessage(token_of(experiment_id, seq), seq, terminal=experiment)
                 return
-        told = self._clock.monotonic()
-        while not self._hub.draining:
-            experiment = await self._get(experiment_id)
-            upto = experiment.event_seq
-            ended = False
-            while seq < upto:
-                read = partial(
-                    repository.events_after,
-                    experiment_id=experiment_id,
-                    project=experiment.project,
-                    event_seq=seq,
-                    limit=PAGE,
-                    kinds=wanted,
-                    up_to=upto,
-                )
-                page = await self._database.read(read)
-                for event in page:
-                    seq = event.event_seq
-                    ended = event.kind in TERMINAL_KINDS and event.generation == experiment.generation
-                    if not kinds or event.kind in kinds:
-                        told = self._clock.monotonic()
-                        yield WatchMessage(token_of(experiment_id, seq), seq, event=event)
-                if len(page) < PAGE:
-                    seq = upto
-            if ended or (experiment.state.ended and seq >= upto):
-                yield WatchMessage(token_of(experiment_id, seq), seq, terminal=experiment)
-                return
-            if self._clock.monotonic() - told >= every:
-                told = self._clock.monotonic()
-                yield WatchMessage(token_of(experiment_id, seq), seq, bookmark=experiment)
-            await self._hub.changed(experiment_id, min(POLL, every))
-            if kinds:
-                await self._hub.paced(FILTERED_INTERVAL)
+        with self._hub.listening(experiment_id) as news:
+            told = self._clock.monotonic()
+            while not self._hub.draining:
+                news.clear()
+                experiment = await self._get(experiment_id)
+                upto = experiment.event_seq
+                ended = False
+                while seq < upto:
+                    read = partial(
+                        event_log.events_after,
+                        experiment_id=experiment_id,
+                        project=experiment.project,
+                        event_seq=seq,
+                        limit=PAGE,
+                        kinds=wanted,
+                        up_to=upto,
+                    )
+                    page = await self._database.read(read)
+                    for event in page:
+                        seq = event.event_seq
+                        ended = event.kind in TERMINAL_KINDS and event.generation == experiment.generation
+                        if not kinds or event.kind in kinds:
+                            told = self._clock.monotonic()
+                            yield WatchMessage(token_of(experiment_id, seq), seq, event=event)
+                    if len(page) < PAGE:
+                        seq = upto
+                if ended or (experiment.state.ended and seq >= upto):
+                    yield WatchMessage(token_of(experiment_id, seq), seq, terminal=experiment)
+                    return
+                if self._clock.monotonic() - told >= every:
+                    told = self._clock.monotonic()
+                    yield WatchMessage(token_of(experiment_id, seq), seq, bookmark=experiment)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(POLL, every)):
+                        await news.wait()
+                if kinds:
+                    await self._hub.paced(FILTERED_INTERVAL)
 
     async def _get(self, experiment_id: str) -> Experiment:
         now_us = microseconds(self._clock.now())
@@ -107,7 +113,7 @@ class Watching:
     async def _check_reachable(self, experiment: Experiment, seq: int) -> None:
         if seq > experiment.event_seq:
             raise ResumeTokenInvalid("the resume token is newer than the experiment; watch without it")
-        read = partial(repository.earliest_event_seq, experiment_id=experiment.experiment_id)
+        read = partial(event_log.earliest_event_seq, experiment_id=experiment.experiment_id)
         earliest = await self._database.read(read)
         if earliest is not None and seq + 1 < earliest:
             raise ResumeTokenExpired(

@@ -18,6 +18,8 @@ from promptlooper.errors import InvalidArgument, StoreUnavailable
 
 log = logging.getLogger("runner.store")
 T = TypeVar("T")
+# SQLSTATE classes: read-only (in a failover), out of resources, shut down by an operator.
+UNAVAILABLE_CLASSES = ("25", "53", "57")
 
 
 def sqlite_url(path: Path) -> str:
@@ -98,8 +100,9 @@ class Database:
         except (OperationalError, PoolTimeout, sa.exc.InterfaceError) as error:
             raise StoreUnavailable(f"the database does not answer: {_cause(error)}") from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreUnavailable(f"the connection to the database was lost: {_cause(error)}") from error
+            state = getattr(error.orig, "sqlstate", None) or ""
+            if error.connection_invalidated or state[:2] in UNAVAILABLE_CLASSES:
+                raise StoreUnavailable(f"the database does not take writes now: {_cause(error)}") from error
             raise
 
     def writing(self, fn: Callable[[sa.Connection], T]) -> T:

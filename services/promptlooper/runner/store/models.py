@@ -80,8 +80,8 @@ runs = Table(
     Column("owner", String(63)),
     Column("lease_epoch", Integer, nullable=False),
     Column("next_stage", Integer, nullable=False, server_default="0"),
-    Column("not_before_us", BigInteger),
-    Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("not_before_us", BigInteger, nullable=False, server_default="0"),
+    Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),  # while PENDING: what it needs
     Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
     Column("error_json", Text),
     Column("tokens_in", BigInteger, nullable=False, server_default="0"),
@@ -101,7 +101,7 @@ runs = Table(
     Index(
         "runs_pending",
         "experiment_id",
-        "run_index",
+        "not_before_us",
         sqlite_where=text("state = 'PENDING'"),
         postgresql_where=text("state = 'PENDING'"),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
-from promptlooper.run import Event, RunState
+from promptlooper.run import RunState
 from promptlooper.runner.spec.expand import shape
 from promptlooper.runner.spec.normal import row_from_json, row_to_json, spec_from_json, spec_to_json
 from promptlooper.runner.store.models import (
@@ -24,20 +23,19 @@ from promptlooper.runner.store.models import (
     progress,
     relay,
     requests,
-    runners,
     runs,
     scores,
     stage_results,
 )
-from promptlooper.runner.store.rows import event_of, experiment_of
-from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, run_row, with_results, write
-from promptlooper.runner.turn import Claim, Ledger, NewEvent, RunRow, Turn, experiment_facts
+from promptlooper.runner.store.rows import experiment_of
+from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, pending_rows, run_row, write
+from promptlooper.runner.turn import NewEvent, Turn, experiment_facts
 
 INPUTS_PER_CHUNK = 200
 REQUEST_KEPT_US = 7 * 24 * 3600 * 1_000_000
-EXPERIMENT = sa.select(experiments, *(c for c in progress.c if c.name != "experiment_id")).join(
-    progress, progress.c.experiment_id == experiments.c.experiment_id
-)
+EXPERIMENT = sa.select(
+    *(c for c in experiments.c if c.name != "spec_json"), *(c for c in progress.c if c.name != "experiment_id")
+).join(progress, progress.c.experiment_id == experiments.c.experiment_id)
 ACTIVE = [ExperimentState.PENDING.value, ExperimentState.RUNNING.value, ExperimentState.CANCELLING.value]
 
 
@@ -218,15 +216,8 @@ def cancel(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
         return
     ledger.state, ledger.reason = ExperimentState.CANCELLING.value, "USER"
     decided = Turn(ledger, "", now_us)
-    decided.settle(lambda: _pending_rows(connection, experiment_id))
+    decided.settle(lambda: pending_rows(connection, experiment_id))
     write(connection, decided, Failpoints())
-
-
-def _pending_rows(connection: sa.Connection, experiment_id: str) -> list[RunRow]:
-    query = sa.select(*RUN_COLUMNS).where(
-        runs.c.experiment_id == experiment_id, runs.c.state == sa.literal_column("'PENDING'")
-    )
-    return [run_row(row) for row in connection.execute(query)]
 
 
 def cancel_waiting_run(connection: sa.Connection, experiment_id: str, run_index: int, now_us: int) -> RunState | None:
@@ -239,12 +230,13 @@ def cancel_waiting_run(connection: sa.Connection, experiment_id: str, run_index:
     state = RunState(stored.state)
     if state is RunState.PENDING:
         row = run_row(stored)
-        row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, now_us, None
+        row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, now_us, 0
+        row.reserved_nanousd = row.reserved_tokens = 0
         ledger.returned -= 1
         ledger.cancelled += 1
         decided = Turn(ledger, "", now_us, touched={run_index: row})
         decided.events.append(NewEvent("run.cancelled", run_index, {}))
-        decided.settle(lambda: [])
+        decided.settle(lambda: pending_rows(connection, experiment_id, run_index))
         write(connection, decided, Failpoints())
     return state
 
@@ -262,119 +254,6 @@ def delete(connection: sa.Connection, experiment_id: str) -> None:
         connection.execute(sa.delete(table).where(table.c.experiment_id == experiment_id))
 
 
-def events_after(
-    connection: sa.Connection,
-    experiment_id: str,
-    project: str,
-    event_seq: int,
-    limit: int,
-    kinds: Sequence[str] = (),
-    up_to: int | None = None,
-) -> list[Event]:
-    query = (
-        sa.select(events)
-        .where(events.c.experiment_id == experiment_id, events.c.event_seq > event_seq)
-        .order_by(events.c.event_seq)
-        .limit(limit)
-    )
-    if kinds:
-        query = query.where(events.c.kind.in_(kinds))
-    if up_to is not None:
-        query = query.where(events.c.event_seq <= up_to)
-    return [event_of(row, project) for row in connection.execute(query)]
-
-
-def earliest_event_seq(connection: sa.Connection, experiment_id: str) -> int | None:
-    query = sa.select(sa.func.min(events.c.event_seq)).where(events.c.experiment_id == experiment_id)
-    return connection.execute(query).scalar()
-
-
-def unpublished(connection: sa.Connection, limit: int) -> list[tuple[str, str, int, int]]:
-    """(experiment_id, project, published_seq, event_seq) of experiments with events that the relay has not
-    published."""
-    query = (
-        sa.select(relay.c.experiment_id, experiments.c.project, relay.c.published_seq, progress.c.event_seq)
-        .join(progress, progress.c.experiment_id == relay.c.experiment_id)
-        .join(experiments, experiments.c.experiment_id == relay.c.experiment_id)
-        .where(progress.c.event_seq > relay.c.published_seq)
-        .order_by(experiments.c.created_us)
-        .limit(limit)
-    )
-    return [(r[0], r[1], r[2], r[3]) for r in connection.execute(query)]
-
-
-def record_published(connection: sa.Connection, published: Mapping[str, int]) -> None:
-    statement = (
-        sa.update(relay)
-        .where(relay.c.experiment_id == sa.bindparam("x"), relay.c.published_seq < sa.bindparam("n"))
-        .values(published_seq=sa.bindparam("n"))
-    )
-    connection.execute(statement, [{"x": experiment_id, "n": seq} for experiment_id, seq in published.items()])
-
-
-def _database_now_us(connection: sa.Connection) -> Any:
-    """The database's clock as an SQL expression: Runners' clocks may differ."""
-    if connection.dialect.name == "sqlite":
-        return sa.literal_column("CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)")
-    return sa.literal_column("(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint")
-
-
-def register_runner(connection: sa.Connection, runner_id: str, ttl: float) -> None:
-    until = _database_now_us(connection) + int(ttl * 1e6)
-    connection.execute(sa.insert(runners).values(runner_id=runner_id, lease_until_us=until, dead=False))
-
-
-def renew_runner(connection: sa.Connection, runner_id: str, ttl: float) -> bool:
-    """False: the lease is gone, another Runner may have taken the runs."""
-    until = _database_now_us(connection) + int(ttl * 1e6)
-    statement = sa.update(runners).where(runners.c.runner_id == runner_id, runners.c.dead.is_(False))
-    return connection.execute(statement.values(lease_until_us=until)).rowcount == 1
-
-
-def mark_expired_runners(connection: sa.Connection, runner_id: str) -> list[str]:
-    """Marks Runners dead whose lease has run out, and returns all dead ones. Not for one that came up just now."""
-    expired = sa.and_(
-        runners.c.dead.is_(False),
-        runners.c.lease_until_us < _database_now_us(connection),
-        runners.c.runner_id != runner_id,
-    )
-    connection.execute(sa.update(runners).where(expired).values(dead=True))
-    return list(connection.execute(sa.select(runners.c.runner_id).where(runners.c.dead.is_(True))).scalars())
-
-
-def bury_runners(connection: sa.Connection, dead: Sequence[str], now_us: int) -> None:
-    """Gives back everything of Runners that are known to be dead. For SQLite, where one process may lock several
-    experiments in one transaction: it locks the whole file."""
-    connection.execute(sa.update(runners).where(runners.c.runner_id.in_(dead)).values(dead=True))
-    for experiment_id in orphaned(connection, dead):
-        give_back_orphans(connection, experiment_id, dead, now_us)
-    forget_dead_runners(connection, dead)
-
-
-def forget_dead_runners(connection: sa.Connection, dead: Sequence[str]) -> None:
-    """Deletes the rows of dead Runners that hold no run any more."""
-    holds = sa.select(runs.c.owner).where(runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'"))
-    gone = sa.delete(runners).where(runners.c.runner_id.in_(dead), runners.c.runner_id.not_in(holds))
-    connection.execute(gone)
-
-
-def end_runner(connection: sa.Connection, runner_id: str) -> None:
-    """A Runner that goes in good order holds no runs and leaves no row."""
-    connection.execute(sa.delete(runners).where(runners.c.runner_id == runner_id))
-
-
-def owned_claims(connection: sa.Connection, experiment_id: str, runner_id: str) -> list[Claim]:
-    """What a Runner holds of an experiment, with results: after a commit whose answer was lost."""
-    query = sa.select(*RUN_COLUMNS).where(
-        runs.c.experiment_id == experiment_id,
-        runs.c.owner == runner_id,
-        runs.c.state == sa.literal_column("'RUNNING'"),
-    )
-    ledger = locked_ledger(connection, experiment_id)
-    decided = Turn(ledger, runner_id, 0)
-    return with_results(connection, experiment_id, [decided.claim_of(run_row(r)) for r in connection.execute(query)])
-
-
 def fail(connection: sa.Connection, experiment_id: str, reason: str, now_us: int) -> None:
     """Ends an experiment that cannot be run. Its running runs are cancelled."""
     ledger = locked_ledger(connection, experiment_id)
@@ -388,32 +267,5 @@ def fail(connection: sa.Connection, experiment_id: str, reason: str, now_us: int
     write(connection, decided, Failpoints())
 
 
-def orphaned(connection: sa.Connection, dead: Sequence[str]) -> list[str]:
-    """Experiments with runs of dead Runners."""
-    query = (
-        sa.select(runs.c.experiment_id)
-        .distinct()
-        .where(runs.c.owner.in_(dead), runs.c.state == sa.literal_column("'RUNNING'"))
-    )
-    return list(connection.execute(query).scalars())
-
-
-def give_back_orphans(connection: sa.Connection, experiment_id: str, dead: Sequence[str], now_us: int) -> int:
-    """Returns the runs of dead Runners to the experiment, under its lock. They continue after their last stored
-    stage."""
-    ledger: Ledger = locked_ledger(connection, experiment_id)
-    query = sa.select(*RUN_COLUMNS).where(
-        runs.c.experiment_id == experiment_id,
-        runs.c.owner.in_(dead),
-        runs.c.state == sa.literal_column("'RUNNING'"),
-    )
-    decided = Turn(ledger, "", now_us)
-    rows = [run_row(row) for row in connection.execute(query)]
-    decided.take_back(rows)
-    decided.settle(lambda: [row for row in rows if row.state == RunState.PENDING.value])
-    write(connection, decided, Failpoints())
-    return len(rows)
-
-
 def _not_found(experiment_id: str) -> ExperimentNotFound:
-    return ExperimentNotFound(f"there is no experiment {experiment_id!r}", experiment_id=experiment_id)
+    return ExperimentNotFound(f"there is no experiment {experiment_id!r}; see `list`", experiment_id=experiment_id)

@@ -13,10 +13,12 @@ from promptlooper.errors import ExperimentNotFound
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import RunState, Score, StageResult
+from promptlooper.runner.ledger import Ledger, RunRow
+from promptlooper.runner.outcomes import Outcome
 from promptlooper.runner.store.bulk import BulkInsert, BulkUpdate
 from promptlooper.runner.store.models import events, progress, runners, runs, scores, stage_results
 from promptlooper.runner.store.rows import STAGE_RESULT_COLUMNS, stage_result_of, stage_result_row, storable
-from promptlooper.runner.turn import Claim, Ledger, NewEvent, Outcome, RunRow, Turn
+from promptlooper.runner.turn import Claim, NewEvent, Turn
 
 LEDGER_COLUMNS = [progress.c[f.name] for f in fields(Ledger)]
 RUN_FIELDS = (
@@ -119,7 +121,7 @@ class TurnResult:
     claims: Sequence[Claim]
     continuing: Sequence[Claim]
     refused: Sequence[int]
-    next_due_us: int | None  # when the next run that came back may start; None where none may before other news
+    next_due_us: int | None  # when another run that came back may start; None where none may before other news
 
 
 def locked_ledger(connection: sa.Connection, experiment_id: str) -> Ledger:
@@ -138,19 +140,18 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
     decided = Turn(ledger, request.runner_id, now_us)
     decided.take(request.outcomes, _rows(connection, request.experiment_id, {o.run_index for o in request.outcomes}))
     next_due_us = None
-    if alive:
-        room = decided.room(request.slots)
-        if room and ledger.returned:
+    if alive and (room := decided.room(request.slots)):
+        if ledger.returned:
             ready, next_due_us = _ready(connection, decided, room, now_us)
             decided.claim_returned(ready)
-        if room > len(decided.claims):
-            decided.claim_new(room - len(decided.claims), request.variant_ids, request.repeats)
-    decided.settle(lambda: _waiting(connection, decided))
+        decided.claim_new(room - len(decided.claims), request.variant_ids, request.repeats)
+    decided.settle(lambda: _waiting(connection, decided), parked=next_due_us is not None)
     write(connection, decided, failpoints)
     claims = with_results(connection, request.experiment_id, decided.claims)
-    given_back = [row.not_before_us or now_us for row in decided.touched.values() if row.state == "PENDING"]
-    due = min([*given_back, *([] if next_due_us is None else [next_due_us])], default=None)
-    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, due if ledger.admitted(1) else None)
+    due = [row.not_before_us or now_us for row in decided.given_back]
+    if next_due_us is not None:
+        due.append(next_due_us)
+    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, min(due, default=None))
 
 
 def runner_is_alive(connection: sa.Connection, runner_id: str) -> bool:
@@ -182,8 +183,12 @@ def _pending(decided: Turn) -> sa.Select[Any]:
 
 def _ready(connection: sa.Connection, decided: Turn, room: int, now_us: int) -> tuple[list[RunRow], int | None]:
     """Returned rows that may start now, and when the next of the others may."""
-    due = sa.or_(runs.c.not_before_us.is_(None), runs.c.not_before_us <= now_us)
-    query = _pending(decided).where(due).order_by(runs.c.run_index).limit(room)
+    query = (
+        _pending(decided)
+        .where(runs.c.not_before_us <= now_us)
+        .order_by(runs.c.reserved_nanousd, runs.c.reserved_tokens, runs.c.run_index)  # what needs least comes first
+        .limit(room)
+    )
     ready = [run_row(row) for row in connection.execute(query)]
     later = sa.select(sa.func.min(runs.c.not_before_us)).where(
         runs.c.experiment_id == decided.ledger.experiment_id,
@@ -195,9 +200,18 @@ def _ready(connection: sa.Connection, decided: Turn, room: int, now_us: int) -> 
 
 def _waiting(connection: sa.Connection, decided: Turn) -> list[RunRow]:
     stored = [run_row(row) for row in connection.execute(_pending(decided))]
-    here = [row for row in decided.touched.values() if row.state == RunState.PENDING.value]
-    indexes = {row.run_index for row in here}
-    return [*here, *(row for row in stored if row.run_index not in indexes)]
+    here = {row.run_index: row for row in decided.given_back}
+    return [*here.values(), *(row for row in stored if row.run_index not in here)]
+
+
+def pending_rows(connection: sa.Connection, experiment_id: str, but: int = -1) -> list[RunRow]:
+    """Runs that came back and wait, but for one."""
+    query = sa.select(*RUN_COLUMNS).where(
+        runs.c.experiment_id == experiment_id,
+        runs.c.state == sa.literal_column("'PENDING'"),
+        runs.c.run_index != but,
+    )
+    return [run_row(row) for row in connection.execute(query)]
 
 
 def with_results(connection: sa.Connection, experiment_id: str, claims: Sequence[Claim]) -> list[Claim]:

@@ -111,7 +111,7 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(length=63), nullable=True),
         sa.Column("lease_epoch", sa.Integer(), nullable=False),
         sa.Column("next_stage", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("not_before_us", sa.BigInteger(), nullable=True),
+        sa.Column("not_before_us", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("reserved_nanousd", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("reserved_tokens", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("error_json", sa.Text(), nullable=True),
@@ -144,7 +144,7 @@ def upgrade() -> None:
     op.create_index(
         "runs_pending",
         "runs",
-        ["experiment_id", "run_index"],
+        ["experiment_id", "not_before_us"],
         unique=False,
         sqlite_where=sa.text("state = 'PENDING'"),
         postgresql_where=sa.text("state = 'PENDING'"),

@@ -1,0 +1,117 @@
+"""An experiment's books while its lock is held."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from promptlooper.experiment import ExperimentState
+from promptlooper.run import RunError
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The progress row, as it will be written back."""
+
+    experiment_id: str
+    state: str
+    reason: str
+    generation: int
+    total: int
+    next_index: int
+    running: int
+    returned: int
+    completed: int
+    failed: int
+    cancelled: int
+    cached: int
+    max_concurrency: int
+    budget_nanousd: int | None
+    spent_nanousd: int
+    reserved_nanousd: int
+    unit_nanousd: int
+    budget_tokens: int | None
+    spent_tokens: int
+    reserved_tokens: int
+    unit_tokens: int
+    tokens_in: int
+    tokens_out: int
+    cost_unknown_calls: int
+    cost_saved_nanousd: int
+    event_seq: int
+    started_us: int | None
+    ended_us: int | None
+
+    @property
+    def pending(self) -> int:
+        """Runs that wait, with a row or without."""
+        return self.total - self.next_index + self.returned
+
+    @property
+    def ended(self) -> bool:
+        return ExperimentState(self.state).ended
+
+    def fits(self, run: RunRow) -> bool:
+        """Whether the budgets admit one more call of this run: its unit, or what the run said it needs."""
+        need_nanousd, need_tokens = (
+            max(self.unit_nanousd, run.reserved_nanousd),
+            max(self.unit_tokens, run.reserved_tokens),
+        )
+        return (
+            self.budget_nanousd is None
+            or self.spent_nanousd + self.reserved_nanousd + need_nanousd <= self.budget_nanousd
+        ) and (
+            self.budget_tokens is None or self.spent_tokens + self.reserved_tokens + need_tokens <= self.budget_tokens
+        )
+
+    def reserve(self, run: RunRow) -> None:
+        run.reserved_nanousd = 0 if self.budget_nanousd is None else max(self.unit_nanousd, run.reserved_nanousd)
+        run.reserved_tokens = 0 if self.budget_tokens is None else max(self.unit_tokens, run.reserved_tokens)
+        self.reserved_nanousd += run.reserved_nanousd
+        self.reserved_tokens += run.reserved_tokens
+
+    def release(self, run: RunRow) -> None:
+        self.reserved_nanousd -= run.reserved_nanousd
+        self.reserved_tokens -= run.reserved_tokens
+        run.reserved_nanousd = run.reserved_tokens = 0
+
+    def spend_reservation(self, run: RunRow) -> None:
+        """Takes for spent what nobody can say the cost of: a budget must hold."""
+        if run.reserved_nanousd or run.reserved_tokens:
+            self.spent_nanousd += run.reserved_nanousd
+            self.spent_tokens += run.reserved_tokens
+            self.cost_unknown_calls += 1
+            run.cost_unknown_calls += 1
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class RunRow:
+    """A run's row while the lock is held. Totals are what this turn adds to the stored ones."""
+
+    run_index: int
+    variant_index: int
+    state: str
+    owner: str | None
+    lease_epoch: int
+    next_stage: int
+    reserved_nanousd: int = 0  # of a PENDING run: what it needs, and nothing is reserved
+    reserved_tokens: int = 0
+    not_before_us: int = 0  # 0: at once
+    cached_before: bool = True  # no paid call was counted before this turn
+    error: RunError | None = None
+    score: float | None = None
+    passed: bool | None = None
+    ended_us: int | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_reasoning: int = 0
+    tokens_cached_in: int = 0
+    cost_nanousd: int = 0
+    cost_unknown_calls: int = 0
+    cost_saved_nanousd: int = 0
+    latency_ms: int = 0
+    attempts: int = 0
+    paid_calls: int = 0
