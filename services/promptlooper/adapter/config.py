@@ -31,8 +31,8 @@ NOT_YET = (
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
 _Text = Annotated[str, Field(min_length=1)]
-_Count = Annotated[int, Field(ge=0)]
-_Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
 def _compiled(pattern: str) -> str:

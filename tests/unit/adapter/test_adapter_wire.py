@@ -80,6 +80,15 @@ async def test_answer_without_usage_has_no_token_counts(gateway, fake, asking):
     assert (answer.tokens_in, answer.tokens_out) == (None, None)
 
 
+@pytest.mark.parametrize("count", [1e30, 2**63, 2**31, -1, 1.5, True, "7"])
+async def test_count_that_no_answer_has_is_unknown(gateway, fake, asking, count):
+    details = {"reasoning_tokens": count}
+    fake.answer = Reply(usage={"prompt_tokens": count, "completion_tokens": 3, "completion_tokens_details": details})
+    answer = await gateway.complete(asking())
+    assert (answer.tokens_in, answer.tokens_out, answer.tokens_reasoning) == (None, 3, None)
+    assert answer.cost_nanousd is None
+
+
 @pytest.mark.parametrize("model", ["o3-mini", "gpt-5", "gpt-5-mini"])
 async def test_max_tokens_is_renamed_only_for_reasoning_models_of_the_public_address(gateway, fake, asking, model):
     from promptlooper.adapter.providers.openai_format import request_body

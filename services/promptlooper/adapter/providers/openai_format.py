@@ -14,6 +14,7 @@ from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of,
 from promptlooper.completion import FINISH_REASONS, Completion, CompletionRequest
 
 _OURS = frozenset({"model", "messages", "stream", "stream_options"})
+_MOST_TOKENS = 2**31 - 1  # who says more has not counted; sums and costs of these fit into 64 bits
 _WANTS_MAX_COMPLETION_TOKENS = re.compile(r"o\d|gpt-[5-9]")
 _FINISH_REASONS: Mapping[str, str] = {
     **{reason: reason for reason in FINISH_REASONS},
@@ -148,4 +149,4 @@ def _part(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _count(usage: Mapping[str, Any], name: str) -> int | None:
     count = usage.get(name)
-    return count if type(count) is int and count >= 0 else None
+    return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None
