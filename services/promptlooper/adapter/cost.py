@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from promptlooper.completion import Completion, Price
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
+    from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
 
 # A rate is an integer number of 1e-15 USD per million tokens: fine enough that the sums below are exact. Then
 # tokens x rate is in units of 1e-21 USD, of which a nano-USD has 1e12.
 _RATES_PER_USD = 10**15
 _UNITS_PER_NANOUSD = 10**12
 _RATES_PER_NANOUSD = 10**6
+_LONGEST_EXPERIMENT = timedelta(31)  # prices are asked for once, before its first call
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Rate:
 
     def at(self, tokens_in: int) -> int:
         return next((rate for start, rate in self.tiers if tokens_in > start), self.base)
+
+    @property
+    def dearest(self) -> int:
+        return max(self.base, *(rate for _, rate in self.tiers)) if self.tiers else self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,19 @@ class Tariff:
 
     @property
     def price(self) -> Price:
-        """As shown and reserved: base rates, rounded up."""
-        output = max(self.output.base, self.reasoning.base if self.reasoning else 0)
-        return Price(-(-self.input.base // _RATES_PER_NANOUSD), -(-output // _RATES_PER_NANOUSD))
+        """As shown: base rates, rounded up."""
+        return _price(self.input.base, max(self.output.base, self.reasoning.base if self.reasoning else 0))
+
+    @property
+    def ceiling(self) -> Price | None:
+        """As reserved: no answer costs more, whatever its tier and kinds of tokens. None where there is a fee per call,
+        which no price per token bounds."""
+        if self.per_request:
+            return None
+        return _price(
+            max(self.input.dearest, self.cached_input.dearest if self.cached_input else 0),
+            max(self.output.dearest, self.reasoning.dearest if self.reasoning else 0),
+        )
 
     def cost_nanousd(self, completion: Completion) -> int | None:
         """None where the provider did not say how many tokens it counted."""
@@ -60,6 +75,10 @@ class Tariff:
         if reasoning and self.reasoning:
             units += reasoning * self.reasoning.at(tokens_in)
         return -(-(units + self.per_request) // _UNITS_PER_NANOUSD)
+
+
+def _price(input_rate: int, output_rate: int) -> Price:
+    return Price(-(-input_rate // _RATES_PER_NANOUSD), -(-output_rate // _RATES_PER_NANOUSD))
 
 
 def rate_of(usd_per_mtok: Decimal) -> Rate:
@@ -94,7 +113,9 @@ class Prices:
 
     def _public_tariff(self, info: ModelInfo) -> Tariff | None:
         # Some prices change with the date or the time of day: the list is asked anew for these.
-        price = info.get_prices(datetime.now(UTC)) if isinstance(info.prices, list) else info.prices
+        return self._tariff_of(info.get_prices(datetime.now(UTC)) if isinstance(info.prices, list) else info.prices)
+
+    def _tariff_of(self, price: ModelPrice) -> Tariff | None:
         known = self._tariffs.get(id(price))
         if known is None:
             known = self._tariffs[id(price)] = (price, _tariff_of(price))
@@ -103,6 +124,22 @@ class Prices:
     def price(self, model: str) -> Price | None:
         tariff = self.tariff(model)
         return None if tariff is None else tariff.price
+
+    def ceiling(self, model: str) -> Price | None:
+        """No answer costs more during the next month. None where the price is unknown or not by tokens alone."""
+        own = self.tariff(model)
+        info = self._models.get(model)  # known since tariff() asked for it
+        tariffs = [own]
+        if info is not None and isinstance(info.prices, list):
+            tariffs = [self._tariff_of(info.get_prices(moment)) for moment in _changes(info.prices, datetime.now(UTC))]
+        found = [tariff.ceiling if tariff else None for tariff in tariffs]
+        prices = [price for price in found if price is not None]
+        if not prices or len(prices) < len(found):
+            return None
+        return Price(
+            max(price.input_nanousd_per_mtok for price in prices),
+            max(price.output_nanousd_per_mtok for price in prices),
+        )
 
     def cost_nanousd(self, model: str, completion: Completion) -> int | None:
         """By the model that was asked; by the one that answered where only that is known (a router's choice)."""
@@ -130,6 +167,20 @@ def _public_model(model: str, api_url: str) -> ModelInfo | None:
         return data_snapshot.get_snapshot().find_provider_model(model, None, None, api_url)[1]
     except LookupError:
         return None
+
+
+def _changes(prices: Sequence[ConditionalPrice], now: datetime) -> list[datetime]:
+    """Now, and every moment of the next month when the price may change."""
+    from genai_prices.types import StartDateConstraint, TimeOfDateConstraint
+
+    days, times = {now.date(), now.date() + timedelta(1)}, {time(), now.time()}
+    for price in prices:
+        if isinstance(price.constraint, StartDateConstraint):
+            days.add(price.constraint.start_date)
+        elif isinstance(price.constraint, TimeOfDateConstraint):
+            times |= {price.constraint.start_time, price.constraint.end_time}
+    moments = (datetime.combine(day, at, at.tzinfo or UTC).astimezone(UTC) for day in days for at in times)
+    return [now, *(moment for moment in moments if now < moment <= now + _LONGEST_EXPERIMENT)]
 
 
 def _tariff_of(price: ModelPrice) -> Tariff | None:

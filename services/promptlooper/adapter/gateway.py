@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -91,7 +92,9 @@ class Gateway(CompletionGateway):
         if provider is None or problem is not None:
             assert problem is not None
             return ModelCheck(name, problem.reason, problem.message)
-        return ModelCheck(name, price=provider.prices.price(model), endpoint=provider.endpoint)
+        # An address may hold secrets: only its hash leaves this service.
+        endpoint = hashlib.sha256(provider.endpoint.encode()).hexdigest()[:12]
+        return ModelCheck(name, price=provider.prices.ceiling(model), endpoint=endpoint)
 
     async def list_models(self) -> list[ModelInfo]:
         """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""

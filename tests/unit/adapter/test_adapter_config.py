@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -221,9 +222,30 @@ async def test_local_model_that_is_not_installed_says_how_to_install_it(gateways
 async def test_check_brings_price_and_endpoint(gateways):
     gateway = gateways(OPENAI_API_KEY="k-1")
     openai, local, mock = await gateway.check_models(["openai/gpt-4o-mini", "local/smollm2-135m-instruct", "mock/echo"])
-    assert (openai.price, openai.endpoint) == (Price(150_000_000, 600_000_000), "https://api.openai.com/v1")
-    assert (local.price, local.endpoint) == (Price(0, 0), "SmolLM2-135M-Instruct.Q4_1.gguf")
-    assert (mock.price, mock.endpoint) == (Price(0, 0), "")
+    assert (openai.price, openai.endpoint) == (Price(150_000_000, 600_000_000), hashed("https://api.openai.com/v1"))
+    assert (local.price, local.endpoint) == (Price(0, 0), hashed("SmolLM2-135M-Instruct.Q4_1.gguf"))
+    assert (mock.price, mock.endpoint) == (Price(0, 0), hashed(""))
+
+
+async def test_endpoint_is_twelve_hex_digits_and_tells_addresses_apart_without_naming_them(gateways):
+    file = (
+        "providers: [{name: a, type: openai, base_url: 'http://a/k-1'}, {name: b, type: openai, base_url: 'http://b'}]"
+    )
+    one, other = (check.endpoint for check in await gateways(file).check_models(["a/m", "b/m"]))
+    assert re.fullmatch("[0-9a-f]{12}", one)
+    assert one != other
+
+
+async def test_model_with_a_fee_per_request_has_no_price_to_reserve_by(gateways):
+    gateway = gateways(OPENAI_API_KEY="k-1", OPENAI_BASE_URL="https://api.perplexity.ai")
+    (check,) = await gateway.check_models(["openai/sonar-pro"])
+    assert (check.problem, check.price) == (None, None)  # it has a fee per request
+    shown = {info.model: info.price for info in await gateway.list_models()}
+    assert shown["openai/sonar-pro"] == Price(3 * 10**9, 15 * 10**9)
+
+
+def hashed(address: str) -> str:
+    return hashlib.sha256(address.encode()).hexdigest()[:12]
 
 
 async def test_list_names_every_provider_and_what_it_lacks(gateways):

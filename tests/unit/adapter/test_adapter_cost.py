@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import random
+from datetime import UTC, date, datetime, time
 from decimal import ROUND_CEILING, Decimal
 from fractions import Fraction
 
@@ -117,6 +118,70 @@ def test_every_public_price_agrees_with_the_price_list_itself(provider_id):
             assert tariff.cost_nanousd(answered(tokens_in, 777, cached=cached)) == exact, model.id
             compared += 1
     assert compared
+
+
+def test_ceiling_is_of_the_dearest_tier_and_kind_of_token():
+    rate, dearer = Rate(10**15), Rate(10**15, ((200, 3 * 10**15), (100, 2 * 10**15)))
+    assert Tariff(dearer, rate).ceiling == Price(3 * 10**9, 10**9)
+    assert Tariff(rate, rate, cached_input=dearer, reasoning=Rate(5 * 10**15)).ceiling == Price(3 * 10**9, 5 * 10**9)
+    assert Tariff(dearer, rate).price == Price(10**9, 10**9)
+    assert Tariff(rate, rate, per_request=1).ceiling is None
+
+
+def test_ceiling_knows_the_price_of_other_hours_and_days(monkeypatch):
+    from genai_prices import types
+
+    from promptlooper.adapter import cost
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2030, 5, 17, 12, 0, tzinfo=UTC)
+
+    def price(usd):
+        return ModelPrice(input_mtok=Decimal(usd), output_mtok=Decimal(usd))
+
+    def ceiling(*later):
+        prices = Prices({}, "https://api.openai.com/v1")
+        conditional = [types.ConditionalPrice(prices=price(1)), *later]
+        prices._models["m"] = types.ModelInfo("m", types.ClauseEquals("m"), prices=conditional)
+        return prices.ceiling("m")
+
+    monkeypatch.setattr(cost, "datetime", Clock)
+    night = types.TimeOfDateConstraint(time(3), time(4))
+    soon, far, gone = (types.StartDateConstraint(date(2030, *day)) for day in ((5, 20), (9, 1), (5, 1)))
+    assert ceiling() == Price(10**9, 10**9)
+    assert ceiling(types.ConditionalPrice(night, prices=price(7))) == Price(7 * 10**9, 7 * 10**9)
+    assert ceiling(types.ConditionalPrice(soon, prices=price(6))) == Price(6 * 10**9, 6 * 10**9)
+    assert ceiling(types.ConditionalPrice(far, prices=price(6))) == Price(10**9, 10**9)
+    assert ceiling(types.ConditionalPrice(gone, prices=price("0.5"))) == Price(5 * 10**8, 5 * 10**8)
+    assert ceiling(types.ConditionalPrice(soon, prices=ModelPrice(input_mtok=Decimal(1)))) is None
+
+
+def test_no_usage_of_any_public_model_costs_more_than_its_ceiling():
+    drawn = random.Random(7)
+    compared = 0
+    for provider in data_snapshot.get_snapshot().providers:
+        prices = Prices({}, "known")
+        for model in provider.models:
+            prices._models[model.id] = model
+            ceiling = prices.ceiling(model.id)
+            if ceiling is None:
+                continue
+            for largest in (100, 10**4, 10**5, 10**6, 10**7):
+                tokens_in, tokens_out = drawn.randint(0, largest), drawn.randint(0, largest)
+                usage = answered(
+                    tokens_in,
+                    tokens_out,
+                    cached=drawn.choice((None, drawn.randint(0, tokens_in))),
+                    reasoning=drawn.choice((None, drawn.randint(0, tokens_out))),
+                )
+                parts = tokens_in * ceiling.input_nanousd_per_mtok + tokens_out * ceiling.output_nanousd_per_mtok
+                cost = prices.cost_nanousd(model.id, usage)
+                assert cost is not None
+                assert cost <= -(-parts // 10**6), (provider.id, model.id, usage)
+                compared += 1
+    assert compared > 1000
 
 
 def test_known_models_are_those_with_a_price():

@@ -26,7 +26,7 @@ class Provider(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """Identity of what answers: part of the cache key, so without secrets."""
+        """Identity of what answers: hashed, it is part of the cache key."""
         ...
 
     async def complete(self, model: str, request: CompletionRequest) -> Completion:

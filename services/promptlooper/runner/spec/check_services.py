@@ -85,7 +85,10 @@ def _budget_problems(
         one = checks.get(model)
         if spec.limits.budget_nanousd is not None and one is not None and one.problem is None:
             if one.price is None:
-                message = f"a budget_usd needs the price of {model!r}, which is not known; add it to the providers file"
+                message = (
+                    f"a budget_usd needs a price of {model!r} that goes by tokens alone, and none is known;"
+                    " add it to the providers file"
+                )
                 yield Problem("limits.budget_usd", message)
             elif not bounded and not _free(one):
                 message = f"a budget_usd needs 'max_tokens' for every call; stage {index} with {model!r} has none"

@@ -141,7 +141,7 @@ async def test_cost_is_estimated_from_lengths_and_max_tokens_or_unknown(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: other/a\nprompt: Hi\nparams: {max_tokens: 5}\nlimits: {budget_usd: 1}\n", "needs the price of 'other/a'"),
+        ("model: other/a\nprompt: Hi\nparams: {max_tokens: 5}\nlimits: {budget_usd: 1}\n", "needs a price of 'other/a'"),
         ("model: priced/a\nprompt: Hi\nlimits: {budget_usd: 1}\n", "needs 'max_tokens' for every call; stage 0 with 'priced/a'"),
         ("model: priced/a\nparams: {max_tokens: 5}\npipelines: {p: [{prompt: a}, {prompt: b, params: {max_tokens: null}}]}\n"
          "limits: {budget_usd: 1}\n", "stage 1 with 'priced/a' has none"),
