@@ -62,9 +62,24 @@ def chains_of(node: nodes.Node, guarded: bool = False) -> Iterator[Reference]:
     if found is not None:
         yield Reference(found.root, found.keys, guarded, found.line)
         return
-    guards = isinstance(node, nodes.Filter | nodes.Test) and node.name in ("default", "d", "defined", "undefined")
+    asked = _asked_of(node)
     for child in node.iter_child_nodes():
-        yield from chains_of(child, guarded=guards and child is node.node)  # type: ignore[attr-defined]
+        yield from chains_of(child, guarded=child is asked)
+
+
+def _asked_of(node: nodes.Node) -> nodes.Node | None:
+    """What the node asks whether it is there; of `expected`, which is null where a row has none, also whether it is
+    anything."""
+    if isinstance(node, nodes.Filter | nodes.Test) and node.name in ("default", "d", "defined", "undefined"):
+        return node.node
+    asked: nodes.Node | None = None
+    if isinstance(node, nodes.If | nodes.CondExpr):
+        asked = node.test
+    elif isinstance(node, nodes.And | nodes.Or):
+        asked = node.left
+    elif isinstance(node, nodes.Not) or (isinstance(node, nodes.Test) and node.name == "none"):
+        asked = node.node
+    return asked if isinstance(asked, nodes.Name) and asked.name == "expected" else None
 
 
 def first_missing(reference: Reference, values: Mapping[str, object]) -> str | int | None:

@@ -30,17 +30,21 @@ _SET_ELSEWHERE = {
 
 
 def problems_of(
-    spec: ExperimentSpec, *, unread: Collection[str] = (), renderer: Renderer | None = None
+    spec: ExperimentSpec,
+    *,
+    unread: Collection[str] = (),
+    lost_scorers: Collection[str] = (),
+    renderer: Renderer | None = None,
 ) -> list[Problem]:
     """Everything that is wrong, each once. Nothing is said of what may be missing only because it could not be read:
-    of `unread`, any of inputs, models, pipelines, scorers, config and files."""
+    of `unread`, any of inputs, models, pipelines, scorers, config and files, and of scorers named `lost_scorers`."""
     found = [
         *_names(spec),
         *_pipelines(spec, unread),
         *_params(spec),
         *_dead_axes(spec),
         *_scorers(spec),
-        *_gates(spec, unread),
+        *_gates(spec, unread, lost_scorers),
         *_numbers(spec),
         *_rows(spec),
         *TemplateCheck(spec, renderer or Renderer(), unread).problems(),
@@ -214,8 +218,8 @@ def _scorers(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("scorers", "every scorer has weight 0, so there is no score; give one a weight")
 
 
-def _gates(spec: ExperimentSpec, unread: Collection[str]) -> Iterator[Problem]:
-    names = [scorer.name for scorer in spec.scorers]
+def _gates(spec: ExperimentSpec, unread: Collection[str], lost: Collection[str]) -> Iterator[Problem]:
+    names = [*(scorer.name for scorer in spec.scorers), *lost]
     for index, gate in enumerate(spec.gates):
         at = f"gates[{index}]"
         for name, least in gate.min_scores.items():

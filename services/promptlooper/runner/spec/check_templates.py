@@ -39,6 +39,7 @@ class TemplateCheck:
         self._keys: dict[str, None] = {}
         self._longest = 0
         self._has_text = False
+        self._has_expected = any(row.expected is not None for row in spec.inputs)
         for row in spec.inputs:
             if isinstance(row.value, Mapping):
                 self._keys.update(dict.fromkeys(row.value))
@@ -74,7 +75,7 @@ class TemplateCheck:
                 yield Problem(field, _at(source, line, _unknown_root(root, roots)))
         said: set[str] = set()
         for reference in found.paths:
-            if reference.root in roots and reference.keys and not reference.guarded:
+            if reference.root in roots and (reference.keys or reference.root == "expected") and not reference.guarded:
                 message = self._problem(reference, stages, index)
                 if message is not None and message not in said:
                     said.add(message)
@@ -83,6 +84,8 @@ class TemplateCheck:
     def _problem(self, reference: Reference, stages: Sequence[Stage] | None, index: int) -> str | None:
         if reference.root == "input":
             return self._input_problem(reference) if "inputs" not in self._unread else None
+        if reference.root == "expected":
+            return None if self._has_expected or "inputs" in self._unread else self._expected_problem()
         if reference.root == "config":
             return _path_problem(reference, self._spec.config) if "config" not in self._unread else None
         if reference.root == "files" and "files" not in self._unread:
@@ -93,6 +96,11 @@ class TemplateCheck:
         if reference.root == "stages":
             return self._stage_problem(reference, stages, index)
         return None
+
+    def _expected_problem(self) -> str:
+        if all(row.value is None for row in self._spec.inputs):
+            return "'expected': there are no inputs, so it is null; add 'inputs'"
+        return f"'expected': no input row has 'expected'{nearest('expected', self._keys)}"
 
     def _input_problem(self, reference: Reference) -> str | None:
         key = reference.keys[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from promptlooper.experiment import InputRow
 from promptlooper.jsonvalue import Json
 from promptlooper.runner.spec.cells import CONVERTERS, matches
-from promptlooper.runner.spec.document import Document, Path, decoded, documents_of_lines, read_document
+from promptlooper.runner.spec.document import Document, NotUtf8, Path, decoded, documents_of_lines, read_document
 from promptlooper.runner.spec.files import MAX_DATA_BYTES, FileRefused
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import FilePosition, choices, nearest
@@ -102,8 +102,8 @@ class RowReader:
         except FileRefused as error:
             self._notes.add((*path, "file"), str(error))
             return None
-        except ValueError as error:
-            self._notes.add_at(FilePosition(self._form.folder.shown(name)), str(error))
+        except NotUtf8 as error:
+            self._notes.add_at(FilePosition(self._form.folder.shown(name), error.line), str(error))
             return None
         shown = self._form.folder.shown(name)
         problems = _RowProblems(self._form, lambda place: FilePosition(shown, place))

@@ -48,6 +48,7 @@ class Document:
     problems: list[tuple[int, str]]
     text: str = field(repr=False, default="")
     json: bool = False
+    unusable: list[tuple[int, str]] = field(default_factory=list)  # scalars that a problem names already
     _lines: dict[Path, int] | None = field(default=None, repr=False)
 
     def line(self, path: Path) -> int:
@@ -108,6 +109,7 @@ class _Frame:
 class _Builder:
     def __init__(self, lines: dict[Path, int] | None = None) -> None:
         self.problems: list[tuple[int, str]] = []
+        self.unusable: list[tuple[int, str]] = []
         self.value: Any = None
         self._lines = lines
         self._stack: list[_Frame] = []
@@ -193,6 +195,7 @@ class _Builder:
                 value = scalar(value)
             except ValueError as error:
                 self.problems.append((line, str(error)))
+                self.unusable.append((line, value))
         self._next_path(line)
         self._put(value, event.anchor, 1, line)
 
@@ -230,15 +233,20 @@ def _shown(character: object) -> str:
     return f"U+{character:04X}" if isinstance(character, int) else repr(character)
 
 
+class NotUtf8(ValueError):
+    """Bytes that are no text; the message is a sentence."""
+
+    def __init__(self, line: int, byte: int) -> None:
+        super().__init__(f"this is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
+        self.line = line
+
+
 def decoded(data: bytes) -> str:
-    """The text of a UTF-8 file. Raises ValueError with a sentence that names the line."""
+    """The text of a UTF-8 file. Raises NotUtf8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from error
+        raise NotUtf8(data.count(b"\n", 0, error.start) + 1, data[error.start]) from error
 
 
 def read_document(text: str, *, json: bool = False) -> Document:
@@ -253,7 +261,7 @@ def read_document(text: str, *, json: bool = False) -> Document:
             document.value = builder.value
         except _Unreadable as error:
             builder.problems.append((error.line, error.message))
-        document.problems = builder.problems
+        document.problems, document.unusable = builder.problems, builder.unusable
     if document.value is not None:
         try:
             orjson.dumps(document.value)

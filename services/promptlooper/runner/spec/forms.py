@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from promptlooper.jsonvalue import Json
-from promptlooper.runner.spec.document import Path, decoded, read_document
+from promptlooper.runner.spec.document import NotUtf8, Path, decoded, read_document
 from promptlooper.runner.spec.files import FileRefused, Folder
 from promptlooper.runner.spec.notes import Notes
 from promptlooper.runner.spec.problems import FilePosition
@@ -90,8 +90,8 @@ class Form:
         except FileRefused as error:
             self.notes.add(path, f"{what}: {error}")
             return None
-        except ValueError as error:
-            self.notes.add_at(FilePosition(self.folder.shown(name)), str(error))
+        except NotUtf8 as error:
+            self.notes.add_at(FilePosition(self.folder.shown(name), error.line), str(error))
             return None
         if prompt:
             text = text.replace("\r\n", "\n").removesuffix("\n")

@@ -25,7 +25,8 @@ class Notes:
         self.file = file
         self.document = document
         self.problems: list[FileProblem] = [FileProblem(file, line, text) for line, text in document.problems]
-        self.unread: set[str] = set()  # sections of which something is missing
+        self.unread: set[str] = set()  # sections of which something is missing, and scorers[i].value without its file
+        self.lost_scorers: set[str] = set()  # names that scorers have, or meant to have, that could not be read
         self._flags: dict[Path, str] = {}
         self._origins: dict[Path, Path | FilePosition] = {}
 
@@ -33,6 +34,10 @@ class Notes:
         self.add_at(self.position(path), message)
 
     def add_at(self, position: FilePosition, message: str) -> None:
+        if position.file == self.file and any(
+            line == position.line and repr(text) in message for line, text in self.document.unusable
+        ):
+            return  # only because of what was said of that value already
         problem = FileProblem(position.file, position.line, message)
         if problem not in self.problems:
             self.problems.append(problem)

@@ -9,11 +9,11 @@ from typing import Any
 
 from promptlooper.errors import Problem
 from promptlooper.experiment import ExperimentSpec, InputRow, MessageTemplate
-from promptlooper.jsonvalue import Json, json_text
+from promptlooper.jsonvalue import Json
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.spec.check_spec import problems_of
 from promptlooper.runner.spec.data_set import RowReader
-from promptlooper.runner.spec.document import decoded, read_document
+from promptlooper.runner.spec.document import NotUtf8, decoded, read_document
 from promptlooper.runner.spec.files import Folder
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.notes import Notes, path_of
@@ -67,17 +67,26 @@ class ReadExperiment:
                 replace(each, stages=tuple(replace(stage, messages=said) for stage in each.stages))
                 for each in pipelines
             ),
-            scorers=tuple(replace(each, value=_neutral(each.value), output="") for each in self.spec.scorers),
+            scorers=tuple(
+                replace(each, value=self._neutral_value(i, each.value), output="")
+                for i, each in enumerate(self.spec.scorers)
+            ),
             inputs=self.spec.inputs[:1],
             gates=(),
         )
         return ReadExperiment(spec, self._notes, self._rows)
 
+    def _neutral_value(self, index: int, value: Json) -> Json:
+        return _NEUTRAL if f"scorers[{index}].value" in self._notes.unread else _neutral(value)
+
+
+_NEUTRAL = "{{ output }}"
+
 
 def _neutral(value: Json) -> Json:
     """The value with another template, that refers to nothing that may be missing, for each of its own."""
     if isinstance(value, str):
-        return "{{ expected }}" if Renderer.is_template(value) else value
+        return _NEUTRAL if Renderer.is_template(value) else value
     if isinstance(value, dict):
         return {key: _neutral(item) for key, item in value.items()}
     return [_neutral(item) for item in value] if isinstance(value, list) else value
@@ -110,8 +119,8 @@ class _Reader:
             raise InvalidFile([FileProblem(str(path), None, message)]) from error
         except OSError as error:
             raise InvalidFile([FileProblem(str(path), None, f"it cannot be read: {error.strerror}")]) from error
-        except ValueError as error:
-            raise InvalidFile([FileProblem(str(path), None, str(error))]) from error
+        except NotUtf8 as error:
+            raise InvalidFile([FileProblem(str(path), error.line, str(error))]) from error
         self._document = read_document(text, json=path.suffix == ".json")
         self.notes = Notes(str(path), self._document)
         self._form = Form(self.notes, self._folder)
@@ -132,7 +141,7 @@ class _Reader:
             self.notes.unread.add("inputs")
         spec, rows = selected(spec, rows or self._no_rows(), self._overrides, self.notes)
         found = ReadExperiment(spec, self.notes, rows)
-        for problem in problems_of(spec, unread=self.notes.unread):
+        for problem in problems_of(spec, unread=self.notes.unread, lost_scorers=self.notes.lost_scorers):
             located = found.located(problem)
             self.notes.add_at(FilePosition(located.file, located.line), located.message)
         check_effect(spec, self._overrides, self.notes)
@@ -201,10 +210,9 @@ class _Reader:
     def _metadata(self, document: dict[str, Any]) -> dict[str, str]:
         found: dict[str, str] = {}
         for key, value in self._mapping(document, "metadata").items():
-            if value is None or isinstance(value, dict | list):
-                self.notes.add(("metadata", key), f"metadata {key!r} must be text, not {noun(value)}")
-            else:
-                found[key] = value if isinstance(value, str) else json_text(value)
+            text = self._form.text(("metadata", key), value, f"metadata {key!r}")
+            if text is not None:
+                found[key] = text
         return found
 
     def _files(self, document: dict[str, Any]) -> dict[str, str]:

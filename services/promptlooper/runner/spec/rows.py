@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import InputRow
-from promptlooper.jsonvalue import Json, json_text
+from promptlooper.jsonvalue import Json
 from promptlooper.runner.spec.json_text import json_parsed
 from promptlooper.runner.spec.problems import FilePosition, nearest
 from promptlooper.runner.spec.values import is_integer, noun
@@ -79,9 +79,12 @@ def _metadata(value: Json) -> dict[str, str]:
         value, problems = json_parsed(value)
         if problems:
             raise ValueError("'_metadata' must be a mapping of texts, or in CSV a JSON object")
-    if not isinstance(value, dict) or any(isinstance(item, dict | list) or item is None for item in value.values()):
+    if not isinstance(value, dict):
         raise ValueError(f"'_metadata' must be a mapping of texts, not {noun(value)}")
-    return {key: item if isinstance(item, str) else json_text(item) for key, item in value.items()}
+    for key, item in value.items():
+        if not isinstance(item, str):
+            raise ValueError(f"'_metadata': {key!r} must be text, not {noun(item)}; put it in quotes")
+    return value
 
 
 def with_ids(rows: Sequence[InputRow]) -> list[InputRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from typing import Any
 
@@ -48,10 +49,27 @@ class ScorerReader:
             self._notes.came_from(field, ("scorers", index))
             scorer = self._scorer(field, ("scorers", index), entry)
             if scorer is None:
-                self._notes.unread.add("scorers")
+                names = self._meant_names(entry)
+                self._notes.lost_scorers |= names
+                if not names:
+                    self._notes.unread.add("scorers")
             else:
                 found.append(scorer)
         return tuple(found)
+
+    def _meant_names(self, entry: Json) -> set[str]:
+        """What a scorer that can't be read would be called when it is right; empty where nobody can say."""
+        if isinstance(entry, dict) and "name" in entry:
+            return {entry["name"]} if isinstance(entry["name"], str) else set()
+        said = [entry] if isinstance(entry, str) else []
+        if isinstance(entry, dict):
+            said = [entry["type"]] if "type" in entry else [key for key in entry if key not in (*_COMMON, *_LATER)]
+        types = {self._meant_type(one) for one in said if isinstance(one, str)}
+        return set() if None in types else {name for name in types if name is not None}
+
+    def _meant_type(self, said: str) -> str | None:
+        near = difflib.get_close_matches(said, self._names, 1)
+        return said if self._known(said) else near[0] if near else None
 
     def _known(self, name: str) -> bool:
         return name.removeprefix("not-") in self._types
@@ -84,10 +102,14 @@ class ScorerReader:
             self._notes.came_from(f"{field}.output", text.origin)
         self._notes.came_from(f"{field}.value", (*path, value_key))
         self._notes.came_from(f"{field}.settings", path)
+        said = len(self._notes.problems)
+        read_value = self._value(field, (*path, value_key), scorer_type, value)
+        if len(self._notes.problems) > said:
+            self._notes.unread.add(f"{field}.value")
         return ScorerSpec(
             name=scorer_type if name is None else name,
             type=scorer_type,
-            value=self._value(field, (*path, value_key), scorer_type, value),
+            value=read_value,
             weight=1.0 if weight is None else weight,
             threshold=threshold,
             output="" if text is None else text.text,

@@ -36,6 +36,8 @@ class SectionReader:
         if not isinstance(value, dict):
             self._notes.add(("sweep",), f"'sweep' must be axes or a list of points, not {noun(value)}")
             return ({},)
+        if not value:
+            self._notes.add(("sweep",), "'sweep' must not be empty")
         crossed: list[dict[str, Json]] = [{}]
         for name, values in value.items():
             if not isinstance(values, list):

@@ -94,6 +94,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "empty axis": (GOOD + "sweep:\n  temperature: []\n", 4, "the axis 'temperature' is empty"),
     "axis of one value": (GOOD + "sweep:\n  temperature: 1\n", 4, "the axis 'temperature' must be a list of values, not the number 1"),
     "empty sweep": (GOOD + "sweep: []\n", 3, "'sweep' must not be empty"),
+    "sweep without axes": (GOOD + "sweep: {}\n", 3, "'sweep' must not be empty"),
     "sweep of text": (GOOD + "sweep: all\n", 3, "'sweep' must be axes or a list of points"),
     "swept type": (GOOD + "sweep:\n  temperature: [0, hot]\n", 4, "'temperature' must be a number, not the text 'hot'"),
     "equal points": (GOOD + "sweep:\n  - {temperature: 1}\n  - {temperature: 1.0}\n", 5, "two points of the sweep are equal"),
@@ -136,11 +137,13 @@ CASES: dict[str, tuple[str, int, str]] = {
     "tags": (GOOD + "tags: demo\n", 3, "'tags' must be a list, not the text 'demo'"),
     "tag": (GOOD + "tags:\n  - ok\n  - 'a,b'\n", 5, "the tag 'a,b' must be"),
     "metadata": (GOOD + "metadata: {a: [1]}\n", 3, "metadata 'a' must be text, not a list"),
+    "metadata of a number": (GOOD + "metadata: {a: 3}\n", 3, "metadata 'a' must be text, not the number 3; put it in quotes"),
     "config": (GOOD + "config: [1]\n", 3, "'config' must be a mapping, not a list"),
     "repeats": (GOOD + "repeats: 0\n", 3, "'repeats' must be from 1 to"),
     "repeats of text": (GOOD + "repeats: many\n", 3, "repeats must be an integer, not the text 'many'"),
     "concurrency": (GOOD + "limits: {max_concurrency: 0}\n", 3, "'max_concurrency' must be from 1 to 10,000, not 0"),
     "budget_usd": (GOOD + "limits: {budget_usd: 0}\n", 3, "not an amount of dollars above 0"),
+    "budget that is no number": (GOOD + "limits: {budget_usd: .nan}\n", 3, ".nan is not a number that JSON has"),
     "budget_tokens": (GOOD + "limits: {budget_tokens: 0}\n", 3, "'budget_tokens' must be at least 1"),
     "stage_timeout": (GOOD + "limits: {stage_timeout: 5x}\n", 3, "is not a duration"),
     "cache mode": (GOOD + "cache:\n  mode: readwrite\n", 4, "did you mean 'read_write'?"),
@@ -154,6 +157,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "equal ids": (GOOD + "inputs:\n  - {_id: a}\n  - {_id: b}\n  - {_id: a}\n", 6, "two rows have the '_id' 'a'"),
     "row tags": (GOOD + "inputs:\n  - {_tags: [1]}\n", 4, "'_tags' must be a list of texts"),
     "row metadata": (GOOD + "inputs:\n  - {_metadata: x}\n", 4, "'_metadata' must be a mapping of texts"),
+    "row metadata of a number": (GOOD + "inputs:\n  - {_metadata: {n: 3}}\n", 4, "'_metadata': 'n' must be text, not the number 3; put it in quotes"),
     "row id": (GOOD + "inputs:\n  - {_id: ''}\n", 4, "'_id' must be text of 1 to 200 characters"),
     # files
     "missing prompt file": ("model: a/b\nprompt: {file: no.txt}\n", 2, "there is no file 'no.txt' beside 'e.yaml'"),
@@ -183,6 +187,9 @@ CASES: dict[str, tuple[str, int, str]] = {
     "unknown filter": (template("{{ input.country | uper }}"), 6, "the template is wrong: No filter named 'uper'"),
     "include": (template("{% include \"x\" %}"), 6, "{% include %} is not available in templates"),
     "syntax in a block": ("model: a/b\nprompt: |\n  one\n  {{ two three }}\n", 2, "line 2 of the template: the template is wrong"),
+    "expected without inputs": ("model: a/b\nprompt: '{{ expected }}'\n", 2, "'expected': there are no inputs, so it is null; add 'inputs'"),
+    "expected that no row has": (GOOD + "inputs: [{a: 1}, {a: 2, expectd: x}]\nscorers:\n  - exact: '{{ expected }}'\n", 5, "'expected': no input row has 'expected'; did you mean 'expectd'?"),
+    "part of an expected that no row has": (GOOD + "inputs: [{a: 1}]\nscorers:\n  - exact: '{{ expected.name }}'\n", 5, "no input row has 'expected'"),
     "input without inputs": ("model: a/b\nprompt: '{{ input.x }}'\n", 2, "there are no inputs, so 'input' is null"),
     "scorer template": (GOOD + "scorers:\n  - exact: '{{ expectd }}'\n", 4, "did you mean 'expected'?"),
     "scorer template deep inside": (GOOD + "scorers:\n  - json-path-equals: {path: a,\n     equals: ['{{ outptu }}']}\n", 4, "did you mean 'output'?"),
@@ -247,7 +254,7 @@ def test_everything_wrong_is_said_at_once_in_the_order_of_the_file(desk: Any) ->
         "gates: {min_scores: {regx: 0.5}, max_drop: 1}\n"
     )
     assert [problem.split(": ")[0] for problem in problems] == [
-        *(f"e.yaml:{line}" for line in (2, 5, 6, 8, 9, 10, 13, 13, 14, 16, 17, 18)),
+        *(f"e.yaml:{line}" for line in (2, 5, 6, 8, 9, 10, 13, 13, 14, 16, 17, 18, 18)),
         "rows.csv:1",
     ]
 
@@ -261,7 +268,7 @@ def test_problems_of_other_files_name_them(desk: Any) -> None:
         "scorers: [{json-schema: {file: schema.json}}]\n"
     )
     assert problems[0].startswith("ask.txt:1: line 3 of the template: the template is wrong")
-    assert problems[1].startswith("bad.txt: line 1 is not UTF-8")
+    assert problems[1].startswith("bad.txt:1: this is not UTF-8")
     assert problems[2] == "schema.json:2: the key 'type' is there twice; remove one"
     assert len(problems) == 3
 
@@ -300,9 +307,52 @@ def test_what_could_be_read_is_kept_to_ask_the_services_too(desk: Any) -> None:
     partial = caught.value.partial
     assert partial is not None
     assert [entry.model for entry in partial.spec.pipelines[0].models] == ["openai/gpt-5", "nope/x"]
-    assert [scorer.value for scorer in partial.spec.scorers] == ["(", "{{ expected }}"]
+    assert [scorer.value for scorer in partial.spec.scorers] == ["(", "{{ output }}"]
     assert partial.origin("pipelines[0].models[1].model").line == 1
     assert partial.origin("scorers[0]").line == 4
+
+
+def test_a_scorer_that_could_not_be_read_hides_no_gate_on_another_name(desk: Any) -> None:
+    gates = "gates: {min_scores: {zzz: 0.5, icontains: 0.5, mine: 0.5}}\n"
+    scorers = "scorers: [icontain, {name: mine, type: foo}]\n"
+    problems = desk.problems(GOOD + scorers + gates)
+    assert [problem.split("; ")[0] for problem in problems] == [
+        "e.yaml:3: 'icontain' is not a type of scorer",
+        "e.yaml:3: 'foo' is not a type of scorer",
+        "e.yaml:4: no scorer is named 'zzz'",
+    ]
+
+
+@pytest.mark.parametrize("scorer", ["3", "foo", "{value: 3}"])
+def test_nothing_is_said_of_gates_where_a_scorer_has_no_name_that_can_be_read(desk: Any, scorer: str) -> None:
+    assert len(desk.problems(GOOD + f"scorers: [{scorer}]\ngates: {{min_scores: {{zzz: 0.5}}}}\n")) == 1
+
+
+def test_scorer_whose_file_is_missing_is_kept_with_a_value_that_nothing_can_be_said_of(desk: Any) -> None:
+    path = desk.write("e.yaml", GOOD + "scorers: [{json-schema: {file: no.json}}, {exact: {file: no.txt}}]\n")
+    with pytest.raises(InvalidFile) as caught:
+        read_experiment(path)
+    assert caught.value.partial is not None
+    assert [scorer.value for scorer in caught.value.partial.spec.scorers] == ["{{ output }}", "{{ output }}"]
+
+
+def test_file_that_is_not_utf_8_is_told_with_its_line(desk: Any) -> None:
+    (problem,) = desk.problems(b"name: x\nprompt: caf\xe9\n")
+    assert problem == "e.yaml:2: this is not UTF-8 (byte 0xe9); save the file as UTF-8"
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "{{ expected | default('none') }}",
+        "{% if expected is defined %}{{ expected }}{% endif %}",
+        "{% if expected %}{{ expected }}{% endif %}",
+        "{{ expected if expected is not none }}",
+        "{{ expected or 'none' }}",
+    ],
+)
+def test_template_that_says_what_to_do_without_expected_may_name_it(desk: Any, guard: str) -> None:
+    desk.read(f'model: a/b\ninputs: [{{q: 1}}]\nprompt: "{guard}"\n')
 
 
 @pytest.mark.parametrize(
@@ -329,5 +379,5 @@ def test_key_that_only_some_rows_lack_is_no_mistake_of_the_file(desk: Any) -> No
 )
 def test_templates_that_may_work_are_let_through(desk: Any, prompt: str) -> None:
     assert desk.spec(
-        f"model: a/b\nconfig: {{tone: x, list: [1]}}\ninputs: [[1, 2], text, {{a: 1}}]\nprompt: '{prompt}'\n"
+        f"model: a/b\nconfig: {{tone: x, list: [1]}}\ninputs: [[1, 2], text, {{a: 1, expected: 2}}]\nprompt: '{prompt}'\n"
     )

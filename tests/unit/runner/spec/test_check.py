@@ -92,7 +92,7 @@ async def test_models_that_no_stage_would_ask_are_not_looked_up(desk: Any) -> No
 async def test_scorers_are_checked_with_their_values_and_templates_flagged(desk: Any) -> None:
     scoring = Scoring()
     spec = desk.spec(
-        "model: free/a\nprompt: Hi\nscorers:\n  - {regex: '('}\n  - {exact: '{{ expected }}'}\n"
+        "model: free/a\nprompt: Hi\ninputs: [{expected: x}]\nscorers:\n  - {regex: '('}\n  - {exact: '{{ expected }}'}\n"
         "  - {json-path-equals: {path: $.a, equals: ['{{ expected }}']}}\n  - {numeric: 3, tolerance: 0.5}\n"
     )
     found = await check(spec, Gateway(), scoring)
@@ -201,7 +201,7 @@ async def test_types_known_when_reading_are_those_of_the_scorer() -> None:
 async def test_bad_regex_bad_schema_and_unknown_setting_are_told_by_the_scorer(desk: Any) -> None:
     read = desk.read(
         "model: free/a\nprompt: Hi\nscorers:\n  - regex: '('\n  - json-schema: {type: objct}\n"
-        "  - numeric: 3\n    tolerence: 1\n  - regex: '{{ expected }}'\n    name: late\n"
+        "  - numeric: 3\n    tolerence: 1\n  - regex: '{{ output }}'\n    name: late\n"
     )
     found = await check(read.spec, Gateway(), ScorerCore())
     assert [read.origin(problem.field).line for problem in found.problems] == [4, 5, 6]

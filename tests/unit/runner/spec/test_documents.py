@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptlooper.runner.spec.document import decoded, read_document
+from promptlooper.runner.spec.document import NotUtf8, decoded, read_document
 
 
 @pytest.mark.parametrize(
@@ -220,5 +220,6 @@ def test_json_is_yaml_too(value: dict[str, list[int]]) -> None:
 
 def test_bytes_that_are_not_utf_8_are_told_with_their_line() -> None:
     assert decoded(b"\xef\xbb\xbfa: 1") == "a: 1"
-    with pytest.raises(ValueError, match=r"line 2 is not UTF-8 \(byte 0xe9\)"):
+    with pytest.raises(NotUtf8, match=r"this is not UTF-8 \(byte 0xe9\)") as caught:
         decoded(b"a: 1\nb: caf\xe9\n")
+    assert caught.value.line == 2

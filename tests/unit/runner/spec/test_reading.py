@@ -27,7 +27,7 @@ name: capitals
 description: Which prompt finds capitals best?
 project: default
 tags: [demo]
-metadata: {owner: search, year: 2026}
+metadata: {owner: search, year: '2026'}
 config: {tone: formal}
 files: {handbook: docs/handbook.md}
 inputs:
@@ -179,7 +179,10 @@ def test_environment_is_not_looked_into(desk: Any) -> None:
 )  # fmt: skip
 def test_scorer_has_three_forms_and_settings_of_its_type(desk: Any, scorer: str, wanted: ScorerSpec) -> None:
     others = "  - {regex: x, name: other}\n"
-    assert desk.spec(f"model: a/b\nprompt: Hi\nscorers:\n  - {scorer}\n{others}").scorers[0] == wanted
+    assert (
+        desk.spec(f"model: a/b\nprompt: Hi\ninputs: [{{expected: x}}]\nscorers:\n  - {scorer}\n{others}").scorers[0]
+        == wanted
+    )
 
 
 def test_scorer_types_of_others_can_be_given(desk: Any) -> None:

@@ -60,11 +60,11 @@ def test_data_comes_from_json_lines_json_and_yaml(desk: Any, name: str, text: st
 
 
 def test_special_keys_are_not_part_of_the_row(desk: Any) -> None:
-    row = "{q: 1, expected: [a], _id: one, _tags: [hard, x], _metadata: {n: 3, s: t}}"
+    row = "{q: 1, expected: [a], _id: one, _tags: [hard, x], _metadata: {n: '3', s: t}}"
     assert desk.spec(f"{HEAD}inputs: [{row}]\n").inputs == (
         InputRow("one", {"q": 1}, ["a"], ("hard", "x"), {"n": "3", "s": "t"}),
     )
-    desk.write("r.csv", 'q,expected,_id,_tags,_metadata\n1,a,7,"hard, x","{""n"": 3}"\n2,,8,,\n')
+    desk.write("r.csv", 'q,expected,_id,_tags,_metadata\n1,a,7,"hard, x","{""n"": ""3""}"\n2,,8,,\n')
     assert desk.spec(f"{HEAD}inputs: {{file: r.csv}}\n").inputs == (
         InputRow("7", {"q": "1"}, "a", ("hard", "x"), {"n": "3"}),
         InputRow("8", {"q": "2"}, None, (), {}),
@@ -139,7 +139,7 @@ BAD = {
     "yaml with a tag": ("r.yaml", "- a\n- !x b\n", "", "r.yaml:2: the tag '!x' is not allowed"),
     "row of a json file": ("r.json", '[\n {"a": 1},\n {"_x": 1}\n]', "", "r.json:3: '_x' is not a key of rows"),
     "two ids": ("r.csv", "_id,a\nx,1\ny,2\nx,3\n", "", "r.csv:4: two rows have the '_id' 'x'"),
-    "not utf-8": ("r.csv", b"a\nb\xff\n", "", "r.csv: line 2 is not UTF-8"),
+    "not utf-8": ("r.csv", b"a\nb\xff\n", "", "r.csv:2: this is not UTF-8"),
 }  # fmt: skip
 
 
