@@ -25,8 +25,11 @@ _SET_ELSEWHERE = {
     "model": "write 'model' beside 'params'",
     "messages": "write 'prompt' or 'messages' beside 'params'",
     "stream": "streaming is a setting of the provider",
+    "stream_options": "streaming is a setting of the provider",
     "timeout": "write 'timeout' beside the stage's 'params', or limits.stage_timeout",
 }
+_LATER = ("tools", "tool_choice", "functions", "function_call", "response_format", "response_schema")
+_ANSWERS = ("n", "best_of")
 
 
 def problems_of(
@@ -159,6 +162,10 @@ def _typed(field: str, params: Mapping[str, Json]) -> Iterator[Problem]:
             wrong = f"{name!r} is not a parameter; {_SET_ELSEWHERE[name]}"
         elif value is None:
             continue
+        elif name in _LATER:
+            wrong = f"{name!r} is not available yet"
+        elif name in _ANSWERS and value != 1:
+            wrong = f"{name!r} must be 1, not {noun(value)}: a run has one answer; 'repeats' asks again"
         elif name in _NUMBERS and not is_number(value):
             wrong = f"{name!r} must be a number, not {noun(value)}"
         elif name in _INTEGERS and not is_integer(value):

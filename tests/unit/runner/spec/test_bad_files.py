@@ -88,6 +88,13 @@ CASES: dict[str, tuple[str, int, str]] = {
     "stop": (GOOD + "params: {stop: 3}\n", 3, "'stop' must be text or a list of texts"),
     "params as a list": (GOOD + "params: [a]\n", 3, "params must be a mapping, not a list"),
     "model in params": (GOOD + "params: {model: x}\n", 3, "'model' is not a parameter; write 'model' beside 'params'"),
+    "tools in params": (GOOD + "params:\n  seed: 1\n  tools: [{type: function}]\n", 5, "'tools' is not available yet"),
+    "response format of a model": ("prompt: Hi\nmodels:\n  - {model: a/b,\n     params: {response_format: {type: json_object}}}\n", 4, "'response_format' is not available yet"),
+    "swept tool choice": (GOOD + "sweep: {tool_choice: [auto, none]}\n", 3, "'tool_choice' is not available yet"),
+    "function call of a stage": (stage("{prompt: a, params: {function_call: auto}}"), 4, "'function_call' is not available yet"),
+    "several answers": (GOOD + "params: {n: 2}\n", 3, "'n' must be 1, not the number 2: a run has one answer; 'repeats' asks again"),
+    "best of several": (GOOD + "params: {best_of: 3}\n", 3, "'best_of' must be 1, not the number 3"),
+    "stream options": (GOOD + "params: {stream_options: {}}\n", 3, "'stream_options' is not a parameter"),
     "stage params": (stage("{prompt: a, params: {seed: x}}"), 4, "'seed' must be an integer"),
     "model params": ("prompt: Hi\nmodels:\n  - {model: a/b,\n     params: {temperature: x}}\n", 4, "'temperature' must be a number"),
     # sweep
@@ -381,3 +388,8 @@ def test_templates_that_may_work_are_let_through(desk: Any, prompt: str) -> None
     assert desk.spec(
         f"model: a/b\nconfig: {{tone: x, list: [1]}}\ninputs: [[1, 2], text, {{a: 1, expected: 2}}]\nprompt: '{prompt}'\n"
     )
+
+
+@pytest.mark.parametrize("params", ["{n: 1}", "{best_of: 1}", "{tools: null}"])
+def test_parameters_that_change_nothing_are_taken(desk: Any, params: str) -> None:
+    desk.read(f"{GOOD}params: {params}\n")
