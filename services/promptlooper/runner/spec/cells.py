@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from promptlooper.jsonvalue import Json, json_text
-from promptlooper.runner.spec.json_text import json_parsed
+from promptlooper.strict_json import json_parsed
 
 
 def matches(value: Json, wanted: Json) -> bool:

@@ -6,10 +6,10 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 
+from promptlooper.document import Document, NotUtf8, Path, decoded, documents_of_lines, read_document
 from promptlooper.experiment import InputRow
 from promptlooper.jsonvalue import Json
 from promptlooper.runner.spec.cells import CONVERTERS, matches
-from promptlooper.runner.spec.document import Document, NotUtf8, Path, decoded, documents_of_lines, read_document
 from promptlooper.runner.spec.files import MAX_DATA_BYTES, FileRefused
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import FilePosition, choices, nearest

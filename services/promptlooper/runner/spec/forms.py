@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from promptlooper.document import NotUtf8, Path, decoded, read_document
 from promptlooper.jsonvalue import Json
-from promptlooper.runner.spec.document import NotUtf8, Path, decoded, read_document
 from promptlooper.runner.spec.files import FileRefused, Folder
 from promptlooper.runner.spec.notes import Notes
 from promptlooper.runner.spec.problems import FilePosition

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from promptlooper.document import Document, Path
 from promptlooper.errors import Problem
-from promptlooper.runner.spec.document import Document, Path
 from promptlooper.runner.spec.problems import FilePosition, FileProblem, nearest
 
 _PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from promptlooper.document import Path
 from promptlooper.experiment import MessageTemplate, ModelEntry, Pipeline, Stage
 from promptlooper.jsonvalue import Json
-from promptlooper.runner.spec.document import Path
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import nearest
 from promptlooper.runner.spec.values import noun

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from promptlooper.document import NotUtf8, decoded, read_document
 from promptlooper.errors import Problem
 from promptlooper.experiment import ExperimentSpec, InputRow, MessageTemplate
 from promptlooper.jsonvalue import Json
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.spec.check_spec import problems_of
 from promptlooper.runner.spec.data_set import RowReader
-from promptlooper.runner.spec.document import NotUtf8, decoded, read_document
 from promptlooper.runner.spec.files import Folder
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.notes import Notes, path_of

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import InputRow
 from promptlooper.jsonvalue import Json
-from promptlooper.runner.spec.json_text import json_parsed
 from promptlooper.runner.spec.problems import FilePosition, nearest
 from promptlooper.runner.spec.values import is_integer, noun
+from promptlooper.strict_json import json_parsed
 
 SPECIAL = ("expected", "_id", "_tags", "_metadata")
 LATER = ("_scorers", "_weight")

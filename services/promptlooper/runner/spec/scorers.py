@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Collection
 from typing import Any
 
+from promptlooper.document import Path
 from promptlooper.experiment import ScorerSpec
 from promptlooper.jsonvalue import Json
-from promptlooper.runner.spec.document import Path
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import FilePosition, nearest
 from promptlooper.runner.spec.values import noun

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from promptlooper.document import Path
 from promptlooper.experiment import CacheMode, CachePolicy, Gate, Limits
 from promptlooper.jsonvalue import Json, JsonObject
-from promptlooper.runner.spec.document import Path
 from promptlooper.runner.spec.forms import Form, param
 from promptlooper.runner.spec.problems import choices, nearest
 from promptlooper.runner.spec.values import nanousd, noun

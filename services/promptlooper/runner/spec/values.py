@@ -59,7 +59,7 @@ def nanousd(value: Json) -> int:
 
 def json_pair(text: str) -> tuple[str, Json]:
     """`name=value` of a flag: the value is JSON if it parses, else text. Raises ValueError with a sentence."""
-    from promptlooper.runner.spec.json_text import json_parsed
+    from promptlooper.strict_json import json_parsed
 
     name, value = text_pair(text)
     parsed, problems = json_parsed(value)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptlooper.runner.spec.document import NotUtf8, decoded, read_document
+from promptlooper.document import NotUtf8, decoded, read_document
 
 
 @pytest.mark.parametrize(

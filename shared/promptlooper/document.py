@@ -15,7 +15,7 @@ import orjson
 import yaml
 
 from promptlooper.jsonvalue import Json
-from promptlooper.runner.spec.json_text import json_lines, json_parsed
+from promptlooper.strict_json import json_lines, json_parsed
 
 Key = str | int
 Path = tuple[Key, ...]
@@ -152,7 +152,7 @@ class _Builder:
             self._stack.append(_Frame(container, event.anchor, self._next_path(line), line))
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
             frame = self._stack.pop()
-            self._put(frame.container, frame.anchor, frame.nodes, frame.line)
+            self._put(frame.container, frame.anchor, frame.nodes)
         elif kind is yaml.AliasEvent:
             self._alias(event)
         elif kind is yaml.DocumentStartEvent:
@@ -197,7 +197,7 @@ class _Builder:
                 self.problems.append((line, str(error)))
                 self.unusable.append((line, value))
         self._next_path(line)
-        self._put(value, event.anchor, 1, line)
+        self._put(value, event.anchor, 1)
 
     def _alias(self, event: Any) -> None:
         line = event.start_mark.line + 1
@@ -212,9 +212,9 @@ class _Builder:
                 line, f"aliases stand for more than {MAX_ALIASED:,} values; write them out in a data file"
             )
         self._next_path(line)
-        self._put(value, None, nodes, line)
+        self._put(value, None, nodes)
 
-    def _put(self, value: Any, anchor: str | None, nodes: int, line: int) -> None:
+    def _put(self, value: Any, anchor: str | None, nodes: int) -> None:
         if anchor is not None:
             self._anchors[anchor] = (value, nodes)
         if not self._stack:
