@@ -11,13 +11,13 @@ def checked_base_url(text: str) -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"this is not an address: {error}") from None
+        raise ValueError(f"this is not an address ({error})") from None
     if parts.username is not None or parts.password is not None:
-        raise ValueError("an address holds no user or password: give the key by 'api_key_env' or 'api_key_file'")
+        raise ValueError("an address holds no user or password; give the key by 'api_key_env' or 'api_key_file'")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(f"{text!r} is not an address: write it as 'https://host/v1'")
+        raise ValueError(f"{text!r} is not an address; write it as 'https://host/v1'")
     if parts.query or parts.fragment:
-        raise ValueError("an address holds no '?' or '#': '/chat/completions' is put behind it")
+        raise ValueError("an address holds no '?' or '#'; '/chat/completions' is put behind it")
     return text.rstrip("/")
 
 

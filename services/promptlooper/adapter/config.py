@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from promptlooper.adapter.address import checked_base_url
+from promptlooper.document import Document, NotUtf8, decoded, read_document
+from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
 
 NOT_YET = (
@@ -80,11 +81,11 @@ class Rule(_Section):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Rule:
         if self.match is not None and self.regex is not None:
-            raise ValueError("has both 'match' (a part of the question) and 'regex': keep one")
+            raise ValueError("has both 'match' (a part of the question) and 'regex'; keep one")
         if self.text is not None and self.echo:
-            raise ValueError("has both 'text' and 'echo': keep one")
+            raise ValueError("has both 'text' and 'echo'; keep one")
         if self.text is None and not self.echo and self.error is None:
-            raise ValueError("says nothing: give it 'text', 'echo: true' or 'error'")
+            raise ValueError("says nothing; give it 'text', 'echo: true' or 'error'")
         if self.regex is not None and self.text is not None:
             try:
                 re.compile(self.regex).sub(self.text, "")
@@ -110,9 +111,9 @@ class ProviderEntry(_Section):
     def _fits_its_type(self) -> ProviderEntry:
         for key, types in _KEYS_OF_SOME_TYPES.items():
             if key in self.model_fields_set and self.type not in types:
-                raise ValueError(f"{key!r} has no meaning for type {self.type!r}: take it out")
+                raise ValueError(f"{key!r} has no meaning for type {self.type!r}; remove it")
         if self.api_key_env and self.api_key_file:
-            raise ValueError("has both 'api_key_env' and 'api_key_file': keep one")
+            raise ValueError("has both 'api_key_env' and 'api_key_file'; keep one")
         return self
 
 
@@ -130,88 +131,57 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
 _ENTRIES = TypeAdapter(tuple[ProviderEntry, ...])
 
 
-class _CoreLoader(yaml.SafeLoader):
-    """YAML 1.2's core schema, as experiment files have it: `no`, `on` and `12:30` are text."""
-
-    yaml_implicit_resolvers = {}
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
-):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
-
-_Path = tuple[str | int, ...]
-
-
 def read_providers_file(path: Path) -> tuple[ProviderEntry, ...]:
     """Its entries. Raises InvalidArgument with everything that is wrong, a line each: file, line, what, what to do."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidArgument(f"Cannot read the providers file {str(path)!r}: {reason}.") from None
-    data, lines, problems = _document(text)
+        document = read_document(decoded(path.read_bytes()))
+    except OSError as error:
+        raise InvalidArgument(f"cannot read the providers file {str(path)!r}: {error.strerror}") from None
+    except NotUtf8 as error:
+        raise InvalidArgument(f"{path}:{error.line}: {error}") from None
     entries: tuple[ProviderEntry, ...] = ()
+    problems = document.problems
     if not problems:
-        entries, problems = _entries_of(data, lines)
+        entries, problems = _entries_of(document)
     if problems:
-        raise InvalidArgument("\n".join(f"{path}:{line}: {what}" for line, what in sorted(problems)))
+        text = "\n".join(f"{path}:{line}: {what}" for line, what in sorted(problems))
+        raise InvalidArgument(text, file=str(path), line=str(min(line for line, _ in problems)))
     return tuple(
         entry.model_copy(update={"api_key_file": path.parent / entry.api_key_file}) if entry.api_key_file else entry
         for entry in entries
     )
 
 
-def _document(text: str) -> tuple[Any, dict[_Path, int], list[tuple[int, str]]]:
-    """The data, the line of every path in it, and what is wrong."""
-    lines: dict[_Path, int] = {}
-    try:
-        loader = _CoreLoader(text)
-        root = loader.get_single_node()
-        if root is None:
-            return None, lines, []
-        problems = list(_walk(root, (), lines))
-        return loader.construct_document(root), lines, problems
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        return None, lines, [(line, f"This is not YAML: {error.problem or error.context}.")]
-    except yaml.YAMLError as error:
-        return None, lines, [(1, f"This is not YAML: {error}.")]
-
-
-def _entries_of(data: Any, lines: Mapping[_Path, int]) -> tuple[tuple[ProviderEntry, ...], list[tuple[int, str]]]:
+def _entries_of(document: Document) -> tuple[tuple[ProviderEntry, ...], list[tuple[int, str]]]:
     """The entries and what is wrong with them."""
-    root: _Path = ()
+    data: Any = document.value
+    root: DocumentPath = ()
     if isinstance(data, dict):
-        unknown = [str(key) for key in data if key != "providers"]
+        unknown = [key for key in data if key != "providers"]
         if unknown:
-            return (), [(_line((key,), lines), _unknown_key(key, ["providers"])) for key in unknown]
+            return (), [(document.line((key,)), _unknown_key(key, ["providers"])) for key in unknown]
         data, root = data.get("providers"), ("providers",)
     if isinstance(data, dict):  # by name
-        paths: list[_Path] = [(*root, name) for name in data]
+        paths: list[DocumentPath] = [(*root, name) for name in data]
         data = [{**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in data.items()]
     elif isinstance(data, list):
         paths = [(*root, index) for index in range(len(data))]
     else:
-        return (), [(1, "The file needs a list `providers:` with a name and a type for each.")]
+        return (), [(1, "the file needs a list 'providers' with a name and a type for each")]
     entries = [_with_type(entry) for entry in data]
     problems: list[tuple[int, str]] = []
     names: set[str] = set()
     for entry, path in zip(entries, paths, strict=True):
         name = entry.get("name") if isinstance(entry, dict) else None
         if isinstance(name, str) and name in names:
-            problems.append((_line(path, lines), f"There are two providers of the name {name!r}: rename one."))
+            problems.append((document.line(path), f"two providers are named {name!r}; rename one"))
         names.add(str(name))
     try:
         return _ENTRIES.validate_python(entries), problems
     except ValidationError as error:
         for detail in error.errors():
             location = detail["loc"]
-            line = _line((*paths[int(location[0])], *location[1:]), lines)
+            line = document.line((*paths[int(location[0])], *location[1:]))
             problems.append((line, _sentence(location, detail, entries)))
         return (), problems
 
@@ -222,30 +192,7 @@ def _with_type(entry: Any) -> Any:
     return entry
 
 
-def _walk(node: yaml.Node, path: _Path, lines: dict[_Path, int]) -> Iterator[tuple[int, str]]:
-    """Notes the line of every path; yields keys that stand twice in a mapping."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                yield line, f"The key {key.value!r} stands twice: take one out."
-            seen.add(key.value)
-            lines[(*path, key.value)] = line
-            yield from _walk(value, (*path, key.value), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _walk(value, (*path, index), lines)
-
-
-def _line(location: _Path, lines: Mapping[_Path, int]) -> int:
-    while location not in lines and location:
-        location = location[:-1]
-    return lines.get(location, 1)
-
-
-def _sentence(location: _Path, detail: Any, entries: list[Any]) -> str:
+def _sentence(location: DocumentPath, detail: Any, entries: list[Any]) -> str:
     entry = entries[int(location[0])]
     name = entry.get("name") if isinstance(entry, dict) else None
     who = f"provider {name!r}" if isinstance(name, str) else f"provider {int(location[0]) + 1}"
@@ -253,27 +200,25 @@ def _sentence(location: _Path, detail: Any, entries: list[Any]) -> str:
     key = str(location[-1])
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return f"In {who}: {_unknown_key(key, _siblings(location))}"
+        return f"{who}: {_unknown_key(key, _siblings(location))}"
     if kind == "missing":
-        return f"In {who}: {where!r} is missing."
+        return f"{who}: {where!r} is missing"
     if where == "type" and kind == "literal_error":
         given = detail["input"]
         if given in NOT_YET:
-            return (
-                f"In {who}: type {given!r} is not available yet; use 'openai' where its address is OpenAI-compatible."
-            )
+            return f"{who}: type {given!r} is not available yet; use 'openai' where its address is OpenAI-compatible"
         near = get_close_matches(str(given), ["openai", "local", "mock"], 1)
-        return f"In {who}: there is no type {given!r}: " + (f"did you mean {near[0]!r}?" if near else "use 'openai'.")
+        return f"{who}: there is no type {given!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'openai'")
     if kind == "value_error":
         message = str(detail["ctx"]["error"])
-        return f"In {who}: {where + ': ' if where else ''}{message}."
+        return f"{who}: {where + ': ' if where else ''}{message}"
     if kind == "model_type":
-        return f"In {who}: {where or 'the entry'}: it should be a mapping."
+        return f"{who}: {where or 'the entry'} must be a mapping"
     # The value is not quoted: someone may have put a key where none belongs.
-    return f"In {who}: {where}: {detail['msg'].replace('Input should', 'it should')}."
+    return f"{who}: {where}: {detail['msg'].replace('Input should', 'it should')}"
 
 
-def _siblings(location: _Path) -> list[str]:
+def _siblings(location: DocumentPath) -> list[str]:
     section: type[BaseModel] = ProviderEntry
     for part in location[1:-1]:
         section = _SECTIONS.get(str(part), section)
@@ -282,4 +227,4 @@ def _siblings(location: _Path) -> list[str]:
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
     near = get_close_matches(key, known, 1, 0.5)
-    return f"Unknown key {key!r}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}.")
+    return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")

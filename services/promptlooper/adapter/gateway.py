@@ -60,8 +60,8 @@ class Gateway(CompletionGateway):
                     await self._before_next(failure, attempts, deadline, provider.name, model)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"Provider {provider.name!r} did not answer within {request.timeout:g} s ({_requests(attempts)}): "
-                f"allow more time, or ask fewer questions at once.",
+                f"provider {provider.name!r} did not answer within {request.timeout:g} s ({_requests(attempts)}); "
+                f"allow more time, or ask fewer questions at once",
                 attempts=attempts,
                 provider=provider.name,
                 model=model,
@@ -121,19 +121,21 @@ class Gateway(CompletionGateway):
             return provider, model, provider.problem(model)
         known = ", ".join(sorted(self._providers))
         if not slash or not model:
-            message = f"The model {name!r} names no provider: write it as provider/model; providers are {known}."
+            message = f"the model {name!r} names no provider; write it as PROVIDER/MODEL; providers are {known}"
             return None, model, Problem("INVALID_ARGUMENT", message)
         if provider_name in NOT_YET:
             message = (
-                f"Provider {provider_name!r} is not available yet. Where it has an OpenAI-compatible address, put it "
-                f"into the providers file (PROMPTLOOPER_PROVIDERS) with 'type: openai' and its 'base_url'."
+                f"provider {provider_name!r} is not available yet; where it has an OpenAI-compatible address, put it "
+                f"into the providers file (PROMPTLOOPER_PROVIDERS) with 'type: openai' and its 'base_url'"
             )
             return None, model, Problem("UNKNOWN_PROVIDER", message)
         near = get_close_matches(provider_name, self._providers, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {known}."
-        message = f"There is no provider {provider_name!r}: {hint}"
-        others = "Others go into the providers file (PROMPTLOOPER_PROVIDERS)."
-        return None, model, Problem("UNKNOWN_PROVIDER", f"{message} {others}")
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {known}"
+        message = (
+            f"there is no provider {provider_name!r}; {hint}"
+            f"{'' if near else ';'} others go into the providers file (PROMPTLOOPER_PROVIDERS)"
+        )
+        return None, model, Problem("UNKNOWN_PROVIDER", message)
 
     async def aclose(self) -> None:
         """Closes connections and ends the local model."""

@@ -135,13 +135,13 @@ def kind_of(status: int, code: str, message: str) -> Kind:
 
 
 _ERRORS: Mapping[Kind, tuple[type[CompletionFailed], str]] = {
-    Kind.RATE_LIMITED: (ProviderRateLimited, "Provider {0!r} asks to wait"),
-    Kind.TRANSIENT: (ProviderUnavailable, "Provider {0!r} did not answer"),
-    Kind.MALFORMED: (ProviderMalformed, "Provider {0!r} gave an answer that cannot be understood"),
-    Kind.PERMANENT: (ProviderRejected, "Provider {0!r} refused the request"),
-    Kind.CONTEXT_TOO_LONG: (ContextTooLong, "The prompt is too long for model {1!r} of provider {0!r}: shorten it"),
-    Kind.CONTENT_FILTERED: (ContentFiltered, "Provider {0!r} withheld the answer by its content filter"),
-    Kind.CREDENTIALS: (ProviderCredentials, "Provider {0!r} refused the key or the account"),
+    Kind.RATE_LIMITED: (ProviderRateLimited, "provider {0!r} asks to wait"),
+    Kind.TRANSIENT: (ProviderUnavailable, "provider {0!r} did not answer"),
+    Kind.MALFORMED: (ProviderMalformed, "provider {0!r} gave an answer that cannot be understood"),
+    Kind.PERMANENT: (ProviderRejected, "provider {0!r} refused the request"),
+    Kind.CONTEXT_TOO_LONG: (ContextTooLong, "the prompt is too long for model {1!r} of provider {0!r}; shorten it"),
+    Kind.CONTENT_FILTERED: (ContentFiltered, "provider {0!r} withheld the answer by its content filter"),
+    Kind.CREDENTIALS: (ProviderCredentials, "provider {0!r} refused the key or the account"),
 }
 
 
@@ -151,12 +151,12 @@ def error_of(
     """The domain error of an attempt that was given up."""
     cls, words = _ERRORS[failure.kind]
     status = "" if failure.status is None else f" (HTTP {failure.status})"
-    tries = f" {attempts} attempts were made." if attempts > 1 else ""
+    tries = f" ({attempts} attempts were made)" if attempts > 1 else ""
     metadata = {"provider": provider, "model": model}
     if failure.status is not None:
         metadata["status"] = str(failure.status)
     return cls(
-        f"{words.format(provider, model)}{status}: {failure.message.rstrip('. ')}.{tries}",
+        f"{words.format(provider, model)}{status}: {failure.message.rstrip('. ')}{tries}",
         attempts=attempts,
         retry_after=retry_after,
         **metadata,

@@ -119,7 +119,7 @@ async def test_wrong_providers_file_ends_it_with_2_and_the_line(tmp_path: Path):
     path = tmp_path / "providers.yaml"
     path.write_text("providers:\n- {name: a, typ: mock, type: mock}\n")
     async with adapter(PROMPTLOOPER_PROVIDERS=str(path)) as (process, line_with):
-        await line_with(f"{path}:2: In provider 'a': Unknown key 'typ': did you mean 'type'?")
+        await line_with(f"{path}:2: provider 'a': unknown key 'typ'; did you mean 'type'?")
         assert await process.wait() == 2
 
 

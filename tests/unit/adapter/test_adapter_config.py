@@ -48,40 +48,38 @@ def test_providers_may_be_a_mapping_by_name(tmp_path):
 
 
 BAD = {
-    "providers: [{name: mock, typ: mock}]": ["1: In provider 'mock': Unknown key 'typ': did you mean 'type'?"],
-    "provider: []": ["1: Unknown key 'provider': did you mean 'providers'?"],
+    "providers: [{name: mock, typ: mock}]": ["1: provider 'mock': unknown key 'typ'; did you mean 'type'?"],
+    "provider: []": ["1: unknown key 'provider'; did you mean 'providers'?"],
     "providers:\n- {name: a, type: mock, limits: {max_concurency: 1}}": [
-        "2: In provider 'a': Unknown key 'max_concurency': did you mean 'max_concurrency'?"
+        "2: provider 'a': unknown key 'max_concurency'; did you mean 'max_concurrency'?"
     ],
     "providers:\n- name: a\n  type: anthropic": [
-        "3: In provider 'a': type 'anthropic' is not available yet; use 'openai'"
+        "3: provider 'a': type 'anthropic' is not available yet; use 'openai'"
     ],
-    "providers:\n- name: a\n  type: opnai": ["3: In provider 'a': there is no type 'opnai': did you mean 'openai'?"],
-    "providers:\n- {name: a, type: mock}\n- {name: a, type: mock}": [
-        "3: There are two providers of the name 'a': rename one."
-    ],
-    "providers:\n- name: a\n  type: mock\n  type: local": ["4: The key 'type' stands twice: take one out."],
-    "providers: [{": ["1: This is not YAML: expected the node content, but found '<stream end>'."],
-    "providers: [{name: a/b, type: mock}]": ["1: In provider 'a/b': name: "],
-    "providers: [{name: a, type: openai, base_url: gpu:8000}]": ["1: In provider 'a': base_url: 'gpu:8000' is not an"],
+    "providers:\n- name: a\n  type: opnai": ["3: provider 'a': there is no type 'opnai'; did you mean 'openai'?"],
+    "providers:\n- {name: a, type: mock}\n- {name: a, type: mock}": ["3: two providers are named 'a'; rename one"],
+    "providers:\n- name: a\n  type: mock\n  type: local": ["4: the key 'type' is there twice; remove one"],
+    "providers: [{": ["2: this is not YAML: while parsing a flow node"],
+    "providers: [{name: a/b, type: mock}]": ["1: provider 'a/b': name: "],
+    "providers: [{name: a, type: openai, base_url: gpu:8000}]": ["1: provider 'a': base_url: 'gpu:8000' is not an"],
     "providers: [{name: a, type: mock, base_url: 'http://x'}]": ["'base_url' has no meaning for type 'mock'"],
     "providers: [{name: a, type: openai, script: []}]": ["'script' has no meaning for type 'openai'"],
     "providers: [{name: a, type: openai, api_key_env: A, api_key_file: b}]": ["has both 'api_key_env' and"],
-    "providers: [{name: a, type: mock, script: [{match: b}]}]": ["script.0: says nothing: give it 'text'"],
+    "providers: [{name: a, type: mock, script: [{match: b}]}]": ["script.0: says nothing; give it 'text'"],
     "providers: [{name: a, type: mock, script: [{regex: '(', text: b}]}]": ["script.0.regex: '(' is not a regular"],
     r"providers: [{name: a, type: mock, script: [{regex: '(a)', text: '\2'}]}]": [
         "script.0: the text '\\\\2' does not fit its regex: invalid group reference 2"
     ],
     "providers: [{name: a, type: mock, script: [{match: b, regex: b, text: b}]}]": ["has both 'match'"],
     "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: .nan, output_usd_per_mtok: 1}}}]": [
-        "prices.m.input_usd_per_mtok: it should be a finite number"
+        "1: .nan is not a number that JSON has; put it in quotes"
     ],
-    "providers: 7": ["1: The file needs a list `providers:`"],
-    "": ["1: The file needs a list `providers:`"],
-    "providers: [7]": ["1: In provider 1: the entry: it should be a mapping."],
+    "providers: 7": ["1: the file needs a list 'providers'"],
+    "": ["1: the file needs a list 'providers'"],
+    "providers: [7]": ["1: provider 1: the entry must be a mapping"],
     "providers:\n- {name: a}\n- {name: b, type: mock, limit: 1}": [
-        "2: In provider 'a': 'type' is missing.",
-        "3: In provider 'b': Unknown key 'limit': did you mean 'limits'?",
+        "2: provider 'a': 'type' is missing",
+        "3: provider 'b': unknown key 'limit'; did you mean 'limits'?",
     ],
 }
 
@@ -99,8 +97,26 @@ def test_wrong_providers_file_is_refused_with_file_line_and_sentence(tmp_path, t
         assert expected in problem
 
 
+def test_providers_file_is_yaml_as_experiment_files_are(tmp_path):
+    path = tmp_path / "providers.yaml"
+    path.write_bytes(
+        b"\xef\xbb\xbfproviders: {no: {type: mock, prices: {0x10: {input_usd_per_mtok: 1, output_usd_per_mtok: 0o17}}}}"
+    )
+    (entry,) = read_providers_file(path)
+    assert (entry.name, list(entry.prices), int(entry.prices["0x10"].output_usd_per_mtok)) == ("no", ["0x10"], 15)
+    for text, said in [
+        (b"a: 1\n---\nb: 2", "2: there is a second YAML document; a file has one"),
+        (b"a: !secret b", "1: the tag '!secret' is not allowed; remove it"),
+        (b"a: 1\nb: caf\xe9", "2: this is not UTF-8 (byte 0xe9); save the file as UTF-8"),
+    ]:
+        path.write_bytes(text)
+        with pytest.raises(InvalidArgument) as caught:
+            read_providers_file(path)
+        assert str(caught.value) == f"{path}:{said}"
+
+
 def test_missing_providers_file_is_named(tmp_path):
-    with pytest.raises(InvalidArgument, match=r"Cannot read the providers file '.*nowhere.yaml': No such file"):
+    with pytest.raises(InvalidArgument, match=r"cannot read the providers file '.*nowhere.yaml': No such file"):
         read_providers_file(tmp_path / "nowhere.yaml")
 
 
@@ -155,7 +171,7 @@ async def test_missing_key_is_refused_only_for_the_public_address(gateways, aski
     without = gateways()
     reason, message = await problem_of(without, "openai/gpt-4o")
     assert reason == "PROVIDER_CREDENTIALS"
-    assert message == "Provider 'openai' has no key: set the environment variable 'OPENAI_API_KEY'."
+    assert message == "provider 'openai' has no key; set the environment variable 'OPENAI_API_KEY'"
     with pytest.raises(ProviderCredentials, match="'OPENAI_API_KEY'") as caught:
         await without.complete(asking())
     assert caught.value.attempts == 0
@@ -167,7 +183,7 @@ async def test_missing_key_is_refused_only_for_the_public_address(gateways, aski
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("api_key_env: GPU_KEY", "Provider 'gpu' has no key: set the environment variable 'GPU_KEY'."),
+        ("api_key_env: GPU_KEY", "provider 'gpu' has no key; set the environment variable 'GPU_KEY'"),
         ("api_key_file: nowhere", "cannot read '.*nowhere': No such file or directory"),
         ("api_key_file: providers.yaml", "has spaces, line breaks or letters that no key has"),
         ("api_key_env: BAD_KEY", "correct the environment variable 'BAD_KEY'"),
@@ -191,14 +207,18 @@ async def test_key_is_read_from_a_file_beside_the_providers_file(gateways, tmp_p
 @pytest.mark.parametrize(
     ("model", "reason", "message"),
     [
-        ("opnai/gpt-4o", "UNKNOWN_PROVIDER", "There is no provider 'opnai': did you mean 'openai'?"),
-        ("zzz/gpt-4o", "UNKNOWN_PROVIDER", "There is no provider 'zzz': there are local, mock, ollama, openai."),
-        ("anthropic/claude", "UNKNOWN_PROVIDER", "Provider 'anthropic' is not available yet."),
-        ("gpt-4o", "INVALID_ARGUMENT", "The model 'gpt-4o' names no provider: write it as provider/model"),
-        ("openai/", "INVALID_ARGUMENT", "The model 'openai/' names no provider"),
-        ("/gpt-4o", "UNKNOWN_PROVIDER", "There is no provider ''"),
-        ("mock/ecko", "INVALID_ARGUMENT", "Provider 'mock' has no model 'ecko': did you mean 'mock/echo'?"),
-        ("local/llama", "INVALID_ARGUMENT", "Provider 'local' has no model 'llama'"),
+        ("opnai/gpt-4o", "UNKNOWN_PROVIDER", "there is no provider 'opnai'; did you mean 'openai'?"),
+        (
+            "zzz/gpt-4o",
+            "UNKNOWN_PROVIDER",
+            "there is no provider 'zzz'; there are local, mock, ollama, openai; others go into",
+        ),
+        ("anthropic/claude", "UNKNOWN_PROVIDER", "provider 'anthropic' is not available yet; where"),
+        ("gpt-4o", "INVALID_ARGUMENT", "the model 'gpt-4o' names no provider; write it as PROVIDER/MODEL"),
+        ("openai/", "INVALID_ARGUMENT", "the model 'openai/' names no provider"),
+        ("/gpt-4o", "UNKNOWN_PROVIDER", "there is no provider ''"),
+        ("mock/ecko", "INVALID_ARGUMENT", "provider 'mock' has no model 'ecko'; did you mean 'mock/echo'?"),
+        ("local/llama", "INVALID_ARGUMENT", "provider 'local' has no model 'llama'"),
     ],
 )
 async def test_model_that_cannot_be_asked_is_refused_with_the_nearest_name(gateways, asking, model, reason, message):

@@ -110,7 +110,7 @@ def test_error_carries_attempts_provider_status_and_the_providers_words() -> Non
     failure = Failure(Kind.TRANSIENT, "the server is on fire.", 503, 7.0)
     error = error_of(failure, attempts=3, provider="openai", model="gpt-4o", retry_after=7.0)
     assert isinstance(error, ProviderUnavailable)
-    assert str(error) == ("Provider 'openai' did not answer (HTTP 503): the server is on fire. 3 attempts were made.")
+    assert str(error) == ("provider 'openai' did not answer (HTTP 503): the server is on fire (3 attempts were made)")
     assert (error.attempts, error.retry_after) == (3, 7.0)
     assert error.metadata == {"provider": "openai", "model": "gpt-4o", "status": "503"}
 

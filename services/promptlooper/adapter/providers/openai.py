@@ -90,7 +90,7 @@ class OpenAIProvider:
             cause = error.__cause__
             said = self._redacted(_reason(cause or error)) or type(error).__name__
             if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-                message = f"cannot connect to {self.endpoint} ({said}): check that it runs there"
+                message = f"cannot connect to {self.endpoint} ({said}); check that it runs there"
             else:
                 message = f"the connection to {self.endpoint} broke ({said})"
             raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error

@@ -30,7 +30,7 @@ def request_body(model: str, request: CompletionRequest, *, public_openai: bool)
     for name, value in request.params.items():
         if name in _OURS:
             raise AttemptFailed(
-                Failure(Kind.PERMANENT, f"The parameter {name!r} is set by the Adapter itself: take it out of `params`")
+                Failure(Kind.PERMANENT, f"the parameter {name!r} is set by the Adapter itself; remove it from 'params'")
             )
         if name == "max_tokens" and public_openai and _WANTS_MAX_COMPLETION_TOKENS.match(model):
             name = "max_completion_tokens"  # their reasoning models refuse the old name
@@ -38,7 +38,7 @@ def request_body(model: str, request: CompletionRequest, *, public_openai: bool)
     try:
         return orjson.dumps(body)
     except TypeError as error:
-        raise AttemptFailed(Failure(Kind.PERMANENT, f"The request is not JSON: {error}")) from error
+        raise AttemptFailed(Failure(Kind.PERMANENT, f"the request is not JSON: {error}")) from error
 
 
 def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
@@ -104,7 +104,7 @@ def failure_of(
             message = "an error without a message"
     if 300 <= status < 400:
         message = (
-            f"it redirects to {headers.get('location', 'elsewhere')!r}, which is not followed: set its base_url to that"
+            f"it redirects to {headers.get('location', 'elsewhere')!r}, which is not followed; set its base_url to that"
         )
     return Failure(kind_of(status, code, message), redacted(message), status, retry_after_of(headers, now))
 

@@ -61,7 +61,7 @@ def _base_url(entry: ProviderEntry, env: Mapping[str, str]) -> str:
             return ollama_base_url(said)
         return checked_base_url(said) if said else PUBLIC_URL
     except ValueError as error:
-        raise InvalidArgument(f"The environment variable {variable!r}: {error}.") from None
+        raise InvalidArgument(f"the environment variable {variable!r}: {error}") from None
 
 
 def _key(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> tuple[str | None, Problem | None]:
@@ -74,7 +74,7 @@ def _key(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> tuple[s
         variable = "OPENAI_API_KEY"
     key = env.get(variable, "").strip() if variable else ""
     if not key:
-        message = f"Provider {entry.name!r} has no key: set the environment variable {variable!r}."
+        message = f"provider {entry.name!r} has no key; set the environment variable {variable!r}"
         return None, Problem("PROVIDER_CREDENTIALS", message) if required else None
     return _checked_key(entry.name, key, f"the environment variable {variable!r}")
 
@@ -84,17 +84,17 @@ def _key_of_file(name: str, path: Path) -> tuple[str | None, Problem | None]:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        message = f"Provider {name!r} has no key: cannot read {str(path)!r}: {reason}."
+        message = f"provider {name!r} has no key; cannot read {str(path)!r}: {reason}"
         return None, Problem("PROVIDER_CREDENTIALS", message)
     if not key:
-        return None, Problem("PROVIDER_CREDENTIALS", f"Provider {name!r} has no key: {str(path)!r} is empty.")
+        return None, Problem("PROVIDER_CREDENTIALS", f"provider {name!r} has no key; {str(path)!r} is empty")
     return _checked_key(name, key, f"the file {str(path)!r}")
 
 
 def _checked_key(name: str, key: str, source: str) -> tuple[str | None, Problem | None]:
     if re.fullmatch(r"[\x21-\x7e]+", key):
         return key, None
-    message = f"The key of provider {name!r} has spaces, line breaks or letters that no key has: correct {source}."
+    message = f"the key of provider {name!r} has spaces, line breaks or letters that no key has; correct {source}"
     return None, Problem("PROVIDER_CREDENTIALS", message)
 
 
