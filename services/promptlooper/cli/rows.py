@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from promptlooper.experiment import Experiment, ExperimentSummary, GateResult, RunCounts, VariantSummary
+from promptlooper.jsonvalue import parsed_output
 from promptlooper.run import Run, RunError, Score, StageResult
 
 SCHEMA_VERSION = 1
@@ -51,7 +52,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "input": run.input,
         "expected": run.expected,
         "output": run.output,
-        "parsed": None,  # no response schemas yet
+        "parsed": parsed_output(run.output or ""),
         "score": run.score,
         "passed": run.passed,
         "scores": {score.name: _score(score) for score in run.scores},
@@ -95,9 +96,9 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "iteration": None,  # of for_each, which does not exist yet
         "messages": [{"role": message.role, "content": message.content} for message in stage.messages],
         "prompt_sent": asked[-1] if asked else None,
-        "output": stage.output,
-        "parsed": None,
-        "tool_calls": None,
+        "output": None if stage.error else stage.output,
+        "parsed": parsed_output(stage.output),
+        "tool_calls": [],  # nothing asks for tools yet
         "reasoning": stage.reasoning,
         "model": stage.model,
         "model_requested": stage.model_requested,
@@ -110,7 +111,7 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "cached": stage.cached,
         "attempts": stage.attempts,
         "finish_reason": stage.finish_reason,
-        "error": None,  # a stage that failed has no result; the run's error names it
+        "error": None if stage.error is None else _error(stage.error),
     }
 
 

@@ -7,13 +7,12 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
 from jinja2 import Template, TemplateSyntaxError, nodes
 
 from promptlooper.completion import Message
 from promptlooper.errors import TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
-from promptlooper.jsonvalue import Json
+from promptlooper.jsonvalue import Json, parsed_output
 from promptlooper.run import StageResult
 from promptlooper.runner.budget import LimitExceeded, StageData, plain_json, refill
 from promptlooper.runner.references import Reference, References, chains_of, first_missing, references_in
@@ -23,17 +22,6 @@ MAX_SOURCE = 256 * 1024  # characters
 
 STAGE_ROOTS = ("input", "expected", "config", "files", "stages", "prev_output", "stage_index", "tags")
 SCORER_ROOTS = (*STAGE_ROOTS, "output")
-
-
-def parsed_output(output: str) -> Json:
-    """The value of an output that is a JSON object or array as a whole, else None."""
-    if not output or output.lstrip()[:1] not in ("{", "["):
-        return None
-    try:
-        value: Json = orjson.loads(output)
-    except ValueError:
-        return None
-    return value
 
 
 class StageView(StageData, Mapping[str, object]):
@@ -64,7 +52,7 @@ class StageView(StageData, Mapping[str, object]):
 
 
 class StagesView(StageData, Sequence[StageView]):
-    """Earlier stages by index, and by name where they have one."""
+    """Earlier stages by index, and by name where they have one: `stages[0].output`, `stages.think.output`."""
 
     __slots__ = ("_by_name", "_views")
 
@@ -77,11 +65,6 @@ class StagesView(StageData, Sequence[StageView]):
 
     def __len__(self) -> int:
         return len(self._views)
-
-
-def stages_variable(results: Sequence[StageResult]) -> object:
-    """`{{ stages }}`: `stages[0].output`, `stages.think.output`, `stages["think"].output`."""
-    return StagesView(results)
 
 
 def variables(

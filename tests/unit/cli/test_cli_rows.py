@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from promptlooper.cli.rows import ROW_KEYS, run_row, summary_document
@@ -49,6 +50,15 @@ def test_row_of_a_failed_run_has_every_key_in_order_and_null_where_unknown(make:
     assert row["output"] is None
     assert row["cost_usd"] is None
     assert row["stages"] == []
+
+
+def test_outputs_that_are_json_are_parsed_as_templates_see_them(make: Any) -> None:
+    run = make.run()
+    found = run_row(replace(run, output='{"a": [1]}', stages=(replace(run.stages[0], output='{"a": [1]}'),)))
+    assert (found["parsed"], found["stages"][0]["parsed"]) == ({"a": [1]}, {"a": [1]})
+    assert found["stages"][0]["tool_calls"] == []
+    plain = run_row(run)
+    assert (plain["parsed"], plain["stages"][0]["parsed"]) == (None, None)
 
 
 def test_summary_has_every_key_in_order(make: Any) -> None:

@@ -12,7 +12,7 @@ from promptlooper.completion import Message
 from promptlooper.errors import TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, MessageTemplate, Stage
 from promptlooper.run import StageResult
-from promptlooper.runner.render import Renderer, parsed_output, scorer_variables, stages_variable, variables
+from promptlooper.runner.render import Renderer, StagesView, scorer_variables, variables
 
 SPEC = ExperimentSpec(
     name="x", pipelines=(), inputs=(), config={"tone": "formal", "style": {"long": True}}, files={"book": "{{ 1 }}\n"}
@@ -144,7 +144,7 @@ def test_output_that_looks_like_a_template_is_passed_on_as_text(renderer: Render
 
 
 def test_stages_are_known_by_index_and_by_name(renderer: Renderer) -> None:
-    found = {"stages": stages_variable([result('{"a": [1]}', "think"), result("plain", index=1)])}
+    found = {"stages": StagesView([result('{"a": [1]}', "think"), result("plain", index=1)])}
     assert renderer.text("{{ stages[0].parsed.a }}{{ stages.think.tokens_in }}", found) == "[1]3"
     assert renderer.text('{{ stages["think"].model }}{{ stages[-1].output }}{{ stages | length }}', found) == "mplain2"
     assert renderer.text("{% for s in stages %}{{ s.latency_ms }}{% endfor %}{{ stages[1].parsed }}", found) == "55null"
@@ -156,7 +156,7 @@ def test_stages_are_known_by_index_and_by_name(renderer: Renderer) -> None:
 def test_stage_that_is_not_there_is_named(renderer: Renderer) -> None:
     for source in ("{{ stages[2].output }}", "{{ stages.zzz.output }}", "{{ stages[0].outptu }}"):
         with pytest.raises(TemplateError) as caught:
-            renderer.text(source, {"stages": stages_variable([result("a", "think")])})
+            renderer.text(source, {"stages": StagesView([result("a", "think")])})
         assert caught.value.metadata["variable"].startswith("stages")
 
 
@@ -413,19 +413,3 @@ def test_syntax_error_says_the_line(renderer: Renderer) -> None:
     with pytest.raises(TemplateError) as caught:
         renderer.references("one\ntwo {{ x y }}")
     assert caught.value.metadata["line"] == "2"
-
-
-@pytest.mark.parametrize(
-    ("output", "value"),
-    [
-        ('{"a": 1}', {"a": 1}),
-        (" [1, 2]\n", [1, 2]),
-        ("3", None),
-        ('"text"', None),
-        ("", None),
-        ("{broken", None),
-        ("[" * 5000 + "]" * 5000, None),
-    ],
-)
-def test_parsed_output_is_an_object_or_an_array_or_null(output: str, value: Any) -> None:
-    assert parsed_output(output) == value
