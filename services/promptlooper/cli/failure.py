@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 
 import click
@@ -19,13 +20,21 @@ def reported(error: Exception, as_json: bool) -> int:
     if refused is None:
         traceback.print_exception(error)
         refused = Refused(f"This is a fault of PromptLooper: {type(error).__name__}: {error}")
-    if as_json:
+    if as_json and not _is_of_output(error):
         click.echo(json_text(error_document(refused.reason, refused.message, refused.file, refused.line)))
     if isinstance(error, click.UsageError) and not as_json:
         error.show()
     elif refused.message:
         click.echo(refused.message if refused.located else f"Error: {refused.message}", err=True)
     return refused.code
+
+
+def _is_of_output(error: Exception) -> bool:
+    """Errors of files carry their names; what has none and tells of writing is stdout or stderr."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in _OF_WRITING
+
+
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _refused(error: Exception) -> Refused | None:
@@ -43,7 +52,15 @@ def _refused(error: Exception) -> Refused | None:
         message = error.message
         if isinstance(error, ServiceUnavailable | NotAvailableYet) and "`promptlooper" not in message:
             message = f"{message}. {START_A_SERVER}"
+        file, line = error.metadata.get("file"), error.metadata.get("line", "")
+        if file and line.isdecimal():
+            return Refused(message, reason=error.reason, code=code_of(error), file=file, line=int(line), located=True)
         return Refused(message, reason=error.reason, code=code_of(error))
+    if isinstance(error, OSError) and _is_of_output(error):
+        from promptlooper.cli.main import drop_output
+
+        drop_output()
+        return Refused(f"The output cannot be written: {error.strerror}.", reason="INVALID_ARGUMENT")
     if isinstance(error, OSError) and error.filename is not None:
         return Refused(f"{error.filename}: {error.strerror}.", reason="INVALID_ARGUMENT", code=FAILED)
     return None

@@ -35,6 +35,10 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
+class _ReaderGone(Exception):
+    """The reader of our output has left."""
+
+
 class CommandGroup(click.Group):
     """Imports a command when it is asked for, and turns every failure into a message and an exit code."""
 
@@ -53,6 +57,12 @@ class CommandGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error  # click itself would make exit code 1 of it
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -68,8 +78,8 @@ class CommandGroup(click.Group):
         as_json = "--json" in args
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except BrokenPipeError:
-            _leave_quietly()
+        except _ReaderGone:
+            _leave_quietly(READER_GONE if args[:1] in (["run"], ["watch"]) else 0)
         except Exception as error:
             from promptlooper.cli.failure import reported
 
@@ -77,10 +87,25 @@ class CommandGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leave_quietly() -> NoReturn:
-    """The reader of our output has gone, as in `export … | head`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+READER_GONE = 141  # what a shell says of a process that SIGPIPE ended
+
+
+def _leave_quietly(code: int) -> NoReturn:
+    """The reader of our output has gone, as in `export … | head`. It has what it wanted; only where the exit code is a
+    verdict that nobody has got yet, it says so."""
+    drop_output()
+    sys.exit(code)
+
+
+def drop_output() -> None:
+    """What is still to be printed goes nowhere, or leaving would try to write it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

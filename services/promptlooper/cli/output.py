@@ -80,15 +80,26 @@ def _created(path: Path) -> int:
 
 
 @contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of writing do not know what was written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when everything is in it; after an error the old one is still there."""
     if _is_special(path):
-        with path.open("wb") as special:
+        with _named(path), path.open("wb") as special:
             yield special
         return
     partial = _beside(path)
     try:
-        with os.fdopen(_created(partial), "wb") as file:
+        with _named(path), os.fdopen(_created(partial), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

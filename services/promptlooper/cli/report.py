@@ -41,7 +41,9 @@ def print_variants(variants: Sequence[VariantSummary], width: int) -> None:
     for cells in (_wide, _narrow):
         table = _table(cells(variants))
         if console.measure(table).maximum <= width:
-            console.print(table)
+            with console.capture() as captured:  # rich itself would end the process where the reader has gone
+                console.print(table)
+            click.echo(captured.get(), nl=False)
             break
     else:
         for line in _paragraphs(variants):
@@ -100,10 +102,7 @@ def _cells(variant: VariantSummary, label: str) -> list[str]:
         f"{variant.failed:,}",
         share(variant.score),
         percent(variant.pass_rate),
-        *(
-            share(score.mean) + (f" ({count(score.errors, 'error')})" if score.errors else "")
-            for score in variant.scores
-        ),
+        *map(_mean, variant.scores),
         f"{variant.tokens_in:,}",
         f"{variant.tokens_out:,}",
         money(variant.total_cost_nanousd),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from promptlooper.cli.outcome import USAGE, Refused
+from promptlooper.errors import StoreUnavailable
 from promptlooper.experiments import Experiments
 
 DEFAULT_HOME = ".promptlooper"
@@ -62,8 +64,33 @@ async def opened(target: Target) -> AsyncIterator[Experiments]:
     else:
         from promptlooper.cli.embedded import embedded
 
-        async with embedded(target.home, target.providers) as local:
+        async with AsyncExitStack() as stack:
+            with _said_of_home(target):
+                local = await stack.enter_async_context(embedded(target.home, target.providers))
             yield local
+
+
+@contextmanager
+def _said_of_home(target: Target) -> Iterator[None]:
+    """What is wrong with the folder of embedded data, with what to do."""
+    from sqlalchemy.exc import DatabaseError
+
+    elsewhere = "set PROMPTLOOPER_HOME to another folder"
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message = f"The folder of embedded data cannot be used: {error.filename}: {error.strerror}; {elsewhere}."
+        raise Refused(message, reason="STORE_UNAVAILABLE") from error
+    except StoreUnavailable as error:
+        message = f"{target.described()} cannot be opened: {error.message}. If it is not in use, {elsewhere}."
+        raise Refused(message, reason="STORE_UNAVAILABLE") from error
+    except DatabaseError as error:
+        if "not a database" not in str(error.orig):
+            raise
+        message = f"{target.described()} is not a database of PromptLooper: move it away, or {elsewhere}."
+        raise Refused(message, reason="STORE_UNAVAILABLE") from error
 
 
 def _load_environment(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -71,8 +98,20 @@ def _load_environment(ctx: click.Context, param: click.Parameter, value: str | N
     path = value or ".env"
     if ctx.resilient_parsing or (value is None and not os.path.isfile(path)):
         return
-    from dotenv import load_dotenv
+    import logging
 
+    from dotenv import load_dotenv
+    from dotenv.parser import parse_stream
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            wrong = [binding.original for binding in parse_stream(file) if binding.error]
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path!r} is not UTF-8 text: {error.reason}.", reason="INVALID_ARGUMENT", code=USAGE) from error
+    for original in wrong:
+        # Not the text itself: it may hold a key.
+        click.echo(f"{path}:{original.line}: this is not NAME=VALUE, and is left out.", err=True)
+    logging.getLogger("dotenv.main").disabled = True  # it would say the same again, without the file
     load_dotenv(path, override=False)
 
 
