@@ -126,10 +126,11 @@ def memory(folder: Path) -> None:
 def services(folder: Path) -> None:
     runs = 5_000
     with provider() as url, postgres_server() as postgres:
+        assert postgres.process is not None
         for name, database_url in (("SQLite", ""), ("PostgreSQL", postgres.url)):
             data = folder / f"up-{name}"
             arguments = ["--database-url", database_url] if database_url else []
-            env = {**os.environ, "OPENAI_BASE_URL": url, "PROMPTLOOPER_CACHE_TTL": "1h"}
+            env = {**os.environ, "OPENAI_BASE_URL": url}
             quiet = {"stdout": subprocess.DEVNULL}
             subprocess.run([CLI, "up", "-d", "--data", str(data), *arguments], env=env, check=True, **quiet)  # type: ignore[call-overload]
             try:
@@ -160,13 +161,20 @@ def _through_services(folder: Path, data: Path, database: str, runs: int, postma
         for title, group in (("ours", ours), ("theirs", theirs)):
             shown = ", ".join(f"{part} {cpu / runs * 1e3:.2f}" for part, cpu in group.items())
             print(f"  {title:<7} {sum(group.values()) / runs * 1e3:.2f} ms CPU per run ({shown})")
-    peaks = ", ".join(f"{part['name']} {psutil.Process(part['pid']).memory_info().rss / 2**20:.0f}" for part in parts)
-    print(f"  memory now, MB: {peaks}")
+    peaks = ", ".join(f"{part['name']} {_peak_mb(part['pid']):.0f}" for part in parts)
+    print(f"  peak memory, MB: {peaks}")
 
 
 def _cpu(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
+
+
+def _peak_mb(pid: int) -> float:
+    """Of Linux: the most memory that the process ever had resident."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 1024
 
 
 def _tree_cpu(pid: int) -> float:
