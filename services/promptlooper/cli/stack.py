@@ -58,7 +58,6 @@ _SET_BY_STACK = frozenset(
         "PROVIDERS",
         "HOME",
         "SERVER",
-        "SERVER_TOKEN_FILE",
     ]
 )
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from promptlooper.experiment import ExperimentSpec
-from promptlooper.runner.spec import InvalidFile, Overrides, ReadExperiment, read_experiment
+from promptlooper.runner.spec.overrides import Overrides
+from promptlooper.runner.spec.problems import InvalidFile
+from promptlooper.runner.spec.reading import ReadExperiment, read_experiment
 
 Write = Callable[..., Path]
 

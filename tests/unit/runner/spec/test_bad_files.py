@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from promptlooper.runner.spec import InvalidFile, read_experiment
+from promptlooper.runner.spec.problems import InvalidFile
+from promptlooper.runner.spec.reading import read_experiment
 
 GOOD = "model: a/b\nprompt: Hi\n"
 LATER = "is not available yet"

@@ -12,7 +12,10 @@ import pytest
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, Price
 from promptlooper.errors import Problem, ServiceUnavailable
 from promptlooper.experiment import ExperimentSpec, MessageTemplate, ModelEntry, Pipeline, Stage
-from promptlooper.runner.spec import SCORER_TYPES, check, completed, problems_of
+from promptlooper.runner.spec.check_services import check
+from promptlooper.runner.spec.check_spec import problems_of
+from promptlooper.runner.spec.normal import completed
+from promptlooper.runner.spec.scorers import SCORER_TYPES
 from promptlooper.scorer.registry import ScorerCore
 from promptlooper.scoring import ScoreItem, ScorerCheck, ScorerInfo, ScoreValue
 

@@ -12,19 +12,8 @@ from hypothesis import strategies as st
 
 from promptlooper.experiment import ExperimentSpec, InputRow, MessageTemplate, ModelEntry, Pipeline, ScorerSpec, Stage
 from promptlooper.jsonvalue import json_text, json_value
-from promptlooper.runner.spec import (
-    body_sha256,
-    cell,
-    completed,
-    run_index,
-    shape,
-    spec_from_json,
-    spec_to_json,
-    stage_model,
-    stage_params,
-    total_calls,
-    variants,
-)
+from promptlooper.runner.spec.expand import cell, run_index, shape, stage_model, stage_params, total_calls, variants
+from promptlooper.runner.spec.normal import body_sha256, completed, spec_from_json, spec_to_json
 
 HI = (MessageTemplate("user", "Hi"),)
 

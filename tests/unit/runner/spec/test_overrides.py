@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from promptlooper.experiment import CacheMode, ModelEntry
-from promptlooper.runner.spec import Overrides, json_pair, text_pair
+from promptlooper.runner.spec.overrides import Overrides
+from promptlooper.runner.spec.values import json_pair, text_pair
 
 FILE = """\
 name: x

@@ -19,7 +19,7 @@ from promptlooper.experiment import (
     ScorerSpec,
     Stage,
 )
-from promptlooper.runner.spec import read_experiment
+from promptlooper.runner.spec.reading import read_experiment
 
 FULL = """\
 version: 1
