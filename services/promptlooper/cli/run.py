@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from promptlooper.runner.spec.reading import ReadExperiment
 
 # Counts come in bookmarks, so the events of good runs need not be sent.
-_KINDS = (*(f"experiment.{verb}" for verb in ("started", "completed", "cancelled", "failed", "deleted")), "run.failed")
+_KINDS = (*(f"experiment.{verb}" for verb in ("started", "completed", "cancelled", "failed")), "run.failed")
 
 
 @dataclass(slots=True)
