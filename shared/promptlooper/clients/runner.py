@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from promptlooper.caching import CacheStats
 from promptlooper.clients.resuming import ResumedStream
 from promptlooper.completion import ModelInfo
+from promptlooper.errors import TooLarge
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
 from promptlooper.experiments import ExperimentFilter, ExperimentPage, Experiments, RunPage, Validation, WatchMessage
 from promptlooper.rpc.client import domain_errors, open_channel
@@ -31,6 +32,7 @@ from promptlooper.wire.experiments import (
     validation_from_pb,
     watch_message_from_pb,
 )
+from promptlooper.wire.limits import LARGEST_MESSAGE
 from promptlooper.wire.run import RUN_STATES, run_from_pb
 from promptlooper.wire.scoring import scorer_from_pb
 
@@ -54,14 +56,25 @@ class RunnerClient(Experiments):
 
     async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
         request = pb.CreateExperimentRequest(spec=spec_to_pb(spec), request_id=request_id)
+        self._refuse_too_large(request)
         with domain_errors(self._address, "runner"):
             response = await self._stub.CreateExperiment(request)
         return experiment_from_pb(response.experiment)
 
     async def validate(self, spec: ExperimentSpec) -> Validation:
         request = pb.ValidateExperimentRequest(spec=spec_to_pb(spec))
+        self._refuse_too_large(request)
         with domain_errors(self._address, "runner"):
             return validation_from_pb(await self._stub.ValidateExperiment(request))
+
+    def _refuse_too_large(self, request: pb.CreateExperimentRequest | pb.ValidateExperimentRequest) -> None:
+        """Before grpc does, in words that say what to do."""
+        size = request.ByteSize()
+        if size > LARGEST_MESSAGE:
+            raise TooLarge(
+                f"the experiment has {size:,} bytes with its inputs, and at most {LARGEST_MESSAGE:,} can be sent to"
+                f" {self._address}; split its inputs, or run it without --server"
+            )
 
     async def get(self, experiment_id: str) -> Experiment:
         with domain_errors(self._address, "runner"):

@@ -10,6 +10,7 @@ from promptlooper.errors import InvalidArgument
 MAX_ITEMS = 1_000  # of a list that the Cache or the Scorer is asked about
 MAX_BYTES = 3 * 1024 * 1024  # of the items of one message; grpc refuses what is over 4 MiB in all
 BATCH_ITEMS, BATCH_BYTES = 256, 1024 * 1024  # of a message of CompleteMany
+LARGEST_MESSAGE = 4 * 1024 * 1024  # bytes that grpc takes in all
 MAX_MESSAGE = 3_670_016  # bytes (3.5 MiB) of one item that cannot be divided
 
 

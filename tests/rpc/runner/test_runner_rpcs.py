@@ -121,8 +121,14 @@ async def test_budget_of_zero_is_refused_before_anything_is_sent(runner: Any) ->
 
 
 async def test_experiment_that_is_too_large_for_a_message_is_refused(runner: Any) -> None:
-    with pytest.raises(TooLarge, match="too large"):
-        await runner.client.create(replace(SPEC, files={"a": "x" * 5_000_000}))
+    large = replace(SPEC, files={"a": "x" * 5_000_000})
+    sentence = (
+        r"the experiment has 5,000,\d+ bytes with its inputs, and at most 4,194,304 can be sent to .*without --server"
+    )
+    for ask in (runner.client.create, runner.client.validate):
+        with pytest.raises(TooLarge, match=sentence):
+            await ask(large)
+    assert runner.core.calls == []
 
 
 async def test_runner_that_is_not_there_is_named(unused_tcp_port: int) -> None:
