@@ -195,7 +195,7 @@ def domain_error(error: grpc.aio.AioRpcError, address: str, service: str | None 
         case Code.UNAVAILABLE | Code.CANCELLED:
             return ServiceUnavailable(_unreachable(address, service, details), address=address)
         case Code.RESOURCE_EXHAUSTED if "larger than max" in details or "metadata size" in details:
-            return TooLarge(f"a message to or from {address} is too large: send less at once ({details})")
+            return TooLarge(f"a message to or from {address} is too large; send less at once ({details})")
         case Code.RESOURCE_EXHAUSTED:
             return ServiceUnavailable(f"{address} has too much to do: try again later ({details})", address=address)
         case Code.UNIMPLEMENTED:

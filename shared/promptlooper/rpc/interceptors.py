@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
@@ -23,13 +23,12 @@ Behavior: TypeAlias = Callable[[Any, Context], Any]
 class CallGuard(grpc.aio.ServerInterceptor):
     """Ends calls that no caller's deadline ends, and turns what servicers raise into `google.rpc.Status`.
 
-    Covers the four kinds of method. `deadlines` says seconds by method where the usual ones do not fit; `otherwise` is
-    for unary methods that are not ours. A DomainError goes out as the table says, anything else as INTERNAL with its
-    traceback in the log only. CancelledError and a servicer's own `abort` pass.
+    Covers the four kinds of method. `otherwise` is in seconds, for unary methods that are not ours. A DomainError goes
+    out as the table says, anything else as INTERNAL with its traceback in the log only. CancelledError and a servicer's
+    own `abort` pass.
     """
 
-    def __init__(self, deadlines: Mapping[str, float | None] | None = None, *, otherwise: float = 60.0) -> None:
-        self._deadlines = dict(deadlines or {})
+    def __init__(self, *, otherwise: float = 60.0) -> None:
         self._otherwise = otherwise
 
     async def intercept_service(
@@ -44,7 +43,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         asks, answers = ("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
         kind = f"{asks}_{answers}"
         otherwise = None if handler.response_streaming else self._otherwise
-        seconds = self._deadlines.get(method, usual_deadline(method, otherwise=otherwise))
+        seconds = usual_deadline(method, otherwise=otherwise)
         guard = _stream if handler.response_streaming else _unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         guarded = guard(getattr(handler, kind), method, seconds)

@@ -19,6 +19,8 @@ from promptlooper.errors import DomainError
 from promptlooper.rpc.health import Health
 from promptlooper.rpc.interceptors import CallGuard
 
+_LARGEST_MESSAGE = 4 * 1024 * 1024
+
 Register = Callable[[grpc.aio.Server], None]
 
 
@@ -45,18 +47,16 @@ async def serving(
     grace: float = 20.0,
     lame_duck: float = 0.0,
     on_drain: Callable[[], None] | None = None,
-    max_receive_bytes: int = 4 * 1024 * 1024,
-    deadlines: Mapping[str, float | None] | None = None,
 ) -> AsyncIterator[Serving]:
     """Serves `services` (full name to what registers it) on `listen`, with health there and, alone, on its own port.
 
     Port 0 takes a free one. `health_listen` is the port of `listen` + 100 unless given. On leaving it drains: health
     says NOT_SERVING, `lame_duck` seconds later `on_drain` tells long streams to end, and what still runs gets `grace`
-    seconds. `deadlines` replaces usual deadlines by method. Raises CannotListen where an address is taken.
+    seconds. Raises CannotListen where an address is taken.
     """
     answers = Health(services)
     async with AsyncExitStack() as stack:
-        server = grpc.aio.server(interceptors=[CallGuard(deadlines)], options=_options(max_receive_bytes))
+        server = grpc.aio.server(interceptors=[CallGuard()], options=_options(_LARGEST_MESSAGE))
         stack.push_async_callback(server.stop, None)
         for register in services.values():
             register(server)
@@ -90,7 +90,7 @@ def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.so_reuseport", 0),  # by default two servers share a port, in silence
         ("grpc.max_receive_message_length", max_receive_bytes),
-        ("grpc.max_send_message_length", 4 * 1024 * 1024),
+        ("grpc.max_send_message_length", _LARGEST_MESSAGE),
         ("grpc.max_concurrent_streams", 200),
         # All three are needed: without ping_timeout a frozen peer is seen after a minute more.
         ("grpc.keepalive_time_ms", 60_000),

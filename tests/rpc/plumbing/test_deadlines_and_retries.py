@@ -77,7 +77,10 @@ async def test_methods_that_are_not_ours_get_the_default_unless_they_answer_with
 
 
 @pytest.mark.parametrize("timeout", [None, 2 * LONGEST])
-async def test_call_without_a_deadline_is_ended_by_the_server(connect: Any, timeout: float | None) -> None:
+async def test_call_without_a_deadline_is_ended_by_the_server(
+    connect: Any, monkeypatch: pytest.MonkeyPatch, timeout: float | None
+) -> None:
+    monkeypatch.setitem(USUAL, LOOKUP, 0.05)
     stopped = asyncio.Event()
 
     async def behaviour(request: Any, context: Any) -> None:
@@ -86,18 +89,22 @@ async def test_call_without_a_deadline_is_ended_by_the_server(connect: Any, time
         finally:
             stopped.set()
 
-    async with connect(behaviour, deadlines={LOOKUP: 0.05}) as wire:
+    async with connect(behaviour) as wire:
         async with grpc.aio.insecure_channel(wire.address) as plain:  # not ours: fills nothing in
             with pytest.raises(errors.DeadlineExceeded, match="usual deadline"), domain_errors(wire.address):
                 await plain.unary_unary(LOOKUP)(b"", timeout=timeout)
         assert stopped.is_set()
 
 
-async def test_call_with_a_deadline_is_not_capped(connect: Any) -> None:
-    async def behaviour(request: Any, context: Any) -> None:
-        await asyncio.sleep(0.05)
+async def test_call_with_a_deadline_is_not_capped(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(USUAL, LOOKUP, 0.001)
+    ended = asyncio.Event()
 
-    async with connect(behaviour, deadlines={LOOKUP: 0.001}) as wire:
+    async def behaviour(request: Any, context: Any) -> None:
+        asyncio.get_running_loop().call_later(0.001, ended.set)  # timed after the usual deadline would have been
+        await ended.wait()
+
+    async with connect(behaviour) as wire:
         await wire.lookup(timeout=60)
 
 

@@ -147,9 +147,12 @@ async def test_nobody_there_says_what_to_start(connect: Any) -> None:
 
 
 async def test_message_that_is_too_large_is_said(connect: Any) -> None:
-    async with connect(raising(AssertionError("not called")), max_receive_bytes=1000) as wire:
-        with pytest.raises(errors.TooLarge), domain_errors(wire.address):
-            await wire.stub.Lookup(cache_service_pb2.LookupRequest(claimant_id="x" * 2000))
+    async with connect(raising(AssertionError("not called"))) as wire:
+        with pytest.raises(errors.TooLarge, match="send less at once"), domain_errors(wire.address):
+            await wire.stub.Lookup(cache_service_pb2.LookupRequest(claimant_id="x" * 5_000_000))
+        async with grpc.aio.insecure_channel(wire.address) as plain:  # not ours: sends anything
+            with pytest.raises(errors.TooLarge, match="send less at once"), domain_errors(wire.address):
+                await plain.unary_unary("/promptlooper.v1.CacheService/Lookup")(b"x" * 5_000_000)
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])

@@ -96,6 +96,18 @@ async def test_port_in_use_is_a_clear_error(connect: Any, capfd: pytest.CaptureF
     assert capfd.readouterr().err == ""
 
 
+async def test_two_servers_that_bind_at_the_same_moment_never_share_a_port(
+    connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "promptlooper.rpc.server._bind_once", lambda host, port: None
+    )  # both looked before either bound
+    async with connect(nothing) as wire:
+        with pytest.raises(CannotListen, match="is in use"):
+            async with serving(wire.address, {}):
+                raise AssertionError("not reached")
+
+
 async def test_address_that_is_not_here_is_a_clear_error() -> None:
     with pytest.raises(CannotListen, match=r"can't listen on '192\.0\.2\.1:7051': .*; set PROMPTLOOPER_LISTEN"):
         async with serving("192.0.2.1:7051", {}):
