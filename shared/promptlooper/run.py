@@ -49,8 +49,9 @@ class StageResult:
     cost_saved_nanousd: int | None  # what the cache saved; None where that is unknown
     cached: bool
     attempts: int  # 0 when cached
-    finish_reason: str
+    finish_reason: str  # "" where there was no answer
     reasoning: str | None = None
+    error: RunError | None = None  # why there was no answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class _Flight:
 
     task: asyncio.Task[Answer]
     waiters: int = 0
+    counted: bool = False  # one of the waiters has taken the answer as the one that was paid for
 
 
 class Answers:
@@ -100,7 +101,9 @@ class Answers:
         deadline = self._clock.monotonic() + question.request.timeout
         mode = question.policy.mode
         if mode is CacheMode.READ_WRITE:
-            return await self._ask_once(question, deadline)
+            while (answer := await self._ask_once(question, deadline)) is None:
+                pass
+            return answer
         key = cache_key(question) if mode is not CacheMode.OFF else ""
         if mode is CacheMode.READ_ONLY:
             found = await self._read(Lookup(key, question.policy.max_age))
@@ -111,7 +114,8 @@ class Answers:
             self._store(entry)
         return Answer(completion, cached=False)
 
-    async def _ask_once(self, question: Question, deadline: float) -> Answer:
+    async def _ask_once(self, question: Question, deadline: float) -> Answer | None:
+        """None where the one who asked ran out of time, which this caller still has."""
         key = cache_key(question)
         place = (key, question.policy.max_age)
         flight = self._flights.get(place)
@@ -125,16 +129,23 @@ class Answers:
             if leader:
                 answer = await asyncio.shield(flight.task)
             else:
-                async with asyncio.timeout(question.request.timeout):
+                async with asyncio.timeout(deadline - self._clock.monotonic()):
                     answer = await asyncio.shield(flight.task)
         except TimeoutError as error:
             raise _too_late(question.request) from error
+        except DeadlineExceeded:
+            if leader or self._clock.monotonic() >= deadline:
+                raise
+            return None
         finally:
             flight.waiters -= 1
             if not flight.waiters and not flight.task.done():
                 flight.task.cancel()  # nobody waits for it any more
                 self._forget(place, flight)
-        return answer if leader else Answer(answer.completion, cached=True)
+        if answer.cached or flight.counted:
+            return Answer(answer.completion, cached=True)
+        flight.counted = True  # whoever comes first, should the leader have been cancelled
+        return answer
 
     def _forget(self, place: tuple[str, float | None], flight: _Flight) -> None:
         if self._flights.get(place) is flight:
@@ -153,10 +164,11 @@ class Answers:
             self._keep_leases()
         try:
             completion = await self._complete(question.request, deadline)
+            entry = _entry_of(key, completion)
         except BaseException:
             self._give_up(key)
             raise
-        if (entry := _entry_of(key, completion)) is not None:
+        if entry is not None:
             self._leading.discard(key)
             self._store(entry)
         else:

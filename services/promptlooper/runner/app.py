@@ -58,44 +58,23 @@ async def runner_core(
 async def run(settings: RunnerSettings) -> None:
     """Serves until a signal comes."""
     # Not above: the embedded composition needs neither gRPC nor NATS.
-    from promptlooper.clients.adapter import AdapterClient
-    from promptlooper.clients.cache import CacheClient
-    from promptlooper.clients.scorer import ScorerClient
-    from promptlooper.rpc.client import open_channel
+    from promptlooper.clients import adapter, cache, scorer
     from promptlooper.rpc.process import until_signalled
     from promptlooper.rpc.server import serving
     from promptlooper.runner import servicer
     from promptlooper.runner.events.relay import Relay
-    from promptlooper.v1 import adapter_service_pb2, cache_service_pb2, scorer_service_pb2
 
     database, hub = Database(settings.database_url), Hub()
     async with AsyncExitStack() as stack:
         stack.callback(database.close)
         prepare(database)
         enter = stack.enter_async_context
-        to_adapter = await enter(
-            open_channel(settings.adapter_address, adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"])
-        )
-        to_cache = await enter(
-            open_channel(settings.cache_address, cache_service_pb2.DESCRIPTOR.services_by_name["CacheService"])
-        )
-        to_scorer = await enter(
-            open_channel(settings.scorer_address, scorer_service_pb2.DESCRIPTOR.services_by_name["ScorerService"])
-        )
-        gateway = AdapterClient(to_adapter, settings.adapter_address)
-        stack.push_async_callback(gateway.aclose)
+        gateway = await enter(adapter.connected(settings.adapter_address))
+        responses = await enter(cache.connected(settings.cache_address))
+        scoring = await enter(scorer.connected(settings.scorer_address))
         if settings.nats_url:
             await enter(Relay(database, hub, settings.nats_url).running())
-        core = await enter(
-            runner_core(
-                database,
-                gateway,
-                CacheClient(to_cache, settings.cache_address),
-                ScorerClient(to_scorer, settings.scorer_address),
-                slots=settings.slots,
-                hub=hub,
-            )
-        )
+        core = await enter(runner_core(database, gateway, responses, scoring, slots=settings.slots, hub=hub))
         server = await enter(
             serving(
                 settings.listen,

@@ -12,6 +12,7 @@ from promptlooper.jsonvalue import Json, JsonObject, json_text
 TOKENS_PER_MESSAGE = 16  # role and separators, generously
 TOKENS_PER_CALL = 16
 MTOK = 1_000_000
+LARGEST = 2**60  # more than any budget, and a database integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def call_bound(messages: Sequence[Message], params: JsonObject, price: Price | N
     if price is None:
         return Bound(0, tokens_in + tokens_out)
     parts = tokens_in * price.input_nanousd_per_mtok + tokens_out * price.output_nanousd_per_mtok
-    return Bound(-(-parts // MTOK), tokens_in + tokens_out)
+    return Bound(min(-(-parts // MTOK), LARGEST), min(tokens_in + tokens_out, LARGEST))
 
 
 def _whole(value: Json) -> int:

@@ -14,6 +14,7 @@ from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway, ModelInfo
 from promptlooper.digest import sha256_hex
 from promptlooper.errors import (
+    ExperimentNotFound,
     InvalidArgument,
     InvalidExperiment,
     PageTokenInvalid,
@@ -41,6 +42,8 @@ from promptlooper.runner.store.summary import summarize
 from promptlooper.scoring import ScorerInfo, ScoringService
 
 DEFAULT_PAGE, LARGEST_PAGE, EXPORT_PAGE = 50, 1_000, 200
+EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
+LONGEST_INPUT_ID = 200  # characters: it is in every event
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -74,8 +77,8 @@ class RunnerCore:
             )
         spec = _completed(spec)
         validation = await check(spec, self._gateway, self._scoring)
-        if validation.problems:
-            raise InvalidExperiment(validation.problems)
+        if problems := (*validation.problems, *_long_ids(spec)):
+            raise InvalidExperiment(problems)
         unit = await self._first_bound(spec)
         new = repository.NewExperiment(self._new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens)
         now_us = self._now_us()
@@ -102,6 +105,10 @@ class RunnerCore:
         return await check(_completed(spec), self._gateway, self._scoring)
 
     async def get(self, experiment_id: str) -> Experiment:
+        if not EXPERIMENT_ID.fullmatch(experiment_id):
+            raise ExperimentNotFound(
+                f"there is no experiment {experiment_id!r}; see `list`", experiment_id=experiment_id
+            )
         now_us = self._now_us()
         return await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=now_us))
 
@@ -123,6 +130,7 @@ class RunnerCore:
         return ExperimentPage(tuple(found), "" if following is None else _page_token(list(following), bound_to))
 
     async def cancel(self, experiment_id: str) -> Experiment:
+        await self.get(experiment_id)
         now_us = self._now_us()
         await self._database.write(partial(repository.cancel, experiment_id=experiment_id, now_us=now_us))
         self._engine.hint()
@@ -130,6 +138,7 @@ class RunnerCore:
         return await self.get(experiment_id)
 
     async def delete(self, experiment_id: str) -> None:
+        await self.get(experiment_id)
         await self._database.write(partial(repository.delete, experiment_id=experiment_id))
         self._hub.advanced(experiment_id)
 
@@ -174,6 +183,7 @@ class RunnerCore:
 
     async def cancel_run(self, run_id: str) -> Run:
         experiment_id, run_index = _run_place(run_id)
+        await self.get(experiment_id)
         cancel = partial(
             repository.cancel_waiting_run, experiment_id=experiment_id, run_index=run_index, now_us=self._now_us()
         )
@@ -219,6 +229,14 @@ class RunnerCore:
 
     async def purge_cache(self, scope: str) -> int:
         return await self._cache.purge(scope)
+
+
+def _long_ids(spec: ExperimentSpec) -> list[Problem]:
+    return [
+        Problem(f"inputs[{index}]", f"the id is longer than {LONGEST_INPUT_ID} characters; give a shorter `_id`")
+        for index, row in enumerate(spec.inputs)
+        if len(row.input_id) > LONGEST_INPUT_ID
+    ]
 
 
 def _completed(spec: ExperimentSpec) -> ExperimentSpec:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
-from promptlooper.errors import CompletionFailed, ContentFiltered, DomainError
-from promptlooper.experiment import ExperimentSpec, InputRow
+from promptlooper.errors import CompletionFailed, ContentFiltered, DeadlineExceeded, DomainError, TemplateError
+from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answer, Answers, Question
@@ -18,11 +18,12 @@ from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturne
 from promptlooper.runner.render import Renderer, scorer_variables, variables
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
-from promptlooper.runner.store.rows import microseconds
+from promptlooper.runner.store.rows import microseconds, storable
 from promptlooper.runner.turn import Claim
 
 log = logging.getLogger("runner.execution")
-PARK_AT_LEAST = 1.0  # seconds
+PARK_AT_LEAST, PARK_AT_MOST = 1.0, 3600.0  # seconds
+MAYBE_PAID = frozenset({"DEADLINE_EXCEEDED", "PROVIDER_UNAVAILABLE", "PROVIDER_MALFORMED", "SERVICE_UNAVAILABLE"})
 
 
 class NeedsMore(Exception):
@@ -73,18 +74,20 @@ class RunExecutor:
     async def step(self, claim: Claim, row: InputRow, results: tuple[StageResult, ...]) -> None:
         """Executes one stage of a run, and after the last one its scoring. Everything that can go wrong with the work
         ends as an outcome; cancellation passes."""
-        plan = self._plan
         place = self.place_of(claim.run_index)
         variant = self.variant_of(place)
         facts = RunFacts(variant.variant_id, row.input_id, place.repeat)
-        stages = variant.pipeline.stages
-        index = claim.next_stage
+        run, index, stages = (claim.run_index, claim.lease_epoch, facts), claim.next_stage, variant.pipeline.stages
+        deadline_us = claim.deadline_us or self._now_us() + int(self._limit_of(stages[index:]) * 1e6)
+        request: CompletionRequest | None = None
         try:
             if index < len(stages):
-                result = await self._stage(claim, place.repeat, variant, row, results)
+                request = self._request(claim, variant, row, results, deadline_us)
+                result = await self._stage(request, index, stages[index].name, place.repeat)
                 filtered = result.finish_reason == "content_filter"
                 last = filtered or index + 1 == len(stages)
-                self._report(StageDone(claim.run_index, claim.lease_epoch, facts, result, last))
+                self._report(StageDone(*run, result, last))
+                request = None
                 if filtered:
                     raise ContentFiltered(
                         f"the content filter of {result.model!r} withheld the answer; change the prompt or the input"
@@ -94,52 +97,71 @@ class RunExecutor:
                 results = (*results, result)
             scores, score, passed = await self._scored(row, results)
         except NeedsMore as need:
-            self._report(
-                RunReturned(
-                    claim.run_index,
-                    claim.lease_epoch,
-                    facts,
-                    need_nanousd=need.bound.nanousd,
-                    need_tokens=need.bound.tokens,
-                )
-            )
+            self._report(RunReturned(*run, need_nanousd=need.bound.nanousd, need_tokens=need.bound.tokens))
         except DomainError as error:
-            wait = error.retry_after
-            if error.retryable and wait is not None and error.reason == "PROVIDER_RATE_LIMITED":
-                due = microseconds(self._clock.now()) + int(max(wait, PARK_AT_LEAST) * 1e6)
-                outcome = RunReturned(claim.run_index, claim.lease_epoch, facts, not_before_us=due, why=error.reason)
-                self._report(outcome)
-                return
-            self._fail(claim, facts, _run_error(error, index, variant))
+            attempts = error.attempts if isinstance(error, CompletionFailed) else 0
+            due_us = self._due_us(error)
+            if due_us is not None and due_us < deadline_us:
+                waiting = RunReturned(
+                    *run, not_before_us=due_us, deadline_us=deadline_us, attempts=attempts, why=error.reason
+                )
+                self._report(waiting)
+            else:
+                told = _run_error(error, index, stages, too_long=due_us is not None)
+                self._fail(run, told, request, maybe_paid=bool(attempts) and error.reason in MAYBE_PAID)
         except Exception as error:
-            log.exception("run %s-%s failed unexpectedly", plan.experiment_id, claim.run_index)
+            log.exception("run %s-%s failed unexpectedly", self._plan.experiment_id, claim.run_index)
             told = RunError("INTERNAL", f"internal error ({type(error).__name__}); see the Runner's log", index)
-            self._fail(claim, facts, told)
+            self._fail(run, told, request, maybe_paid=request is not None)
         else:
-            ended = RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.COMPLETED, scores, score, passed)
-            self._report(ended)
+            self._report(RunEnded(*run, RunState.COMPLETED, scores, score, passed))
 
-    def _fail(self, claim: Claim, facts: RunFacts, error: RunError) -> None:
-        self._report(RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.FAILED, error=error))
+    def _fail(
+        self, run: tuple[int, int, RunFacts], error: RunError, request: CompletionRequest | None, *, maybe_paid: bool
+    ) -> None:
+        failed = None if request is None or error.stage_index is None else _failed_stage(request, error)
+        self._report(RunEnded(*run, RunState.FAILED, error=error, failed_stage=failed, maybe_paid=maybe_paid))
 
-    async def _stage(
-        self, claim: Claim, repeat: int, variant: Variant, row: InputRow, results: tuple[StageResult, ...]
-    ) -> StageResult:
+    def _now_us(self) -> int:
+        return microseconds(self._clock.now())
+
+    def _limit_of(self, stages: Sequence[Stage]) -> float:
+        """Seconds that the first of these stages may take, waits for rate limits included."""
+        return (stages[0].timeout if stages else None) or self._plan.spec.limits.stage_timeout
+
+    def _due_us(self, error: DomainError) -> int | None:
+        """When a run may try again that a provider told to wait; None for other errors."""
+        if error.reason != "PROVIDER_RATE_LIMITED" or error.retry_after is None:
+            return None
+        return self._now_us() + int(min(max(error.retry_after, PARK_AT_LEAST), PARK_AT_MOST) * 1e6)
+
+    def _request(
+        self, claim: Claim, variant: Variant, row: InputRow, results: tuple[StageResult, ...], deadline_us: int
+    ) -> CompletionRequest:
+        """The stage's question. Raises TemplateError, NeedsMore, or DeadlineExceeded where waiting took all the
+        time."""
         plan, index = self._plan, claim.next_stage
-        stage = variant.pipeline.stages[index]
         model, params = self._call_of(variant, index)
-        messages = self._renderer.messages(stage, variables(plan.spec, row, results, index))
-        known = plan.models.get(model) or ModelCheck(model)
+        messages = self._renderer.messages(variant.pipeline.stages[index], variables(plan.spec, row, results, index))
+        if any(storable(message.content) != message.content for message in messages):
+            raise TemplateError("the prompt has a character that is not text (NUL or half of a surrogate pair)")
         if claim.reserved_nanousd is not None or claim.reserved_tokens is not None:
+            known = plan.models.get(model) or ModelCheck(model)
             bound = call_bound(messages, params, known.price)
             if (claim.reserved_nanousd is not None and bound.nanousd > claim.reserved_nanousd) or (
                 claim.reserved_tokens is not None and bound.tokens > claim.reserved_tokens
             ):
                 raise NeedsMore(bound)
-        request = CompletionRequest(model, messages, params, stage.timeout or plan.spec.limits.stage_timeout)
+        timeout = (deadline_us - self._now_us()) / 1e6
+        if timeout <= 0:
+            raise DeadlineExceeded("waiting for the provider's rate limit took longer than limits.stage_timeout allows")
+        return CompletionRequest(model, messages, params, timeout)
+
+    async def _stage(self, request: CompletionRequest, index: int, name: str, repeat: int) -> StageResult:
+        plan = self._plan
+        known = plan.models.get(request.model) or ModelCheck(request.model)
         question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
-        answer = await self._answers.ask(question)
-        return _stage_result(index, stage.name, request, answer)
+        return _stage_result(index, name, request, await self._answers.ask(question))
 
     def _call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
         """Model and parameters of a stage: the same for all its runs."""
@@ -156,13 +178,39 @@ class RunExecutor:
         return await self._scores.of(self._plan.spec.scorers, results, values)
 
 
-def _run_error(error: DomainError, index: int, variant: Variant) -> RunError:
-    stages = variant.pipeline.stages
+def _run_error(error: DomainError, index: int, stages: Sequence[Stage], *, too_long: bool) -> RunError:
     name = stages[index].name if index < len(stages) else ""
     where = f"stage {name!r}" if name else f"stage {index}"
     message = f"{where}: {error.message}" if error.reason == "TEMPLATE_ERROR" else error.message
+    if too_long:
+        message += "; limits.stage_timeout does not allow so long a wait: raise it, or lower limits.max_concurrency"
     attempts = error.attempts if isinstance(error, CompletionFailed) else 0
     return RunError(error.reason, message, index, name, attempts, error.retryable)
+
+
+def _failed_stage(request: CompletionRequest, error: RunError) -> StageResult:
+    """What a stage sent that got no answer."""
+    return StageResult(
+        stage_index=error.stage_index or 0,
+        name=error.stage,
+        messages=request.messages,
+        output="",
+        model="",
+        model_requested=request.model,
+        params=request.params,
+        tokens_in=None,
+        tokens_out=None,
+        tokens_reasoning=None,
+        tokens_cached_in=None,
+        latency_ms=0,
+        ttft_ms=None,
+        cost_nanousd=None,
+        cost_saved_nanousd=None,
+        cached=False,
+        attempts=error.attempts,
+        finish_reason="",
+        error=error,
+    )
 
 
 def _stage_result(index: int, name: str, request: CompletionRequest, answer: Answer) -> StageResult:

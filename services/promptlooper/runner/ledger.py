@@ -100,6 +100,7 @@ class RunRow:
     reserved_nanousd: int = 0  # of a PENDING run: what it needs, and nothing is reserved
     reserved_tokens: int = 0
     not_before_us: int = 0  # 0: at once
+    deadline_us: int | None = None  # of a stage that was parked: when its time is over
     cached_before: bool = True  # no paid call was counted before this turn
     error: RunError | None = None
     score: float | None = None

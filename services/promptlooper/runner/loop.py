@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import sqlalchemy as sa
 
 from promptlooper.completion import ModelCheck
 from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUnavailable
-from promptlooper.experiment import ExperimentSpec, InputRow
-from promptlooper.run import RunError, RunState, StageResult
+from promptlooper.experiment import ExperimentSpec
+from promptlooper.run import RunError, RunState
 from promptlooper.runner.execution import Plan, RunExecutor
+from promptlooper.runner.held import Held, InputRows
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
 from promptlooper.runner.store import leases, repository
-from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.turns import TurnRequest, TurnResult, turn
 from promptlooper.runner.turn import Claim
@@ -28,33 +29,12 @@ if TYPE_CHECKING:
     from promptlooper.runner.engine import Engine, EngineParts
 
 log = logging.getLogger("runner.loop")
+T = TypeVar("T")
 TURN_INTERVAL = 0.025  # seconds: a turn costs about the same for 1 outcome as for 50
 TURN_OUTCOMES = 128
-CHUNKS_KEPT = 8
+OUTCOMES_AT_MOST = 2_000  # in one turn: PostgreSQL takes at most 65,535 parameters
 STARTED_AT_ONCE = 16
 AFTER_OUTAGE = 0.5  # seconds
-
-
-class InputRows:
-    """The rows of an experiment's inputs; chunks are read when needed and the last few kept."""
-
-    def __init__(self, database: Database, experiment_id: str) -> None:
-        self._database, self._experiment_id = database, experiment_id
-        self._chunks: OrderedDict[int, list[InputRow]] = OrderedDict()
-
-    async def of(self, indexes: Iterable[int]) -> dict[int, InputRow]:
-        wanted = list(indexes)
-        for number in sorted({index // repository.INPUTS_PER_CHUNK for index in wanted} - self._chunks.keys()):
-            read = partial(repository.input_chunk, experiment_id=self._experiment_id, chunk=number)
-            self._chunks[number] = await self._database.read(read)
-        rows = {}
-        for index in wanted:
-            number, offset = divmod(index, repository.INPUTS_PER_CHUNK)
-            self._chunks.move_to_end(number)
-            rows[index] = self._chunks[number][offset]
-        while len(self._chunks) > CHUNKS_KEPT:
-            self._chunks.popitem(last=False)
-        return rows
 
 
 class ExperimentLoop:
@@ -62,57 +42,64 @@ class ExperimentLoop:
 
     def __init__(self, experiment_id: str, parts: EngineParts, engine: Engine) -> None:
         self.experiment_id, self._parts, self._engine = experiment_id, parts, engine
-        self.share = 0
+        self.share = self._seen_share = 0
         self._outcomes: list[Outcome] = []
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._claims: dict[int, Claim] = {}  # what this Runner holds, tasks or not
-        self._rows: dict[int, InputRow] = {}
-        self._results: dict[int, tuple[StageResult, ...]] = {}
-        self._cancelled_runs: set[int] = set()
+        self._held: dict[int, Held] = {}
         self._wake, self._full = asyncio.Event(), asyncio.Event()
-        self._cancelling = self._stopping = self._hand_back = False
+        self._cancelling = self._stopping = self._hand_back = self._changed_elsewhere = False
         self._timer: asyncio.TimerHandle | None = None  # for the next run that came back
         self._checkpoint: asyncio.TimerHandle | None = None  # for last stages whose scores are not there yet
         self._earliest = 0.0  # monotonic time of the next turn
+        self._inputs = InputRows(experiment_id, self._read)
 
     @property
     def in_flight(self) -> int:
-        return len(self._claims)
+        return len(self._held)
 
     def look(self, pending: int) -> None:
-        """Wakes the loop where it could start something or must stop something."""
-        if self._cancelling or (pending and self._timer is None and self.share > self.in_flight):
+        """Wakes the loop where it could start something or must stop something. Where runs wait for a time, only a
+        larger share is news."""
+        grown, self._seen_share = self.share > self._seen_share, self.share
+        if self._cancelling or (pending and self.share > self.in_flight and (grown or self._timer is None)):
             self._wake.set()
 
     def check(self) -> None:
-        """Something about the experiment changed elsewhere: take a turn, which sees it."""
+        """The experiment is not active any more: take a turn, which sees why."""
+        self._changed_elsewhere = True
         self._wake.set()
 
     def cancel(self) -> None:
         """The experiment is CANCELLING: stops what runs, each run ends as CANCELLED."""
         if not self._cancelling:
             self._cancelling = True
-            for task in self._tasks.values():
-                task.cancel()
+            self._stop_tasks()
             self._wake.set()
 
     def cancel_run(self, run_index: int) -> None:
-        if (task := self._tasks.get(run_index)) is not None:
-            self._cancelled_runs.add(run_index)
-            task.cancel()
+        """Stops one run, now or before its next stage."""
+        if (held := self._held.get(run_index)) is not None:
+            held.cancelled = True
+            if held.task is not None:
+                held.task.cancel()
 
     def stop(self, *, hand_back: bool) -> None:
         """Ends the loop: its calls are stopped, and the runs handed back where this Runner still holds them."""
         self._stopping, self._hand_back = True, hand_back
-        for task in self._tasks.values():
-            task.cancel()
+        self._stop_tasks()
         self._wake.set()
+
+    def _stop_tasks(self) -> None:
+        for held in self._held.values():
+            if held.task is not None:
+                held.task.cancel()
 
     async def run(self) -> None:
         try:
             await self._run()
         except ExperimentNotFound:
             log.info("experiment %s was deleted", self.experiment_id)
+        except StoreUnavailable as error:
+            log.warning("experiment %s: left as it is: %s", self.experiment_id, error)
         except Exception:
             log.exception("experiment %s can't be run", self.experiment_id)
             now_us = microseconds(self._parts.clock.now())
@@ -123,34 +110,48 @@ class ExperimentLoop:
             for timer in (self._timer, self._checkpoint):
                 if timer is not None:
                     timer.cancel()
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            self._stop_tasks()
+            await self._tasks_ended()
+
+    async def _tasks_ended(self) -> None:
+        tasks = [held.task for held in self._held.values() if held.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Reads, and in an outage again until the database is back or the loop is stopped."""
+        while True:
+            try:
+                return await self._parts.database.read(fn)
+            except StoreUnavailable as error:
+                if self._stopping:
+                    raise
+                log.warning("experiment %s: %s; trying again", self.experiment_id, error)
+                await asyncio.sleep(AFTER_OUTAGE)
 
     async def _run(self) -> None:
         parts = self._parts
-        spec, total = await parts.database.read(partial(repository.spec_of, experiment_id=self.experiment_id))
+        spec, total = await self._read(partial(repository.spec_of, experiment_id=self.experiment_id))
         plan = await self._plan(spec, total)
         if plan is None:
             return
         executor = RunExecutor(plan, parts.answers, parts.scores, parts.renderer, parts.clock, self._report)
-        inputs = InputRows(parts.database, self.experiment_id)
         variant_ids = [variant.variant_id for variant in plan.variants]
-        uncertain = False
+        uncertain = True  # a loop before this one may have left runs that this Runner still holds
         while True:
             await self._next_turn()
             if self._stopping:
                 await self._hand_over(variant_ids, spec.repeats)
                 return
-            sent = self._outcomes
-            self._outcomes = []
+            sent, self._outcomes = self._outcomes[:OUTCOMES_AT_MOST], self._outcomes[OUTCOMES_AT_MOST:]
             self._full.clear()
             self._wake.clear()
+            if self._outcomes:
+                self._wake.set()
             try:
                 if uncertain:
                     sent, adopted = await self._adopt(sent)
                     uncertain = False
-                    await self._start(adopted, inputs, executor)
+                    await self._start(adopted, executor)
                 request = TurnRequest(
                     self.experiment_id, self._engine.runner_id, sent, self._free(sent), variant_ids, spec.repeats
                 )
@@ -165,7 +166,7 @@ class ExperimentLoop:
             self._settle(sent, result)
             if result.ledger.ended:
                 return
-            await self._start([*result.claims, *result.continuing], inputs, executor)
+            await self._start([*result.claims, *result.continuing], executor)
             self._wait_until(result.next_due_us)
 
     async def _plan(self, spec: ExperimentSpec, total: int) -> Plan | None:
@@ -173,7 +174,7 @@ class ExperimentLoop:
         chosen = variants(spec)
         grid = Shape(total // (spec.repeats * len(chosen)), spec.repeats, len(chosen))
         models = sorted({stage_model(v, stage) for v in chosen for stage in v.pipeline.stages})
-        while not self._stopping:
+        while not self._stopping and not self._changed_elsewhere:
             try:
                 checks = await self._parts.gateway.check_models(models)
                 return Plan(self.experiment_id, spec, chosen, grid, {check.model: check for check in checks})
@@ -259,12 +260,6 @@ class ExperimentLoop:
 
     def _settle(self, sent: list[Outcome], result: TurnResult) -> None:
         """Forgets the runs that ended or went back, and keeps the results of those that go on."""
-        for outcome in sent:
-            if isinstance(outcome, StageDone):
-                kept = self._results.get(outcome.run_index, ())
-                self._results[outcome.run_index] = (*kept, outcome.result)
-            else:
-                self._forget(outcome.run_index)
         if result.refused:
             log.warning(
                 "experiment %s: %d outcomes refused, the runs belong to another: %s",
@@ -274,51 +269,59 @@ class ExperimentLoop:
             )
         going_on = {claim.run_index for claim in result.continuing}
         for outcome in sent:
-            if isinstance(outcome, StageDone) and not outcome.last and outcome.run_index not in going_on:
-                self._forget(outcome.run_index)
+            held = self._held.get(outcome.run_index)
+            if held is None:
+                continue
+            if not isinstance(outcome, StageDone):
+                del self._held[outcome.run_index]
+            elif outcome.result.stage_index == held.claim.next_stage:
+                held.results = (*held.results, outcome.result)
+                if not outcome.last and outcome.run_index not in going_on:
+                    del self._held[outcome.run_index]
         if not result.alive:
             log.error("experiment %s: this Runner's lease is gone", self.experiment_id)
 
-    def _forget(self, run_index: int) -> None:
-        for place in (self._claims, self._rows, self._results):
-            place.pop(run_index, None)
-        self._cancelled_runs.discard(run_index)
-
-    async def _start(self, claims: list[Claim], inputs: InputRows, executor: RunExecutor) -> None:
-        if not claims:
-            return
-        unknown = {
-            c.run_index: executor.place_of(c.run_index).input_index for c in claims if c.run_index not in self._rows
-        }
-        rows = await inputs.of(sorted(set(unknown.values())))
+    async def _start(self, claims: list[Claim], executor: RunExecutor) -> None:
+        """Begins or goes on with runs; those that are not to run any more are reported as stopped."""
+        unknown = [claim for claim in claims if claim.run_index not in self._held]
+        places = {claim.run_index: executor.place_of(claim.run_index).input_index for claim in unknown}
+        rows = await self._inputs.of(sorted(set(places.values()))) if places else {}
         for number, claim in enumerate(claims):
             if number % STARTED_AT_ONCE == 0:
                 # Spreads a burst: what starts together ends together, and then all slots idle at once.
                 await asyncio.sleep(0)
-            index = claim.run_index
-            if index in unknown:
-                self._rows[index] = rows[unknown[index]]
-                self._results[index] = claim.results
-            self._claims[index] = claim
-            step = executor.step(claim, self._rows[index], self._results[index])
-            self._tasks[index] = task = asyncio.create_task(step)
-            task.add_done_callback(partial(self._step_done, claim, executor, self._rows[index]))
-        if self._stopping or self._cancelling:
-            for claim in claims:
-                self._tasks[claim.run_index].cancel()
+            held = self._held.get(claim.run_index)
+            if held is None:
+                held = self._held[claim.run_index] = Held(claim, rows[places[claim.run_index]], claim.results)
+            held.claim = claim
+            if self._stopping or self._cancelling or held.cancelled:
+                self._stopped(held, executor, maybe_paid=False)
+                continue
+            held.task = asyncio.create_task(executor.step(claim, held.row, held.results))
+            held.task.add_done_callback(partial(self._step_done, held, executor))
 
-    def _step_done(self, claim: Claim, executor: RunExecutor, row: InputRow, task: asyncio.Task[None]) -> None:
+    def _step_done(self, held: Held, executor: RunExecutor, task: asyncio.Task[None]) -> None:
         """A step reports its own outcome; one that was stopped, perhaps before it began, is reported here."""
-        index = claim.run_index
-        if self._tasks.get(index) is task:
-            del self._tasks[index]
-        if not task.cancelled():
-            return
-        facts = executor.facts_of(index, row)
-        if self._cancelling or index in self._cancelled_runs:
-            self._report(RunEnded(index, claim.lease_epoch, facts, RunState.CANCELLED))
+        if held.task is task:
+            held.task = None
+        if task.cancelled():
+            self._stopped(held, executor, maybe_paid=True)
+        elif (fault := task.exception()) is not None:
+            log.error("run %s-%s failed unexpectedly", self.experiment_id, held.claim.run_index, exc_info=fault)
+            told = RunError("INTERNAL", f"internal error ({type(fault).__name__}); see the Runner's log")
+            facts = executor.facts_of(held.claim.run_index, held.row)
+            self._report(
+                RunEnded(
+                    held.claim.run_index, held.claim.lease_epoch, facts, RunState.FAILED, error=told, maybe_paid=True
+                )
+            )
+
+    def _stopped(self, held: Held, executor: RunExecutor, *, maybe_paid: bool) -> None:
+        claim, facts = held.claim, executor.facts_of(held.claim.run_index, held.row)
+        if self._cancelling or held.cancelled:
+            self._report(RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.CANCELLED, maybe_paid=maybe_paid))
         else:
-            self._report(RunReturned(index, claim.lease_epoch, facts))
+            self._report(RunReturned(claim.run_index, claim.lease_epoch, facts, maybe_paid=maybe_paid))
 
     def _wait_until(self, due_us: int | None) -> None:
         """Wakes the loop when the next run that came back may start."""
@@ -337,19 +340,22 @@ class ExperimentLoop:
         """After a commit whose answer was lost: what the database says this Runner holds and it does not know is taken
         up, and outcomes that were stored are not sent again."""
         read = partial(leases.owned_claims, experiment_id=self.experiment_id, runner_id=self._engine.runner_id)
-        held = {claim.run_index: claim for claim in await self._parts.database.write(read)}
+        stored = {claim.run_index: claim for claim in await self._parts.database.write(read)}
+        # Only now: calls have ended while the database was asked.
+        waiting = {outcome.run_index for outcome in (*sent, *self._outcomes)}
         adopted: list[Claim] = []
         kept: list[Outcome] = []
-        waiting = {outcome.run_index for outcome in sent}
         for outcome in sent:
-            claim = held.get(outcome.run_index)
+            claim = stored.get(outcome.run_index)
             if claim is not None and _stored(outcome, claim):
-                self._results[outcome.run_index] = claim.results
+                if (known := self._held.get(outcome.run_index)) is not None:
+                    known.results = claim.results
                 adopted.append(claim)
             else:
                 kept.append(outcome)
-        for index, claim in held.items():
-            if index not in waiting and index not in self._tasks:
+        for index, claim in stored.items():
+            known = self._held.get(index)
+            if index not in waiting and (known is None or known.task is None):
                 adopted.append(claim)
         if adopted:
             log.info("experiment %s: adopted %d runs after an uncertain commit", self.experiment_id, len(adopted))
@@ -357,7 +363,7 @@ class ExperimentLoop:
 
     async def _hand_over(self, variant_ids: list[str], repeats: int) -> None:
         """Waits for the stopped calls and gives their runs back in a last turn that claims nothing."""
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._tasks_ended()
         if not self._hand_back or not self._outcomes:
             return
         request = TurnRequest(self.experiment_id, self._engine.runner_id, self._outcomes, 0, variant_ids, repeats)

@@ -39,6 +39,7 @@ class RunEnded:
     score: float | None = None
     passed: bool | None = None
     error: RunError | None = None
+    failed_stage: StageResult | None = None  # what was sent and got no answer
     maybe_paid: bool = False  # a call was given up or broke after it was sent: nobody knows whether it is billed
 
 
@@ -50,6 +51,7 @@ class RunReturned:
     lease_epoch: int
     facts: RunFacts
     not_before_us: int | None = None
+    deadline_us: int | None = None  # of a parked run: when its stage's time is over
     need_nanousd: int = 0
     need_tokens: int = 0
     attempts: int = 0  # HTTP requests that were made

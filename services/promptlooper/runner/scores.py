@@ -15,7 +15,7 @@ from promptlooper.runner.verdict import run_passed, run_score, score_of
 from promptlooper.scoring import ScoreItem, ScorerCall, ScoreValue, ScoringService
 
 log = logging.getLogger("runner.scores")
-TRIES, PAUSE = 5, 0.2  # while the Scorer can't be reached: 0.2 + 0.4 + 0.8 + 1.6 s
+TRIES, PAUSE, LONGEST_PAUSE = 10, 0.2, 5.0  # while the Scorer can't be reached: about half a minute
 
 
 class Scores:
@@ -69,7 +69,7 @@ class Scores:
                 said = ScoreValue(None, error=f"not scored: the Scorer failed ({type(error).__name__}); see the log")
                 return [[said] * len(item.calls) for item in items]
             await asyncio.sleep(pause)
-            pause *= 2
+            pause = min(pause * 2, LONGEST_PAUSE)
         raise AssertionError("the last try returns")
 
 

@@ -42,6 +42,7 @@ class Claim:
     next_stage: int
     reserved_nanousd: int | None  # None without such a budget
     reserved_tokens: int | None
+    deadline_us: int | None = None  # when the stage's time is over, where waiting took some of it
     results: tuple[StageResult, ...] = ()
 
 
@@ -97,6 +98,7 @@ class Turn:
         self.touched[row.run_index] = row
         cost = result.cost_nanousd
         row.next_stage += 1
+        row.deadline_us = None
         row.tokens_in += result.tokens_in or 0
         row.tokens_out += result.tokens_out or 0
         row.tokens_reasoning += result.tokens_reasoning or 0
@@ -147,6 +149,8 @@ class Turn:
         self._end(row, outcome.state)
         row.error, row.score, row.passed = outcome.error, outcome.score, outcome.passed
         row.attempts += outcome.error.attempts if outcome.error else 0
+        if outcome.failed_stage is not None:
+            self.stage_results.append((row, outcome.failed_stage))
         if outcome.scores:
             self.scores.append((row, outcome.scores))
         cached = row.cached_before and not row.paid_calls and not row.attempts
@@ -176,6 +180,7 @@ class Turn:
             return
         self._give_back(row, outcome.not_before_us or 0)
         row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
+        row.deadline_us = outcome.deadline_us
         if outcome.not_before_us is not None:
             self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
 
@@ -256,6 +261,7 @@ class Turn:
             row.next_stage,
             None if self.ledger.budget_nanousd is None else row.reserved_nanousd,
             None if self.ledger.budget_tokens is None else row.reserved_tokens,
+            row.deadline_us,
         )
 
     def _started(self) -> None:

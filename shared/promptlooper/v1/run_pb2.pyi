@@ -135,6 +135,7 @@ class StageResult(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     name: _builtins.str
     output: _builtins.str
@@ -158,10 +159,15 @@ class StageResult(_message.Message):
     attempts: _builtins.int
     """0 when cached."""
     finish_reason: _completion_pb2.FinishReason.ValueType
+    """Unset where there was no answer."""
     reasoning: _builtins.str
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Message]:
         """What was sent."""
+
+    @_builtins.property
+    def error(self) -> Global___RunError:
+        """Why there was no answer."""
 
     def __init__(
         self,
@@ -185,15 +191,18 @@ class StageResult(_message.Message):
         attempts: _builtins.int = ...,
         finish_reason: _completion_pb2.FinishReason.ValueType = ...,
         reasoning: _builtins.str | None = ...,
+        error: Global___RunError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "reasoning", b"reasoning", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "reasoning", b"reasoning", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cached", b"cached", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "finish_reason", b"finish_reason", "latency_ms", b"latency_ms", "messages", b"messages", "model", b"model", "model_requested", b"model_requested", "name", b"name", "output", b"output", "params_json", b"params_json", "reasoning", b"reasoning", "stage_index", b"stage_index", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cached", b"cached", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "finish_reason", b"finish_reason", "latency_ms", b"latency_ms", "messages", b"messages", "model", b"model", "model_requested", b"model_requested", "name", b"name", "output", b"output", "params_json", b"params_json", "reasoning", b"reasoning", "stage_index", b"stage_index", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_nanousd: _TypeAlias = _typing.Literal["cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__cost_nanousd: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd"]  # noqa: Y015
     _WhichOneofReturnType__cost_saved_nanousd: _TypeAlias = _typing.Literal["cost_saved_nanousd"]  # noqa: Y015
     _WhichOneofArgType__cost_saved_nanousd: _TypeAlias = _typing.Literal["_cost_saved_nanousd", b"_cost_saved_nanousd"]  # noqa: Y015
+    _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
+    _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
     _WhichOneofReturnType__reasoning: _TypeAlias = _typing.Literal["reasoning"]  # noqa: Y015
     _WhichOneofArgType__reasoning: _TypeAlias = _typing.Literal["_reasoning", b"_reasoning"]  # noqa: Y015
     _WhichOneofReturnType__tokens_cached_in: _TypeAlias = _typing.Literal["tokens_cached_in"]  # noqa: Y015
@@ -210,6 +219,8 @@ class StageResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_nanousd) -> _WhichOneofReturnType__cost_nanousd | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_saved_nanousd) -> _WhichOneofReturnType__cost_saved_nanousd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning) -> _WhichOneofReturnType__reasoning | None: ...
     @_typing.overload

@@ -64,6 +64,7 @@ def stage_to_pb(stage: StageResult) -> pb.StageResult:
         attempts=stage.attempts,
         finish_reason=finish_reason_number(stage.finish_reason),
         reasoning=stage.reasoning,
+        error=None if stage.error is None else error_to_pb(stage.error),
     )
 
 
@@ -88,6 +89,7 @@ def stage_from_pb(message: pb.StageResult) -> StageResult:
         attempts=message.attempts,
         finish_reason=finish_reason_name(message.finish_reason),
         reasoning=message.reasoning if message.HasField("reasoning") else None,
+        error=error_from_pb(message.error) if message.HasField("error") else None,
     )
 
 

@@ -10,6 +10,7 @@ from runner_lab import Lab, ended, experiment, exported, watched
 
 from promptlooper.completion import Price
 from promptlooper.errors import (
+    DeadlineExceeded,
     ExperimentNotEnded,
     ExperimentNotFound,
     InvalidArgument,
@@ -202,3 +203,52 @@ async def test_a_summary_compares_variants_and_judges_gates(lab: Lab) -> None:
         ("min_scores.seven", True),
         ("max_failed_runs", True),
     ]
+
+
+async def test_waiting_for_a_provider_ends_with_the_stages_time(lab: Lab) -> None:
+    lab.model.say = lambda request: ProviderRateLimited("slow down", retry_after=0.1, attempts=1)
+    spec = experiment("x", limits={"stage_timeout": 2.5})
+    done, (run,) = await lab.ran(spec)
+    assert (done.state, run.state) == (ExperimentState.COMPLETED, RunState.FAILED)
+    assert run.error is not None
+    assert run.error.reason == "PROVIDER_RATE_LIMITED"
+    assert "stage_timeout" in run.error.message
+    assert run.attempts == sum(lab.model.calls.values()) >= 2
+
+
+async def test_a_run_cancelled_between_two_stages_does_not_begin_the_second(lab: Lab) -> None:
+    async with lab.runner() as runner:
+
+        def say(request: object) -> str:
+            loop = runner._engine._loops[created.experiment_id]
+            asyncio.get_running_loop().call_later(0.001, loop.cancel_run, 0)  # the checkpoint is not stored yet
+            return "one"
+
+        lab.model.say = say
+        lab.model.go.clear()
+        created = await runner.create(experiment("a", "b {{ prev_output }}"))
+        await lab.model.called.wait()
+        lab.model.go.set()
+        await ended(runner, created.experiment_id)
+        (run,) = await exported(runner, created.experiment_id)
+    assert run.state is RunState.CANCELLED
+    assert lab.model.calls["b one"] == 0
+
+
+async def test_calls_that_may_be_billed_though_they_failed_count_against_the_budget(lab: Lab) -> None:
+    lab.model.price = Price(1_000_000_000, 1_000_000_000)
+    lab.model.say = lambda request: DeadlineExceeded("late", attempts=1)
+    spec = experiment("{{ input.n }}", rows=ROWS, params={"max_tokens": 10}, limits={"budget_nanousd": CENT // 10})
+    done, _ = await lab.ran(spec)
+    assert (done.state, done.reason) == (ExperimentState.CANCELLED, "BUDGET")
+    assert sum(lab.model.calls.values()) * 10_000 <= CENT // 10
+    assert done.total_cost_nanousd is None  # nobody knows what they cost
+
+
+async def test_one_run_that_can_not_be_paid_does_not_keep_the_others_from_running(lab: Lab) -> None:
+    lab.model.price = Price(1_000_000_000, 1_000_000_000)
+    rows = [{"t": "x" * (50_000 if n == 3 else 1)} for n in range(20)]
+    spec = experiment("{{ input.t }}", rows=rows, params={"max_tokens": 10}, limits={"budget_nanousd": CENT})
+    done, runs = await lab.ran(spec)
+    assert (done.state, done.reason, done.counts.completed) == (ExperimentState.CANCELLED, "BUDGET", 19)
+    assert runs[3].state is RunState.CANCELLED

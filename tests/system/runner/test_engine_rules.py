@@ -151,7 +151,14 @@ async def test_rule_7_a_failed_stage_fails_the_run_and_keeps_the_finished_ones(
     lab.model.say = lambda request: error if request.messages[-1].content.startswith("second") else "one"
     spec = experiment("first", stage("second", "two"), scorers=(ScorerSpec("s", "contains", "x"),))
     done, (run,) = await lab.ran(spec)
-    assert (run.state, [s.output for s in run.stages], run.output, run.scores) == (RunState.FAILED, ["one"], None, ())
+    assert (run.state, [s.output for s in run.stages], run.output, run.scores) == (
+        RunState.FAILED,
+        ["one", ""],
+        None,
+        (),
+    )
+    assert run.stages[1].messages[-1].content == "second"  # what was refused can be seen
+    assert run.stages[1].error == run.error
     assert run.error is not None
     assert (run.error.reason, run.error.stage, run.error.stage_index) == (error.reason, "two", 1)
     assert (run.error.attempts, run.error.retryable, run.attempts) == (

@@ -13,13 +13,13 @@ from runner_lab import Lab, ended, experiment, exported, watched
 
 from promptlooper.completion import Completion, Message
 from promptlooper.errors import ExperimentNotFound, ProviderRejected, ResumeTokenInvalid, StoreUnavailable
-from promptlooper.experiment import ExperimentState, ScorerSpec
+from promptlooper.experiment import CacheMode, CachePolicy, ExperimentState, ScorerSpec
 from promptlooper.experiments import WatchMessage
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import RunState, StageResult
 from promptlooper.runner.events.watching import token_of
 from promptlooper.runner.outcomes import RunFacts, StageDone
-from promptlooper.runner.store import leases
+from promptlooper.runner.store import leases, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.models import runners
 from promptlooper.runner.store.turns import TurnRequest, turn
@@ -234,6 +234,64 @@ async def test_a_watcher_of_a_deleted_experiment_hears_that_it_is_gone(lab: Lab)
         await runner.delete(created.experiment_id)
         with pytest.raises(ExperimentNotFound):
             await watched(runner, created.experiment_id)
+
+
+@pytest.mark.parametrize("place", ["turn_before_commit", "turn_after_commit"])
+async def test_calls_that_end_while_a_lost_commit_is_looked_into_are_not_made_again(lab: Lab, place: str) -> None:
+    """Without the cache, which would hide a second call, and with answers that come at any time."""
+    lab.failpoints.actions[place] = every(2)
+    lab.model.say = lambda request: f"<{request.messages[-1].content}>"
+    spec = experiment(
+        "a {{ input.n }}",
+        "{{ prev_output }} b",
+        "{{ prev_output }} c",
+        rows=ROWS,
+        limits={"max_concurrency": 16},
+        cache=CachePolicy(CacheMode.OFF),
+    )
+    _, runs = await lab.ran(spec)
+    assert [run.output for run in runs] == [f"<<<a {n}> b> c>" for n in range(40)]
+    assert max(lab.model.calls.values()) == 1
+
+
+async def test_stopping_in_the_middle_of_a_burst_hands_every_run_back(lab: Lab) -> None:
+    lab.model.go.clear()
+    many = [{"n": n} for n in range(300)]
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=many, limits={"max_concurrency": 300}))
+        await lab.model.called.wait()
+    lab.model.go.set()
+    async with lab.runner() as runner:
+        done = await ended(runner, created.experiment_id)
+    assert (done.state, done.counts.completed) == (ExperimentState.COMPLETED, 300)
+
+
+async def test_an_outage_while_inputs_are_read_costs_time_only(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, failures = repository.input_chunk, [StoreUnavailable("cut by a test")] * 2
+
+    def flaky(*args: object, **kwargs: object) -> object:
+        if failures:
+            raise failures.pop()
+        return read(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(repository, "input_chunk", flaky)
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:3]))
+        assert (await ended(runner, created.experiment_id)).counts.completed == 3
+
+
+async def test_a_process_that_lost_its_lease_goes_on_with_its_own_experiments(lab: Lab) -> None:
+    lab.model.go.clear()
+    async with lab.runner(lease_ttl=0.3, own_only=True) as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:4]))
+        await lab.model.called.wait()
+        database = Database(lab.database_url)
+        try:
+            await database.write(lambda c: c.execute(sa.update(runners).values(dead=True)))
+        finally:
+            database.close()
+        lab.model.go.set()
+        assert (await ended(runner, created.experiment_id)).counts.completed == 4
 
 
 def a_result(output: str) -> StageResult:

@@ -136,3 +136,25 @@ async def test_without_nats_experiments_run_and_events_wait_for_it(lab: Lab, bro
                     raise AssertionError(repr(error)) from error
 
             await eventually(complete, within=30)
+
+
+async def test_a_deleted_experiment_does_not_stop_the_relay_after_an_outage(lab: Lab, broker: NatsServer) -> None:
+    async with lab.runner(nats_url=broker.url) as runner:
+        first = await runner.create(experiment("x {{ input.n }}", rows=ROWS[:3]))
+        await ended(runner, first.experiment_id)
+        async with connected(broker) as client:
+            await eventually(lambda: has(client, first.experiment_id, 1))
+        await runner.delete(first.experiment_id)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.to_thread(broker.start)
+        second = await runner.create(experiment("y {{ input.n }}", rows=ROWS[:3]))
+        done = await ended(runner, second.experiment_id)
+        async with connected(broker) as client:
+            await eventually(lambda: has(client, second.experiment_id, done.event_seq), within=30)
+
+
+async def has(client: Client, experiment_id: str, count: int) -> bool:
+    try:
+        return len(await in_stream(client, experiment_id)) >= count
+    except (NotFoundError, nats.errors.Error, TimeoutError) as error:
+        raise AssertionError(repr(error)) from error

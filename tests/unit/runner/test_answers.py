@@ -233,6 +233,28 @@ async def test_waiting_for_anothers_answer_ends_at_the_deadline(tmp_path: Path) 
         await leader
 
 
+async def test_a_paid_answer_is_counted_once_also_when_its_first_asker_is_cancelled(tmp_path: Path) -> None:
+    model = Model(free=False)
+    async with cache_in(tmp_path) as cache, answering(model, cache) as answers:
+        first, *others = (asyncio.create_task(answers.ask(question())) for _ in range(4))
+        await model.called.wait()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        model.gate.set()
+        got = await asyncio.gather(*others)
+    assert sorted(answer.cached for answer in got) == [False, True, True]
+
+
+async def test_one_who_has_time_left_asks_again_when_anothers_time_is_over(tmp_path: Path) -> None:
+    model = Model()
+    model.errors = [DeadlineExceeded("its time was over", attempts=1)]
+    async with cache_in(tmp_path) as cache, answering(model, cache) as answers:
+        first, second = await asyncio.gather(answers.ask(question()), answers.ask(question()), return_exceptions=True)
+    assert isinstance(first, DeadlineExceeded)
+    assert isinstance(second, Answer)
+    assert len(model.calls) == 2
+
+
 def test_the_key_covers_all_that_can_change_the_answer_and_nothing_else() -> None:
     """A new field of a question must be put into one of the two lists."""
     in_key = {

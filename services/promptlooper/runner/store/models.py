@@ -81,6 +81,7 @@ runs = Table(
     Column("lease_epoch", Integer, nullable=False),
     Column("next_stage", Integer, nullable=False, server_default="0"),
     Column("not_before_us", BigInteger, nullable=False, server_default="0"),
+    Column("deadline_us", BigInteger),
     Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),  # while PENDING: what it needs
     Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
     Column("error_json", Text),
@@ -135,6 +136,7 @@ stage_results = Table(
     Column("attempts", Integer, nullable=False),
     Column("finish_reason", Text, nullable=False),
     Column("reasoning", Text),
+    Column("error_json", Text),  # of a stage that got no answer
 )
 
 scores = Table(

@@ -55,9 +55,9 @@ def read_runs(
     rows = connection.execute(query.order_by(runs.c.run_index).limit(limit)).all()
     if not rows:
         return []
-    span = (experiment_id, rows[0].run_index, rows[-1].run_index)
-    stages = _stages(connection, *span) if full else {}
-    judged = _scores(connection, *span)
+    indexes = [row.run_index for row in rows]
+    stages = _stages(connection, experiment_id, indexes) if full else {}
+    judged = _scores(connection, experiment_id, indexes)
     inputs = _Inputs(connection, experiment_id)
     found: list[Run] = []
     size = 0
@@ -84,10 +84,10 @@ class _Inputs:
         return self._chunk[offset]
 
 
-def _stages(connection: sa.Connection, experiment_id: str, first: int, last: int) -> dict[int, list[StageResult]]:
+def _stages(connection: sa.Connection, experiment_id: str, indexes: list[int]) -> dict[int, list[StageResult]]:
     query = (
         sa.select(stage_results)
-        .where(stage_results.c.experiment_id == experiment_id, stage_results.c.run_index.between(first, last))
+        .where(stage_results.c.experiment_id == experiment_id, stage_results.c.run_index.in_(indexes))
         .order_by(stage_results.c.run_index, stage_results.c.stage_index)
     )
     found: dict[int, list[StageResult]] = {}
@@ -96,10 +96,10 @@ def _stages(connection: sa.Connection, experiment_id: str, first: int, last: int
     return found
 
 
-def _scores(connection: sa.Connection, experiment_id: str, first: int, last: int) -> dict[int, list[Score]]:
+def _scores(connection: sa.Connection, experiment_id: str, indexes: list[int]) -> dict[int, list[Score]]:
     query = (
         sa.select(scores)
-        .where(scores.c.experiment_id == experiment_id, scores.c.run_index.between(first, last))
+        .where(scores.c.experiment_id == experiment_id, scores.c.run_index.in_(indexes))
         .order_by(scores.c.run_index, scores.c.score_index)
     )
     found: dict[int, list[Score]] = {}
@@ -157,9 +157,13 @@ def _run(
 
 def _text_bytes(run: Run) -> int:
     """About how much of a message the run takes."""
-    size = 1_000 + sum(len(s.output.encode()) + 300 for s in run.stages)
-    size += sum(len(m.content.encode()) for s in run.stages for m in s.messages)
-    size += sum(len((s.reasoning or "").encode()) for s in run.stages)
-    if run.input is not None:
-        size += len(json_text(run.input))
-    return size + len((run.output or "").encode()) + sum(len(s.explanation) + 100 for s in run.scores)
+    size = 1_000 + len(run.input_id) + len((run.output or "").encode())
+    for stage in run.stages:
+        size += 500 + len(stage.output.encode()) + len((stage.reasoning or "").encode())
+        size += sum(len(message.content.encode()) for message in stage.messages) + len(json_text(stage.params).encode())
+    for score in run.scores:
+        size += (
+            200 + len(score.explanation.encode()) + len((score.error or "").encode()) + len(json_text(score.metadata))
+        )
+    size += 0 if run.error is None else len(run.error.message.encode())
+    return size + sum(len(json_text(value).encode()) for value in (run.input, run.expected, run.metadata, run.tags))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,6 +45,7 @@ STAGE_RESULT_COLUMNS = (
     "attempts",
     "finish_reason",
     "reasoning",
+    "error_json",
 )
 
 
@@ -85,6 +87,7 @@ def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, resul
         result.attempts,
         result.finish_reason,
         None if result.reasoning is None else storable(result.reasoning),
+        None if result.error is None else json_text(asdict(result.error)),
     )
 
 
@@ -109,6 +112,7 @@ def stage_result_of(row: Any) -> StageResult:
         attempts=row.attempts,
         finish_reason=row.finish_reason,
         reasoning=row.reasoning,
+        error=run_error_of(row.error_json),
     )
 
 

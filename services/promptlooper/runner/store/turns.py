@@ -31,6 +31,7 @@ RUN_FIELDS = (
     "reserved_nanousd",
     "reserved_tokens",
     "not_before_us",
+    "deadline_us",
 )
 RUN_COLUMNS = [runs.c[name] for name in (*RUN_FIELDS, "paid_calls")]
 ADDED = (
@@ -51,6 +52,7 @@ ASSIGNED = (
     "lease_epoch",
     "next_stage",
     "not_before_us",
+    "deadline_us",
     "reserved_nanousd",
     "reserved_tokens",
     "score",
@@ -227,7 +229,7 @@ def with_results(connection: sa.Connection, experiment_id: str, claims: Sequence
     results: dict[int, list[StageResult]] = {}
     for row in connection.execute(query):
         results.setdefault(row.run_index, []).append(stage_result_of(row))
-    return [replace(claim, results=tuple(results.get(claim.run_index, ()))) for claim in claims]
+    return [replace(c, results=tuple(results.get(c.run_index, ()))[: c.next_stage]) for c in claims]
 
 
 def write(connection: sa.Connection, decided: Turn, failpoints: Failpoints) -> None:

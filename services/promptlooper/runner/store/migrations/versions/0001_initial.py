@@ -112,6 +112,7 @@ def upgrade() -> None:
         sa.Column("lease_epoch", sa.Integer(), nullable=False),
         sa.Column("next_stage", sa.Integer(), server_default="0", nullable=False),
         sa.Column("not_before_us", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("deadline_us", sa.BigInteger(), nullable=True),
         sa.Column("reserved_nanousd", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("reserved_tokens", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("error_json", sa.Text(), nullable=True),
@@ -190,6 +191,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("finish_reason", sa.Text(), nullable=False),
         sa.Column("reasoning", sa.Text(), nullable=True),
+        sa.Column("error_json", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("experiment_id", "run_index", "stage_index"),
     )
 
