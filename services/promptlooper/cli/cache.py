@@ -21,23 +21,26 @@ def cache() -> None:
 @json_option
 @session_options
 def stats(session: Session, as_json: bool) -> None:
-    """Say how many answers are remembered and how often they helped."""
+    """Say how many answers are remembered and, with --server, how often they helped since the Cache started."""
     now = run_interruptibly(_stats(session))
+    counted = session.target.server is not None  # an embedded cache counts in this process, which has asked nothing
     if as_json:
         print_document(
             {
                 "backend": now.backend,
                 "entries": now.entries,
                 "bytes": now.bytes,
-                "hits": now.hits,
-                "misses": now.misses,
+                "hits": now.hits if counted else None,
+                "misses": now.misses if counted else None,
             }
         )
         return
-    asked = now.hits + now.misses
-    rate = f" ({now.hits / asked:.0%})" if asked else ""
     click.echo(f"{count(now.entries, 'answer')} in a {now.backend} store, {now.bytes / 1e6:,.1f} MB")
-    click.echo(f"{count(now.hits, 'hit')}{rate}, {count(now.misses, 'miss', 'misses')}")
+    if counted:
+        asked = now.hits + now.misses
+        rate = f" ({now.hits / asked:.0%})" if asked else ""
+        misses = count(now.misses, "miss", "misses")
+        click.echo(f"{count(now.hits, 'hit')}{rate}, {misses} since the Cache started")
 
 
 @cache.command()

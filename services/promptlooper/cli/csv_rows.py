@@ -17,7 +17,7 @@ _ERROR_KEYS = ("reason", "message", "stage_index", "stage", "attempts", "retryab
 class CsvColumns:
     """Which columns there are: the free names behind `param_*`, `input_<key>` and `score_<name>`, in order.
 
-    `plain_input` says that some input is neither a mapping nor null, and needs the column `input`.
+    `plain_input` says that some input is neither null nor a mapping with keys, and needs the column `input`.
     """
 
     params: dict[str, None] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class CsvColumns:
     plain_input: bool = False
 
     def saw_input(self, value: Any) -> None:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             self.input_keys.update(dict.fromkeys(value))
         elif value is not None:
             self.plain_input = True
@@ -87,7 +87,7 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _at(row: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    if path == ("input",) and isinstance(row["input"], Mapping):
+    if path == ("input",) and isinstance(row["input"], Mapping) and row["input"]:
         return None  # it stands in the columns of its keys
     value: Any = row
     for key in path:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.pairs import key_value
+from promptlooper.cli.report import shown_state
 from promptlooper.cli.rows import experiment_document
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
-from promptlooper.cli.tables import print_table
+from promptlooper.cli.tables import print_table, table_width, terminal_width
 from promptlooper.cli.wording import local_time, one_line, spent
 from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import ExperimentFilter
 
 _PAGE = 200
+_LEAST_NAME = 12  # columns
 
 
 @click.command("list")
@@ -47,16 +51,17 @@ def list_command(
         metadata=dict(key_value(pair, "--metadata") for pair in metadata),
         states=tuple(ExperimentState(state) for state in states),
     )
+    alone = session.nobody_works()
     found = run_interruptibly(_newest(session, where, limit))
     if as_json:
         print_document([experiment_document(experiment) for experiment in found])
     elif found:
-        print_table(
-            ("id", "project", "name", "state", "runs", "failed", "cost", "created"),
-            [_cells(experiment) for experiment in found],
-        )
+        print_table(*_fitting([_cells(experiment, alone) for experiment in found], terminal_width()))
+    elif where == ExperimentFilter():
+        where_looked = session.target.described()
+        click.echo(f"There is no experiment in {where_looked}. Start one with `promptlooper run`.", err=True)
     else:
-        click.echo(f"No such experiment in {session.target.described()}. Start one with `promptlooper run`.", err=True)
+        click.echo(f"No experiment matches this filter in {session.target.described()}.", err=True)
 
 
 async def _newest(session: Session, where: ExperimentFilter, limit: int) -> list[Experiment]:
@@ -72,15 +77,42 @@ async def _newest(session: Session, where: ExperimentFilter, limit: int) -> list
     return found
 
 
-def _cells(experiment: Experiment) -> tuple[str, ...]:
+def _cells(experiment: Experiment, alone: bool) -> dict[str, str]:
     counts = experiment.counts
-    return (
-        experiment.experiment_id,
-        experiment.project,
-        one_line(experiment.name, 40),
-        experiment.state.value,
-        f"{counts.completed + counts.failed}/{counts.total}",
-        str(counts.failed),
-        spent(experiment.cost_nanousd, experiment.cost_unknown_calls),
-        local_time(experiment.created_at),
-    )
+    return {
+        "id": experiment.experiment_id,
+        "project": experiment.project,
+        "name": one_line(experiment.name, 40),
+        "state": shown_state(experiment, alone),
+        "runs": f"{counts.completed + counts.failed}/{counts.total}",
+        "failed": str(counts.failed),
+        "cost": spent(experiment.cost_nanousd, experiment.cost_unknown_calls),
+        "created": local_time(experiment.created_at),
+    }
+
+
+def _fitting(rows: Sequence[dict[str, str]], width: int | None) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: on a narrow terminal with shorter names and times, then without columns that say least."""
+    headings = list(rows[0])
+    if width is not None:
+        one_project = len({row["project"] for row in rows}) == 1
+        leave_out = (
+            ("project", "failed", "created", "cost") if one_project else ("failed", "created", "cost", "project")
+        )
+        for left_out in (None, *leave_out):
+            if left_out is not None:
+                headings.remove(left_out)
+            table = _shortened(headings, rows, width)
+            if table_width(headings, table) <= width:
+                return headings, table
+    return headings, [[row[heading] for heading in headings] for row in rows]
+
+
+def _shortened(headings: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> list[list[str]]:
+    """Without the seconds of times, and with names cut to what is left for them."""
+    shorter = [{**row, "created": row["created"][: len("2026-01-02 03:04")]} for row in rows]
+    nameless = [[*("" if heading == "name" else row[heading] for heading in headings)] for row in shorter]
+    room = max(_LEAST_NAME, width - table_width(headings, nameless) + len("name"))
+    for row in shorter:
+        row["name"] = one_line(row["name"], room)
+    return [[row[heading] for heading in headings] for row in shorter]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
 from promptlooper.cli.documents import print_document
@@ -9,7 +11,7 @@ from promptlooper.cli.rows import usd
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.tables import print_table
-from promptlooper.cli.wording import money
+from promptlooper.cli.wording import count, price
 from promptlooper.completion import ModelInfo
 
 
@@ -19,23 +21,38 @@ from promptlooper.completion import ModelInfo
 @session_options
 def models(session: Session, available: bool, as_json: bool) -> None:
     """List the models that can be asked. Prices are in dollars for a million tokens in and out."""
-    found = [model for model in run_interruptibly(_listed(session)) if model.available or not available]
+    listed = [model for model in run_interruptibly(_listed(session)) if _is_a_name(model)]
+    found = [model for model in listed if model.available or not available]
     if as_json:
         print_document([_document(model) for model in found])
         return
     print_table(
-        ("model", "available", "in", "out", "problem"),
+        ("model", "available", "in", "out"),
         [
             (
                 model.model,
-                "yes" if model.available else "no",
-                money(model.price.input_nanousd_per_mtok if model.price else None),
-                money(model.price.output_nanousd_per_mtok if model.price else None),
-                model.problem or "",
+                _availability(model),
+                price(model.price.input_nanousd_per_mtok if model.price else None),
+                price(model.price.output_nanousd_per_mtok if model.price else None),
             )
             for model in found
         ],
     )
+    problems = Counter((model.provider, model.problem) for model in found if model.problem)
+    for (provider, problem), models_with_it in problems.items():
+        click.echo(f"{provider}: {problem} ({count(models_with_it, 'model')})")
+
+
+def _is_a_name(model: ModelInfo) -> bool:
+    """Price lists hold beginnings of names, too: of models that were tuned, and of families."""
+    name = model.model.partition("/")[2]
+    return not (name.startswith("ft:") or name.endswith("-"))
+
+
+def _availability(model: ModelInfo) -> str:
+    if not model.available:
+        return "no"
+    return "not checked" if model.model.endswith("/*") else "yes"
 
 
 async def _listed(session: Session) -> list[ModelInfo]:

@@ -64,8 +64,8 @@ class Pace:
 
 
 def ended(experiment: Experiment) -> int:
-    counts = experiment.counts
-    return counts.completed + counts.failed + counts.cancelled
+    """Runs that came to their own end: not those that were cancelled."""
+    return experiment.counts.completed + experiment.counts.failed
 
 
 def failure_line(event: Event) -> str:
@@ -128,6 +128,7 @@ def progress_line(experiment: Experiment, pace: Pace) -> str:
     parts = [
         f"{ended(experiment)}/{counts.total} runs",
         f"{counts.failed} failed",
+        *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
         f"{counts.cached} cached",
         f"spent {spent(experiment.cost_nanousd, experiment.cost_unknown_calls)}",
         *_pace_parts(experiment, pace, " runs/s"),
@@ -141,6 +142,7 @@ def bar_text(experiment: Experiment, pace: Pace) -> str:
     parts = [
         f"{ended(experiment)}/{counts.total}",
         f"{counts.failed} failed",
+        *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
         spent(experiment.cost_nanousd, experiment.cost_unknown_calls),
         *_pace_parts(experiment, pace, "/s"),
     ]
@@ -148,7 +150,7 @@ def bar_text(experiment: Experiment, pace: Pace) -> str:
 
 
 def _pace_parts(experiment: Experiment, pace: Pace, unit: str) -> list[str]:
-    left = pace.left(experiment.counts.total - ended(experiment))
+    left = pace.left(experiment.counts.total - ended(experiment) - experiment.counts.cancelled)
     rate = [] if pace.rate is None else [f"{pace.rate:.1f}{unit}"]
     return rate if left is None or experiment.state.ended else [*rate, f"{seconds(left)} left"]
 

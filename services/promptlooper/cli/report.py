@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -10,12 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from promptlooper.cli.session import Target
+from promptlooper.cli.tables import terminal_width
 from promptlooper.cli.wording import count, milliseconds, money, one_line, percent, printable, seconds, share, spent
 from promptlooper.experiment import (
     Experiment,
     ExperimentState,
     ExperimentSummary,
     GateResult,
+    Limits,
     ScorerSummary,
     VariantSummary,
 )
@@ -27,9 +28,12 @@ _BETWEEN = " · "  # of a label's parts
 _UNLIMITED = 10_000  # columns in a pipe: a line stays a line
 
 
-def print_report(summary: ExperimentSummary, target: Target) -> None:
-    print_variants(summary.variants, shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED)
-    for line in closing_lines(summary, target):
+def print_report(
+    summary: ExperimentSummary, target: Target, *, limits: Limits | None = None, interrupted: bool = False
+) -> None:
+    """`limits` where they are known; `interrupted` where nothing works on the experiment any more."""
+    print_variants(summary.variants, terminal_width() or _UNLIMITED)
+    for line in closing_lines(summary, target, limits=limits, interrupted=interrupted):
         click.echo(line)
 
 
@@ -122,17 +126,33 @@ def _paragraphs(variants: Sequence[VariantSummary]) -> Iterator[str]:
         yield "  " + " · ".join(printable(f"{name} {cell}") for name, cell in zip(headings[1:], row[1:], strict=True))
 
 
-def closing_lines(summary: ExperimentSummary, target: Target) -> Iterator[str]:
+def closing_lines(
+    summary: ExperimentSummary, target: Target, *, limits: Limits | None = None, interrupted: bool = False
+) -> Iterator[str]:
     experiment = summary.experiment
-    yield state_line(experiment)
+    yield state_line(experiment, interrupted)
+    if interrupted:
+        yield interrupted_line(experiment)
     yield cache_line(experiment)
     labels = {variant.variant_id: variant.label for variant in summary.variants}
     for gate in summary.gates:
-        yield gate_line(gate, labels)
-    yield from where_lines(experiment, target)
+        yield gate_line(gate, labels, experiment.state.ended)
+    yield from where_lines(experiment, target, limits)
 
 
-def state_line(experiment: Experiment) -> str:
+def shown_state(experiment: Experiment, interrupted: bool) -> str:
+    return experiment.state.value + (" (interrupted)" if interrupted and not experiment.state.ended else "")
+
+
+def interrupted_line(experiment: Experiment) -> str:
+    name = experiment.experiment_id
+    return (
+        f"Nothing works on experiment {name} any more: run its file again (what was answered comes from the cache), "
+        f"or end it with `promptlooper cancel {name}`."
+    )
+
+
+def state_line(experiment: Experiment, interrupted: bool = False) -> str:
     counts = experiment.counts
     parts = [f"{counts.completed:,} completed", f"{counts.failed:,} failed"]
     if counts.cancelled:
@@ -141,7 +161,7 @@ def state_line(experiment: Experiment) -> str:
         parts.append(f"{counts.running:,} running")
     if counts.pending:
         parts.append(f"{counts.pending:,} {'never started' if experiment.state.ended else 'pending'}")
-    state = experiment.state.value + (f" ({one_line(experiment.reason)})" if experiment.reason else "")
+    state = shown_state(experiment, interrupted) + (f" ({one_line(experiment.reason)})" if experiment.reason else "")
     cost = spent(experiment.cost_nanousd, experiment.cost_unknown_calls)
     why = (
         f" (no price known for {count(experiment.cost_unknown_calls, 'call')})" if experiment.cost_unknown_calls else ""
@@ -155,7 +175,7 @@ def state_line(experiment: Experiment) -> str:
 def cache_line(experiment: Experiment) -> str:
     """Says plainly how many runs asked nobody, and what that saved."""
     counts = experiment.counts
-    done = counts.completed + counts.failed + counts.cancelled
+    done = counts.completed + counts.failed
     saved = f", saved {money(experiment.cost_saved_nanousd)}"
     if counts.cached and counts.cached == done:
         who = "the run was" if done == 1 else f"all {done:,} runs were"
@@ -167,18 +187,35 @@ def cache_line(experiment: Experiment) -> str:
     return f"Cache: none of {count(done, 'run')} served from the cache"
 
 
-def gate_line(gate: GateResult, labels: dict[str, str]) -> str:
+def gate_line(gate: GateResult, labels: dict[str, str], ended: bool) -> str:
     whose = f" [{printable(labels.get(gate.variant_id, gate.variant_id))}]" if gate.variant_id else ""
     got = "cannot be computed" if gate.got is None else f"{gate.got:.4g}"
     sign = "at most" if gate.name.startswith("max_") else "at least"
     verdict = click.style("pass", fg="green") if gate.passed else click.style("MISS", fg="red")
+    if not ended:
+        verdict, got = "open", "nothing yet" if gate.got is None else f"{got} so far"
     return f"Gate {verdict}: {gate.name}{whose}: {got}, wanted {sign} {gate.wanted:g}"
 
 
-def where_lines(experiment: Experiment, target: Target) -> Iterator[str]:
+def where_lines(experiment: Experiment, target: Target, limits: Limits | None = None) -> Iterator[str]:
     name = experiment.experiment_id
     yield f"Results: experiment {name} in {target.described()}"
     yield f"  promptlooper show {name}{target.option()}"
     yield f"  promptlooper export {name} -o results.jsonl{target.option()}"
     if experiment.state is ExperimentState.CANCELLED and experiment.reason == "BUDGET":
-        yield "The budget was used up: raise limits.budget_usd or budget_tokens to run the rest."
+        yield budget_line(experiment, limits or Limits())
+
+
+def budget_line(experiment: Experiment, limits: Limits) -> str:
+    """A budget ends before it is used up, because each call is first held against the most that it may cost."""
+    cost = spent(experiment.cost_nanousd, experiment.cost_unknown_calls)
+    left, said, names = "", f" (spent {cost})", "limits.budget_usd or budget_tokens"
+    if limits.budget_nanousd is not None:
+        said = f" (spent {cost} of {money(limits.budget_nanousd)})"
+        names = "limits.budget_usd" if limits.budget_tokens is None else names
+    elif limits.budget_tokens is not None:
+        left, names = f" of {limits.budget_tokens:,} tokens", "limits.budget_tokens"
+    return (
+        f"The budget ended it: the next call might have cost more than what was left{left}{said}. "
+        f"Raise {names} to run the rest."
+    )

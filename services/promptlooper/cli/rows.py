@@ -132,7 +132,7 @@ def summary_document(summary: ExperimentSummary) -> dict[str, Any]:
     return {
         **experiment_document(summary.experiment),
         "variants": [_variant(variant) for variant in summary.variants],
-        "gates": [_gate(gate) for gate in summary.gates],
+        "gates": [_gate(gate, summary.experiment.state.ended) for gate in summary.gates],
     }
 
 
@@ -190,11 +190,12 @@ def _variant(variant: VariantSummary) -> dict[str, Any]:
     }
 
 
-def _gate(gate: GateResult) -> Mapping[str, Any]:
+def _gate(gate: GateResult, ended: bool) -> Mapping[str, Any]:
+    counts = gate.name == "max_failed_runs"
     return {
         "name": gate.name,
         "variant_id": gate.variant_id or None,
-        "wanted": gate.wanted,
-        "got": gate.got,
-        "passed": gate.passed,
+        "wanted": int(gate.wanted) if counts else gate.wanted,
+        "got": int(gate.got) if counts and gate.got is not None else gate.got,
+        "passed": gate.passed if ended else None,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from promptlooper.cli.documents import print_document
+from promptlooper.cli.failures import failure_lines
 from promptlooper.cli.later import not_available_yet
 from promptlooper.cli.outcome import OK, Refused, exit_code
 from promptlooper.cli.output import OutputFile, output_file, write_results
@@ -45,6 +48,7 @@ class _Wanted:
     request_id: str
     detach: bool
     as_json: bool
+    quiet: bool
     files: tuple[OutputFile, ...]
 
 
@@ -87,7 +91,7 @@ def run(
     files = tuple(output_file(text) for text in outputs)
     read = read_file(file, overrides_of(flags), session)
     # A create that is sent again after a lost connection must not make a second experiment.
-    wanted = _Wanted(read, request_id or (uuid.uuid4().hex if remote else ""), detach, as_json, files)
+    wanted = _Wanted(read, request_id or (uuid.uuid4().hex if remote else ""), detach, as_json, quiet, files)
     progress = progress_for(quiet)
     seen = _Seen()
     try:
@@ -119,13 +123,22 @@ async def _run(session: Session, wanted: _Wanted, progress: Progress, seen: _See
         summary = await experiments.summarize(experiment.experiment_id)
         for file in wanted.files:
             await write_results(experiments, experiment.experiment_id, file)
+        failures = await failure_lines(experiments, summary.experiment, session.target)
         if wanted.as_json:
             print_document(summary_document(summary))
         else:
-            print_report(summary, session.target)
+            print_report(summary, session.target, limits=wanted.read.spec.limits)
+            _print_lines(failures)
+        if wanted.as_json or (wanted.quiet and not sys.stdout.isatty()):
+            _print_lines(failures, err=True)
         for file in wanted.files:
             click.echo(f"Wrote {file.path}", err=True)
         return exit_code(summary.experiment.state, summary.experiment.counts.failed, summary.gates)
+
+
+def _print_lines(lines: Sequence[str], err: bool = False) -> None:
+    for line in lines:
+        click.echo(line, err=err)
 
 
 async def _print_detached(experiments: Experiments, experiment: Experiment, as_json: bool) -> None:
@@ -162,5 +175,7 @@ def _farewell(stop: Interrupted, session: Session, experiment: Experiment | None
         f"Stopped by {stop}. About {kept} of experiment {name} had ended and are kept:\n"
         f"  promptlooper show {name}\n"
         f"  promptlooper export {name} -o results.jsonl\n"
-        "Run the same file again to have the rest: what was answered before comes from the cache."
+        "Run the same file again to have the rest: what was answered before comes from the cache. Until it is "
+        "cancelled, this one counts as unfinished:\n"
+        f"  promptlooper cancel {name}"
     )

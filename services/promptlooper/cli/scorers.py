@@ -7,7 +7,7 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
-from promptlooper.cli.tables import print_table
+from promptlooper.cli.tables import print_table, terminal_width
 from promptlooper.scoring import ScorerInfo
 
 
@@ -31,6 +31,7 @@ def scorers(session: Session, as_json: bool) -> None:
             )
             for scorer in found
         ],
+        terminal_width(),
     )
 
 

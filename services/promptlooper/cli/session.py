@@ -50,6 +50,14 @@ class Session:
     target: Target
     opener: Opener
 
+    def nobody_works(self) -> bool:
+        """Whether what has not ended was interrupted: only of embedded data, and only before it is opened here."""
+        if self.target.server is not None:
+            return False
+        from promptlooper.cli.embedded import database_path, is_alone
+
+        return database_path(self.target.home).exists() and is_alone(self.target.home)
+
     def open(self) -> AbstractAsyncContextManager[Experiments]:
         return self.opener(self.target)
 

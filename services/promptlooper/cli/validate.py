@@ -31,6 +31,13 @@ def validate(session: Session, file: Path, as_json: bool, **flags: Any) -> None:
     found = run_interruptibly(_validated(session, read.spec))
     if found.problems:
         raise refused(places_of(found.problems, read))
+    budget = read.spec.limits.budget_nanousd
+    if budget is not None and found.estimated_cost_nanousd is not None and budget < found.estimated_cost_nanousd:
+        click.echo(
+            f"Warning: the budget of {money(budget)} is below the estimated cost of "
+            f"{money(found.estimated_cost_nanousd)}; the experiment may end before every run has been made.",
+            err=True,
+        )
     if as_json:
         print_document(
             {

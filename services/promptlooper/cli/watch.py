@@ -10,7 +10,7 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.outcome import Refused, exit_code
-from promptlooper.cli.report import state_line
+from promptlooper.cli.report import interrupted_line, state_line
 from promptlooper.cli.rows import experiment_document, iso
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import Interrupted, run_interruptibly
@@ -42,8 +42,12 @@ def watch(session: Session, experiment_id: str, kinds: tuple[str, ...], project:
 
 
 async def _watched(session: Session, text: str, kinds: tuple[str, ...], project: str | None, as_json: bool) -> int:
+    alone = session.nobody_works()
     async with session.open() as experiments:
-        name = (await meant(experiments, text, project)).experiment_id
+        found = await meant(experiments, text, project)
+        if alone and not found.state.ended:
+            raise Refused(interrupted_line(found), reason="INTERRUPTED")
+        name = found.experiment_id
         async for message in experiments.watch(name, kinds=kinds):
             if as_json:
                 print_document(watch_document(message))

@@ -9,7 +9,8 @@ _NANO = Decimal(1_000_000_000)
 
 
 def money(nanousd: int | None) -> str:
-    """`unknown`, `$0`, `$0.00012`, `$1.23`: two digits from a dollar on, three significant ones below."""
+    """`unknown`, `$0`, `$0.00012`, `$0.40`, `$1.23`: two digits after the point, below a dollar up to three significant
+    ones."""
     if nanousd is None:
         return "unknown"
     if nanousd == 0:
@@ -19,7 +20,20 @@ def money(nanousd: int | None) -> str:
         return f"${dollars:,.2f}"
     digits = 2 - dollars.adjusted()
     text = f"{dollars:.{digits}f}"
-    return "$" + text.rstrip("0").rstrip(".")
+    return f"${_two_at_least(text)}"
+
+
+def price(nanousd: int | None) -> str:
+    """An amount that is not rounded: `$0.075`, `$1.375`, `$15.00`."""
+    if not nanousd:
+        return money(nanousd)
+    return f"${_two_at_least(f'{Decimal(nanousd) / _NANO:,.9f}')}"
+
+
+def _two_at_least(number: str) -> str:
+    """Without the zeros at its end, but with two digits after the point."""
+    whole, _, digits = number.partition(".")
+    return f"{whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 
 def spent(cost_nanousd: int, cost_unknown_calls: int) -> str:

@@ -165,8 +165,15 @@ def test_delete_of_a_running_experiment_says_to_cancel_it(promptlooper: Any, run
 
 def test_cache_stats_and_clear(promptlooper: Any, runner: Any) -> None:
     stats = {"backend": "file", "entries": 3, "bytes": 2_000_000, "hits": 5, "misses": 5}
-    assert json.loads(promptlooper("cache", "stats", "--json").stdout) == stats
-    assert "3 answers in a file store" in promptlooper("cache", "stats").stdout
+    server = ("--server", "127.0.0.1:7051")
+    assert json.loads(promptlooper("cache", "stats", "--json", *server).stdout) == stats
+    assert promptlooper("cache", "stats", *server).stdout == (
+        "3 answers in a file store, 2.0 MB\n5 hits (50%), 5 misses since the Cache started\n"
+    )
+    # Embedded, the process that counts is the one that asks.
+    embedded = json.loads(promptlooper("cache", "stats", "--json").stdout)
+    assert embedded == {**stats, "hits": None, "misses": None}
+    assert promptlooper("cache", "stats").stdout == "3 answers in a file store, 2.0 MB\n"
     assert promptlooper("cache", "clear").exit_code == 2
     assert promptlooper("cache", "clear", "--yes").exit_code == 0
     assert promptlooper("cache", "clear", "--yes", "--namespace", "n1").exit_code == 0
@@ -175,7 +182,7 @@ def test_cache_stats_and_clear(promptlooper: Any, runner: Any) -> None:
 
 def test_models_say_price_and_problem(promptlooper: Any) -> None:
     out = promptlooper("models").stdout
-    assert "OPENAI_API_KEY is not set" in out
+    assert "openai: OPENAI_API_KEY is not set (1 model)" in out
     listed = json.loads(promptlooper("models", "--json").stdout)
     assert listed[0] == {
         "model": "local/smollm2-135m-instruct",
@@ -234,3 +241,9 @@ async def test_fake_runner_filters_as_the_protocol_says(runner: Any, make: Any) 
     runner.experiments = [make.experiment("abc"), make.experiment("xyz")]
     page = await runner.list_experiments(ExperimentFilter(experiment_id_prefix="x"))
     assert [each.experiment_id for each in page.experiments] == ["xyz"]
+
+
+def test_list_that_a_filter_leaves_empty_says_so(promptlooper: Any, runner: Any, make: Any) -> None:
+    assert promptlooper("list").stderr.startswith("There is no experiment in ")
+    runner.experiments = [make.experiment()]
+    assert "No experiment matches this filter" in promptlooper("list", "--state", "RUNNING").stderr

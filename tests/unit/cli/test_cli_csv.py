@@ -81,3 +81,9 @@ def test_failed_run_fills_the_error_columns(make: Any) -> None:
     assert cells["error_reason"] == "PROVIDER_UNAVAILABLE"
     assert cells["error_retryable"] == "true"
     assert cells["score_icontains"] == ""
+
+
+def test_empty_mapping_and_no_input_differ(make: Any) -> None:
+    layout = CsvLayout(columns([{}, None, {"country": "France"}], [], []))
+    found = [cells_by_name(layout, make.run(input=value))["input"] for value in ({}, None, {"country": "France"})]
+    assert found == ["{}", "", ""]

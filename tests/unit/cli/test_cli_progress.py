@@ -82,3 +82,11 @@ def test_live_bar_opens_with_the_first_counts_and_leaves_nothing_behind(make: An
     bar.close()
     assert "run 3 failed: PROVIDER_UNAVAILABLE" in out.getvalue()
     assert "\x1b[?25h" in out.getvalue()
+
+
+def test_runs_that_were_cancelled_did_not_end(make: Any) -> None:
+    counts = RunCounts(total=60, completed=10, failed=2, cancelled=48)
+    out = io.StringIO()
+    PlainLines(out).update(make.experiment(state=ExperimentState.CANCELLED, reason="BUDGET", counts=counts))
+    assert out.getvalue() == "capitals: 12/60 runs, 2 failed, 48 cancelled, 0 cached, spent $0.000003\n"
+    assert bar_text(make.experiment(counts=counts), Pace()) == "12/60 · 2 failed · 48 cancelled · $0.000003"

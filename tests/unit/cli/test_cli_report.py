@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from promptlooper.cli.report import print_variants
-from promptlooper.experiment import ScorerSummary
+from promptlooper.cli.report import cache_line, closing_lines, print_variants, where_lines
+from promptlooper.cli.session import Target
+from promptlooper.experiment import ExperimentState, GateResult, Limits, RunCounts, ScorerSummary
 
 
 def variants(make: Any, *labels: str, failed: int = 0) -> list[Any]:
@@ -61,3 +63,29 @@ def test_variants_are_paragraphs_where_no_table_fits(make: Any, capsys: pytest.C
 def test_nothing_to_compare_is_an_empty_table(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
     print_variants([], 80)
     assert lines(capsys)[0].startswith("variant")
+
+
+def test_budget_that_ended_an_experiment_says_why_before_it_is_used_up(make: Any) -> None:
+    counts = RunCounts(total=60, completed=12, cancelled=48)
+    ended = make.experiment(
+        state=ExperimentState.CANCELLED, reason="BUDGET", counts=counts, cost_nanousd=3_100_000, cost_unknown_calls=0
+    )
+    target = Target(None, Path("home"))
+    last = list(where_lines(ended, target, Limits(budget_nanousd=4_000_000)))[-1]
+    assert last == (
+        "The budget ended it: the next call might have cost more than what was left (spent $0.0031 of $0.004). "
+        "Raise limits.budget_usd to run the rest."
+    )
+    tokens = list(where_lines(ended, target, Limits(budget_tokens=20_000)))[-1]
+    assert "more than what was left of 20,000 tokens" in tokens
+    assert "Raise limits.budget_tokens" in tokens
+    assert "(spent $0.0031)" in list(where_lines(ended, target))[-1]
+    assert cache_line(ended) == "Cache: none of 12 runs served from the cache"
+
+
+def test_gate_of_an_unfinished_experiment_is_open(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = GateResult("max_failed_runs", "", 0, 0, True)
+    running = make.summary(make.experiment(state=ExperimentState.RUNNING), (gate,))
+    assert "Gate open: max_failed_runs: 0 so far, wanted at most 0" in list(
+        closing_lines(running, Target(None, Path()))
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from promptlooper.cli.rows import ROW_KEYS, run_row, summary_document
-from promptlooper.experiment import GateResult
+from promptlooper.experiment import ExperimentState, GateResult
 from promptlooper.run import Score
 
 
@@ -95,3 +95,15 @@ def test_score_in_error_keeps_its_error_and_has_no_value(make: Any) -> None:
     row = run_row(make.run(scores=(Score("s", "regex", None, None, error="bad"),)))
     assert row["scores"]["s"]["value"] is None
     assert row["scores"]["s"]["error"] == "bad"
+
+
+def test_gates_of_an_unfinished_experiment_have_no_verdict_and_counts_are_integers(make: Any) -> None:
+    gates = (
+        GateResult("max_failed_runs", "", 1.0, 0.0, True),
+        GateResult("min_scores.icontains", "0123456789ab", 1.0, 0.5, False),
+    )
+    running = summary_document(make.summary(make.experiment(state=ExperimentState.RUNNING), gates))["gates"]
+    ended = summary_document(make.summary(make.experiment(), gates))["gates"]
+    assert [gate["passed"] for gate in running] == [None, None]
+    assert [gate["passed"] for gate in ended] == [True, False]
+    assert [repr(gate[key]) for gate in ended for key in ("wanted", "got")] == ["1", "0", "1.0", "0.5"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from promptlooper.errors import Problem, ServiceUnavailable
 from promptlooper.experiment import CacheMode, ExperimentState, GateResult
+from promptlooper.run import RunError
 
 EXPERIMENT = """\
 name: capitals
@@ -247,3 +249,44 @@ def test_render_of_a_run_that_is_not_there_names_those_that_are(promptlooper: An
     result = promptlooper("render", "two.yaml", "--run-index", "2")
     assert result.exit_code == 2
     assert "0 to 1" in result.stderr
+
+
+def test_validate_warns_of_a_budget_below_the_estimate(promptlooper: Any, runner: Any, experiment: Path) -> None:
+    enough = promptlooper("validate", "--budget-usd", "0.012")
+    assert enough.stderr == ""
+    less = promptlooper("validate", "--budget-usd", "0.01", "--json")
+    assert less.exit_code == 0
+    assert json.loads(less.stdout)["valid"] is True
+    assert less.stderr == (
+        "Warning: the budget of $0.01 is below the estimated cost of $0.012; "
+        "the experiment may end before every run has been made.\n"
+    )
+
+
+def test_failures_are_counted_by_reason_at_the_end_also_when_quiet(
+    promptlooper: Any, runner: Any, make: Any, experiment: Path
+) -> None:
+    runner.failed_runs = 3
+    other = RunError("TEMPLATE_ERROR", "'input.x' is not there", 0, "", 0, False)
+    runner.runs["new1"] = [make.failed_run(1), replace(make.failed_run(2), error=other), make.failed_run(3)]
+    runner.runs["new2"] = runner.runs["new3"] = runner.runs["new1"]
+    said = [
+        "2 runs failed: PROVIDER_UNAVAILABLE: the provider is down",
+        "  promptlooper show new1 --run 1",
+        "1 run failed: TEMPLATE_ERROR: 'input.x' is not there",
+        "  promptlooper show new1 --run 2",
+    ]
+    quiet = promptlooper("run", "-q")
+    assert "\n".join(said) in quiet.stdout
+    assert quiet.stderr.splitlines() == said
+    loud = promptlooper("run")
+    assert said[0] in loud.stdout
+    assert said[0] not in loud.stderr
+    as_json = promptlooper("run", "--json", "-q")
+    assert as_json.stderr.splitlines()[0] == said[0]
+
+
+def test_signal_without_a_server_names_cancel(promptlooper: Any, runner: Any, experiment: Path) -> None:
+    runner.hold = asyncio.Event()
+    runner.on_watch = lambda: os.kill(os.getpid(), signal.SIGINT)
+    assert "promptlooper cancel new1" in promptlooper("run").stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptlooper.cli.wording import milliseconds, money, one_line, printable, seconds, spent
+from promptlooper.cli.wording import milliseconds, money, one_line, price, printable, seconds, spent
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,8 @@ from promptlooper.cli.wording import milliseconds, money, one_line, printable, s
         (1, "$0.000000001"),
         (120_000, "$0.00012"),
         (12_345_678, "$0.0123"),
-        (999_999_999, "$1"),
+        (400_000_000, "$0.40"),
+        (999_999_999, "$1.00"),
         (1_234_000_000, "$1.23"),
         (12_345_678_900_000, "$12,345.68"),
     ],
@@ -38,3 +39,9 @@ def test_times_are_short() -> None:
 def test_control_characters_of_a_model_never_reach_the_terminal() -> None:
     assert printable("a\x1b[31mb\nc\x07") == "a�[31mb\nc�"
     assert one_line("a\n\n  b" + "c" * 300, 10) == "a bcccccc…"
+
+
+def test_prices_are_exact_with_two_digits_at_least() -> None:
+    assert [price(None), price(0), price(400_000_000), price(1_375_000_000), price(75_000_000), price(15 * 10**9)] == [
+        *("unknown", "$0", "$0.40", "$1.375", "$0.075", "$15.00")
+    ]
