@@ -49,13 +49,15 @@ def _refused(error: Exception) -> Refused | None:
     if isinstance(error, click.ClickException):
         return Refused(error.format_message(), reason="INVALID_ARGUMENT", code=error.exit_code)
     if isinstance(error, DomainError):
-        message = error.message
+        message, reason = error.message, error.reason
+        if isinstance(error, NotAvailableYet) and not error.metadata.get("feature"):
+            reason = ServiceUnavailable.reason  # what is there is another service
         if isinstance(error, ServiceUnavailable | NotAvailableYet) and "`promptlooper" not in message:
             message = f"{message}. {START_A_SERVER}"
         file, line = error.metadata.get("file"), error.metadata.get("line", "")
         if file and line.isdecimal():
             return Refused(message, reason=error.reason, code=code_of(error), file=file, line=int(line), located=True)
-        return Refused(message, reason=error.reason, code=code_of(error))
+        return Refused(message, reason=reason, code=code_of(error))
     if isinstance(error, OSError) and _is_of_output(error):
         from promptlooper.cli.main import drop_output
 

@@ -88,6 +88,7 @@ def up(
         raise not_available_yet("More than one Runner", "leave --runners at 1 (SQLite takes only one in any case)")
     replicas = {"runner": runners, "adapter": adapters, "cache": caches, "scorer": scorers}
     _refuse_second(data)
+    _check_settings(database_url, providers)
     options = Options(data, replicas, database_url or None, providers, port_base or free_port_base(replicas))
     parts = planned_parts(replicas, options.port_base)
     _refuse_taken(parts)
@@ -97,6 +98,18 @@ def up(
         _print_ready(start_detached(options), data)
     else:
         _run_here(options, parts)
+
+
+def _check_settings(database_url: str | None, providers: Path | None) -> None:
+    """Raises InvalidArgument with what a part would refuse, before anything is started."""
+    if database_url:
+        from promptlooper.runner.store.database import Database
+
+        Database(database_url).close()  # connects to nothing yet
+    if providers is not None:
+        from promptlooper.adapter.config import read_providers_file
+
+        read_providers_file(providers)
 
 
 def _refuse_second(data: Path) -> None:

@@ -199,10 +199,8 @@ def domain_error(error: grpc.aio.AioRpcError, address: str, service: str | None 
         case Code.RESOURCE_EXHAUSTED:
             return ServiceUnavailable(f"{address} has too much to do: try again later ({details})", address=address)
         case Code.UNIMPLEMENTED:
-            what = f"as a {service} of this version" if service else "this call"
-            return NotAvailableYet(
-                f"{address} does not answer {what}: is it the right address? ({details})", feature=""
-            )
+            what = f"is not a {service.capitalize()} of this version" if service else "does not serve this call"
+            return NotAvailableYet(f"{address} {what}: give the right address", feature="")
         case Code.INVALID_ARGUMENT:
             return InvalidArgument(details)
         case code:
@@ -211,8 +209,18 @@ def domain_error(error: grpc.aio.AioRpcError, address: str, service: str | None 
 
 def _unreachable(address: str, service: str | None, details: str) -> str:
     start = f"`promptlooper serve {service}`" if service else "`promptlooper serve`"
-    why = details.rsplit("last error: ", 1)[-1].removeprefix("UNKNOWN: ")
     return (
         f"no {service or 'service'} answers at {address}: start it ({start}, or `promptlooper up` for all), "
-        f"or correct the address ({why})"
+        f"or correct the address ({_why(details)})"
     )
+
+
+def _why(details: str) -> str:
+    """What grpc says of a connection, without its internals."""
+    if "HTTP/2" in details:
+        return "what listens there does not speak gRPC"
+    if "Socket closed" in details:
+        return "the connection was closed"
+    if "resolving" in details or "lookup" in details:
+        return "the name is not known"
+    return details.rsplit("last error: ", 1)[-1].rsplit("remote host: ", 1)[-1].removeprefix("UNKNOWN: ")

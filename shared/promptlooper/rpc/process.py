@@ -49,7 +49,8 @@ def _run(main: Callable[[], Awaitable[None]]) -> int:
     except asyncio.CancelledError:
         return 128 + received[0] if received else 1
     except InvalidArgument as error:
-        _log.error("%s", error)
+        for line in str(error).splitlines():  # of each mistake in a file
+            _log.error("%s", line)
         return 2
     except DomainError as error:
         _log.error("%s", error)

@@ -132,7 +132,7 @@ async def test_method_that_is_not_served_is_unimplemented(connect: Any) -> None:
 async def test_wrong_service_at_the_address_is_said(connect: Any) -> None:
     async with connect(raising(AssertionError("not called"))) as wire:
         call = wire.channel.unary_unary("/promptlooper.v1.RunnerService/GetRun")
-        with pytest.raises(errors.NotAvailableYet, match="right address"), domain_errors(wire.address, "runner"):
+        with pytest.raises(errors.NotAvailableYet, match="is not a Runner"), domain_errors(wire.address, "runner"):
             await call(b"")
 
 
@@ -189,3 +189,33 @@ async def test_all_four_kinds_of_method_are_covered(kind: str) -> None:
                 await ask()
     assert caught.value.metadata == {"run_id": "x"}
     assert received == ([b"first"] if answers else [])
+
+
+@pytest.mark.parametrize(
+    ("greeting", "answer", "said"),
+    [
+        (b"", b"HTTP/1.0 400 Bad Request\r\n\r\n", "(what listens there does not speak gRPC)"),
+        (b'INFO {"server_id":"x"}\r\n', b"-ERR 'Unknown Protocol Operation'\r\n", "does not speak gRPC)"),
+        (b"", b"-ERR unknown command 'PRI'\r\n", "does not speak gRPC)"),
+        (b"", b"", "(the connection was closed)"),
+    ],
+)
+async def test_another_kind_of_server_is_said_without_internals(greeting: bytes, answer: bytes, said: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await reader.read(100)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with open_channel(address) as channel:
+            with pytest.raises(errors.ServiceUnavailable) as caught, domain_errors(address, "runner"):
+                await channel.unary_unary("/promptlooper.v1.RunnerService/GetRun")(b"")
+    assert caught.value.message.endswith(said)
+
+
+async def test_name_that_is_not_known_is_said() -> None:
+    async with open_channel("nowhere.invalid:7051") as channel:
+        with pytest.raises(errors.ServiceUnavailable, match="the name is not known"), domain_errors("nowhere.invalid"):
+            await channel.unary_unary("/promptlooper.v1.RunnerService/GetRun")(b"")

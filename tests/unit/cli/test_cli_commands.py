@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from promptlooper.errors import ServiceUnavailable
+from promptlooper.errors import NotAvailableYet, ServiceUnavailable
 from promptlooper.experiment import ExperimentState, GateResult, RunCounts
 from promptlooper.experiments import ExperimentFilter
 
@@ -247,3 +247,14 @@ def test_list_that_a_filter_leaves_empty_says_so(promptlooper: Any, runner: Any,
     assert promptlooper("list").stderr.startswith("There is no experiment in ")
     runner.experiments = [make.experiment()]
     assert "No experiment matches this filter" in promptlooper("list", "--state", "RUNNING").stderr
+
+
+def test_another_service_at_the_address_is_no_service(promptlooper: Any, runner: Any) -> None:
+    runner.unreachable = NotAvailableYet(
+        "127.0.0.1:7054 is not a Runner of this version: give the right address", feature=""
+    )
+    result = promptlooper("list", "--server", "127.0.0.1:7054", "--json")
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["reason"] == "SERVICE_UNAVAILABLE"
+    assert "give the right address. Start a Runner with" in error["message"]

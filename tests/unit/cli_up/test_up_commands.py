@@ -54,6 +54,20 @@ def test_more_than_one_runner_is_not_available_yet(promptlooper: Invoke, data: P
     assert not data.exists()
 
 
+def test_wrong_settings_are_refused_before_anything_is_started(
+    promptlooper: Invoke, data: Path, tmp_path: Path
+) -> None:
+    url = promptlooper("up", "--database-url", "foo")
+    assert (url.exit_code, data.exists()) == (2, False)
+    assert "the database URL can't be read" in url.stderr
+    (tmp_path / "providers.yaml").write_text("providers:\n  - name: a\n    foo: 3\n")
+    providers = promptlooper("up", "-d", "--providers", "providers.yaml")
+    assert (providers.exit_code, data.exists()) == (2, False)
+    first, second = providers.stderr.splitlines()
+    assert first.startswith(f"{tmp_path}/providers.yaml:2: ")
+    assert second.startswith(f"{tmp_path}/providers.yaml:3: ")
+
+
 def test_a_providers_file_that_is_not_there_is_refused(promptlooper: Invoke) -> None:
     result = promptlooper("up", "--providers", "nowhere.yaml")
     assert result.exit_code == 2

@@ -109,3 +109,13 @@ def test_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, l
 
 def test_end_of_main_is_the_end() -> None:
     assert ended(service("async def main():\n    logging.getLogger().info('done', extra={'runs': 3})"))[0] == 0
+
+
+def test_each_mistake_in_a_file_is_a_line_of_its_own() -> None:
+    raised = r'InvalidArgument("p.yaml:2: one\np.yaml:3: two")'
+    got, _, err = ended(service(f"async def main():\n    raise {raised}"))
+    assert got == 2
+    assert [line.partition(" ERROR ")[2] for line in err.splitlines()] == [
+        "runner p.yaml:2: one",
+        "runner p.yaml:3: two",
+    ]
