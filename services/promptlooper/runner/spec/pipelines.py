@@ -12,8 +12,8 @@ from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import nearest
 from promptlooper.runner.spec.values import noun
 
-_STAGE_KEYS = ("name", "system", "prompt", "messages", "model", "params", "timeout")
-_LATER_STAGE_KEYS = (
+STAGE_KEYS = ("name", "system", "prompt", "messages", "model", "params", "timeout")
+LATER_STAGE_KEYS = (
     "response_schema",
     "retries_on_invalid",
     "tools",
@@ -116,7 +116,7 @@ class PipelineReader:
         if not isinstance(value, dict):
             self._notes.add(path, f"a stage must be a mapping with 'prompt', not {noun(value)}")
             return None
-        self._notes.check_keys(path, value, _STAGE_KEYS, _LATER_STAGE_KEYS, "a stage")
+        self._notes.check_keys(path, value, STAGE_KEYS, LATER_STAGE_KEYS, "a stage")
         messages = self._messages(field, path, value)
         name = self._form.text((*path, "name"), value["name"], "name") if "name" in value else ""
         model = self._form.text((*path, "model"), value["model"], "model") if value.get("model") is not None else ""

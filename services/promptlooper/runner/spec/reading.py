@@ -25,11 +25,11 @@ from promptlooper.runner.spec.scorers import SCORER_TYPES, ScorerReader
 from promptlooper.runner.spec.sections import SectionReader
 from promptlooper.runner.spec.values import noun
 
-_KEYS = (
+KEYS = (
     *("version", "name", "description", "project", "tags", "metadata", "config", "files", "inputs", "models", "model"),
     *("params", "sweep", "repeats", "prompt", "prompts", "pipelines", "scorers", "gates", "limits", "cache"),
 )
-_LATER_KEYS = ("judge", "metrics", "baseline")
+LATER_KEYS = ("judge", "metrics", "baseline")
 
 
 class ReadExperiment:
@@ -132,7 +132,7 @@ class _Reader:
                 self.notes.add((), f"an experiment must be a mapping with a prompt, not {noun(value)}")
             return None
         document = applied(value, self._overrides, self.notes)
-        self.notes.check_keys((), document, _KEYS, _LATER_KEYS, "an experiment")
+        self.notes.check_keys((), document, KEYS, LATER_KEYS, "an experiment")
         if document.get("version", 1) != 1 or isinstance(document.get("version"), bool):
             self.notes.add(("version",), f"this PromptLooper reads version 1, not {noun(document['version'])}")
         rows = self._rows(document)
