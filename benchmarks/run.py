@@ -132,7 +132,9 @@ def services(folder: Path) -> None:
             arguments = ["--database-url", database_url] if database_url else []
             env = {**os.environ, "OPENAI_BASE_URL": url}
             quiet = {"stdout": subprocess.DEVNULL}
-            subprocess.run([CLI, "up", "-d", "--data", str(data), *arguments], env=env, check=True, **quiet)  # type: ignore[call-overload]
+            subprocess.run(
+                [CLI, "up", "-d", "--port-base", "0", "--data", str(data), *arguments], env=env, check=True, **quiet
+            )  # type: ignore[call-overload]
             try:
                 _through_services(folder, data, name, runs, postgres.process.pid if database_url else None)
             finally:
