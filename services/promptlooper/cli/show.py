@@ -72,12 +72,13 @@ def _print_run(run: Run) -> None:
         cached = ", cached" if stage.cached else ""
         cost = money(stage.cost_nanousd)
         click.secho(
-            f"\nstage {stage.stage_index}{name}: {stage.model}, {milliseconds(stage.latency_ms)}, {cost}{cached}",
+            f"\nstage {stage.stage_index}{name}: {stage.model or stage.model_requested}, {milliseconds(stage.latency_ms)}, "
+            f"{cost}{cached}",
             bold=True,
         )
         for message in stage.messages:
             click.echo(printable(f"[{message.role}] {message.content}"))
-        click.echo(printable(f"[answer] {stage.output}"))
+        click.echo(printable(f"[answer] {stage.output}") if stage.error is None else "[no answer]")
     if run.scores:
         click.secho(f"\nscore {share(run.score)}", bold=True)
     for score in run.scores:
