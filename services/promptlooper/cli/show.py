@@ -70,10 +70,9 @@ def _print_run(run: Run) -> None:
     for stage in run.stages:
         name = f" ({stage.name})" if stage.name else ""
         cached = ", cached" if stage.cached else ""
-        cost = money(stage.cost_nanousd)
+        cost, model = money(stage.cost_nanousd), stage.model or stage.model_requested
         click.secho(
-            f"\nstage {stage.stage_index}{name}: {stage.model or stage.model_requested}, {milliseconds(stage.latency_ms)}, "
-            f"{cost}{cached}",
+            f"\nstage {stage.stage_index}{name}: {model}, {milliseconds(stage.latency_ms)}, {cost}{cached}",
             bold=True,
         )
         for message in stage.messages:
