@@ -116,13 +116,21 @@ async def test_in_the_foreground_every_line_has_a_name_and_sigterm_stops_in_orde
 
 
 def test_a_part_that_can_not_start_stops_everything_and_shows_why(own: CommandLine) -> None:
-    (own.folder / "providers.yaml").write_text("providers: [{name: mine, type: carrier-pigeon}]\n")
-    started = own("up", "-d", "--port-base", "0", "--providers", "providers.yaml")
+    own.extra["PROMPTLOOPER_SLOTS"] = "none"  # of the Runner
+    started = own("up", "-d", "--port-base", "0")
     assert started.returncode == 1
-    assert "adapter-0" in started.stderr
-    assert "carrier-pigeon" in started.stderr
+    assert "runner-0" in started.stderr
+    assert "PROMPTLOOPER_SLOTS" in started.stderr
     assert own("status").returncode == 1
     assert [p for p in psutil.process_iter(["cmdline"]) if str(own.data) in " ".join(p.info["cmdline"] or [])] == []
+
+
+def test_a_wrong_providers_file_is_refused_before_anything_starts(own: CommandLine) -> None:
+    (own.folder / "providers.yaml").write_text("providers: [{name: mine, type: carrier-pigeon}]\n")
+    started = own("up", "-d", "--port-base", "0", "--providers", "providers.yaml")
+    assert started.returncode == 2
+    assert "providers.yaml:1: provider 'mine': there is no type 'carrier-pigeon'" in started.stderr
+    assert own("status").returncode == 1
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(own: CommandLine) -> None:
