@@ -57,7 +57,7 @@ class ModelCheck:
     model: str
     problem_reason: str | None = None  # UNKNOWN_PROVIDER, PROVIDER_CREDENTIALS, INVALID_ARGUMENT
     problem: str | None = None
-    price: Price | None = None
+    price: Price | None = None  # the most that a token may cost; None where unknown or with a fee per request
     endpoint: str = ""  # identity of the provider's address, which may change the answer: part of the cache key
 
 

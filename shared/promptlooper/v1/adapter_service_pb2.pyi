@@ -294,7 +294,7 @@ class ModelCheck(_message.Message):
     """Identity of the provider's address (12 hex digits of its SHA-256), which may change the answer: part of the cache key."""
     @_builtins.property
     def price(self) -> Global___Price:
-        """Unset where the price is unknown."""
+        """The most that a token may cost, to reserve by. Unset where the price is unknown or has a fee per request."""
 
     def __init__(
         self,
