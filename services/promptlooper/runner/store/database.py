@@ -98,6 +98,10 @@ class Database:
             with engine.begin() as connection:
                 yield connection
         except (OperationalError, PoolTimeout, sa.exc.InterfaceError) as error:
+            if "no such " in _cause(
+                error
+            ):  # SQLite's word for a table or column that is missing: trying again is no help
+                raise
             raise StoreUnavailable(f"the database does not answer: {_cause(error)}") from error
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None) or ""
