@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Server:
+class Server(ABC):
     """A child process that serves a port of 127.0.0.1. It keeps port and data folder when it is started again."""
 
     name: str
@@ -39,8 +40,8 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
-    def url(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def url(self) -> str: ...
 
     def start(self, within: float = 30.0) -> None:
         """Launches it and waits until it answers. Raises BackingUnavailable with the end of its log if it does not."""
@@ -98,11 +99,11 @@ class Server:
             self.process.wait()
         self.process = None
 
-    def _command(self) -> Sequence[str | Path]:
-        raise NotImplementedError
+    @abstractmethod
+    def _command(self) -> Sequence[str | Path]: ...
 
-    def _answers(self, connection: socket.socket, pid: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _answers(self, connection: socket.socket, pid: int) -> bool: ...
 
     def _spawned(self, command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
         user = self.user
