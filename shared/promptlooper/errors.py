@@ -55,6 +55,10 @@ class ExperimentNotEnded(DomainError):
     reason = "EXPERIMENT_NOT_ENDED"
 
 
+class ExperimentCancelled(DomainError):
+    reason = "EXPERIMENT_CANCELLED"
+
+
 class NotAvailableYet(DomainError):
     reason = "NOT_AVAILABLE_YET"
 

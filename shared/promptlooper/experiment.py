@@ -74,6 +74,8 @@ class Limits:
     budget_nanousd: int | None = None
     budget_tokens: int | None = None
     stage_timeout: float = 60.0
+    run_timeout: float | None = None  # from a run's start to its end
+    experiment_timeout: float | None = None  # from the first start, or from when it was resumed
 
 
 class CacheMode(Enum):
@@ -166,6 +168,12 @@ class Experiment:
     started_at: datetime | None = None
     completed_at: datetime | None = None
     event_seq: int = 0
+    max_concurrency: int = 0
+    budget_nanousd: int | None = None
+    budget_tokens: int | None = None
+    cost_reserved_nanousd: int = 0  # the most that calls under way may cost; 0 without a budget in money
+    cost_remaining_nanousd: int | None = None  # a guess at what is still to come; None where there is no basis
+    spec_sha256: str = ""
 
     @property
     def total_cost_nanousd(self) -> int | None:

@@ -44,6 +44,21 @@ class RunPage:
 
 
 @dataclass(frozen=True, slots=True)
+class EventPage:
+    events: tuple[Event, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentUpdate:
+    """What is to change of an experiment; None stays as it is."""
+
+    max_concurrency: int | None = None
+    budget_nanousd: int | None = None
+    budget_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WatchMessage:
     """Exactly one of the four is set. `resume_token` goes on after this message."""
 
@@ -70,6 +85,18 @@ class Experiments(Protocol):
 
     async def cancel(self, experiment_id: str) -> Experiment: ...
 
+    async def pause(self, experiment_id: str) -> Experiment: ...
+
+    async def resume(self, experiment_id: str, request_id: str = "") -> Experiment:
+        """Goes on with what was paused, cancelled, failed or, embedded, interrupted."""
+        ...
+
+    async def retry(self, experiment_id: str, request_id: str = "") -> Experiment:
+        """Runs the failed runs again."""
+        ...
+
+    async def update(self, experiment_id: str, update: ExperimentUpdate) -> Experiment: ...
+
     async def delete(self, experiment_id: str) -> None: ...
 
     def watch(
@@ -81,6 +108,15 @@ class Experiments(Protocol):
     ) -> AsyncIterator[WatchMessage]:
         """Snapshot, events, terminal. Ends without a terminal where the server drains: go on with the last token."""
         ...
+
+    async def list_events(
+        self,
+        experiment_id: str,
+        after_event_seq: int = 0,
+        page_size: int = 0,
+        page_token: str = "",
+        kinds: Sequence[str] = (),
+    ) -> EventPage: ...
 
     async def get_run(self, run_id: str) -> Run: ...
 

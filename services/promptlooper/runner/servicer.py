@@ -17,11 +17,13 @@ from promptlooper.wire.caching import runner_stats_to_pb
 from promptlooper.wire.completion import model_to_pb
 from promptlooper.wire.experiment import spec_from_pb
 from promptlooper.wire.experiments import (
+    event_page_to_pb,
     experiment_page_to_pb,
     experiment_to_pb,
     filter_from_pb,
     run_page_to_pb,
     summary_to_pb,
+    update_from_pb,
     validation_to_pb,
     watch_message_to_pb,
 )
@@ -72,6 +74,26 @@ class RunnerServicer(RunnerServiceServicer):
         experiment = await self._core.cancel(request.experiment_id)
         return pb.CancelExperimentResponse(experiment=experiment_to_pb(experiment))
 
+    async def PauseExperiment(self, request: pb.PauseExperimentRequest, context: Context) -> pb.PauseExperimentResponse:
+        experiment = await self._core.pause(request.experiment_id)
+        return pb.PauseExperimentResponse(experiment=experiment_to_pb(experiment))
+
+    async def ResumeExperiment(
+        self, request: pb.ResumeExperimentRequest, context: Context
+    ) -> pb.ResumeExperimentResponse:
+        experiment = await self._core.resume(request.experiment_id, request.request_id)
+        return pb.ResumeExperimentResponse(experiment=experiment_to_pb(experiment))
+
+    async def RetryExperiment(self, request: pb.RetryExperimentRequest, context: Context) -> pb.RetryExperimentResponse:
+        experiment = await self._core.retry(request.experiment_id, request.request_id)
+        return pb.RetryExperimentResponse(experiment=experiment_to_pb(experiment))
+
+    async def UpdateExperiment(
+        self, request: pb.UpdateExperimentRequest, context: Context
+    ) -> pb.UpdateExperimentResponse:
+        experiment = await self._core.update(request.experiment_id, update_from_pb(request))
+        return pb.UpdateExperimentResponse(experiment=experiment_to_pb(experiment))
+
     async def DeleteExperiment(
         self, request: pb.DeleteExperimentRequest, context: Context
     ) -> pb.DeleteExperimentResponse:
@@ -86,6 +108,12 @@ class RunnerServicer(RunnerServiceServicer):
         async with _closing(messages):
             async for message in messages:
                 yield watch_message_to_pb(message)
+
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
+        page = await self._core.list_events(
+            request.experiment_id, request.after_event_seq, request.page_size, request.page_token, list(request.kinds)
+        )
+        return event_page_to_pb(page)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=run_to_pb(await self._core.get_run(request.run_id)))

@@ -16,4 +16,6 @@ class RunnerSettings(ServiceSettings):
     adapter_address: str = "127.0.0.1:7052"
     cache_address: str = "127.0.0.1:7053"
     scorer_address: str = "127.0.0.1:7054"
+    lease_ttl: float = Field(default=15.0, ge=1, le=300)  # seconds: then a silent Runner is dead
+    event_retention: float = Field(default=0.0, ge=0)  # seconds that events are kept at least; 0: for ever
     slots: int = Field(default=1_000, ge=1, le=100_000)  # runs at once in this process: bounds its memory

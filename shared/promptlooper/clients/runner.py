@@ -13,7 +13,16 @@ from promptlooper.clients.resuming import ResumedStream
 from promptlooper.completion import ModelInfo
 from promptlooper.errors import TooLarge
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
-from promptlooper.experiments import ExperimentFilter, ExperimentPage, Experiments, RunPage, Validation, WatchMessage
+from promptlooper.experiments import (
+    EventPage,
+    ExperimentFilter,
+    ExperimentPage,
+    Experiments,
+    ExperimentUpdate,
+    RunPage,
+    Validation,
+    WatchMessage,
+)
 from promptlooper.rpc.client import domain_errors, open_channel
 from promptlooper.run import Run, RunState
 from promptlooper.scoring import ScorerInfo
@@ -24,11 +33,13 @@ from promptlooper.wire.caching import stats_from_pb
 from promptlooper.wire.completion import model_from_pb
 from promptlooper.wire.experiment import spec_to_pb
 from promptlooper.wire.experiments import (
+    event_page_from_pb,
     experiment_from_pb,
     experiment_page_from_pb,
     filter_to_pb,
     run_page_from_pb,
     summary_from_pb,
+    update_to_pb,
     validation_from_pb,
     watch_message_from_pb,
 )
@@ -93,6 +104,26 @@ class RunnerClient(Experiments):
             response = await self._stub.CancelExperiment(pb.CancelExperimentRequest(experiment_id=experiment_id))
         return experiment_from_pb(response.experiment)
 
+    async def pause(self, experiment_id: str) -> Experiment:
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.PauseExperiment(pb.PauseExperimentRequest(experiment_id=experiment_id))
+        return experiment_from_pb(response.experiment)
+
+    async def resume(self, experiment_id: str, request_id: str = "") -> Experiment:
+        request = pb.ResumeExperimentRequest(experiment_id=experiment_id, request_id=request_id)
+        with domain_errors(self._address, "runner"):
+            return experiment_from_pb((await self._stub.ResumeExperiment(request)).experiment)
+
+    async def retry(self, experiment_id: str, request_id: str = "") -> Experiment:
+        request = pb.RetryExperimentRequest(experiment_id=experiment_id, request_id=request_id)
+        with domain_errors(self._address, "runner"):
+            return experiment_from_pb((await self._stub.RetryExperiment(request)).experiment)
+
+    async def update(self, experiment_id: str, update: ExperimentUpdate) -> Experiment:
+        request = update_to_pb(experiment_id, update)
+        with domain_errors(self._address, "runner"):
+            return experiment_from_pb((await self._stub.UpdateExperiment(request)).experiment)
+
     async def delete(self, experiment_id: str) -> None:
         with domain_errors(self._address, "runner"):
             await self._stub.DeleteExperiment(pb.DeleteExperimentRequest(experiment_id=experiment_id))
@@ -120,6 +151,24 @@ class RunnerClient(Experiments):
                 request.resume_token = message.resume_token
                 ended = message.terminal is not None
                 yield message
+
+    async def list_events(
+        self,
+        experiment_id: str,
+        after_event_seq: int = 0,
+        page_size: int = 0,
+        page_token: str = "",
+        kinds: Sequence[str] = (),
+    ) -> EventPage:
+        request = pb.ListEventsRequest(
+            experiment_id=experiment_id,
+            after_event_seq=after_event_seq,
+            page_size=page_size,
+            page_token=page_token,
+            kinds=kinds,
+        )
+        with domain_errors(self._address, "runner"):
+            return event_page_from_pb(await self._stub.ListEvents(request))
 
     async def get_run(self, run_id: str) -> Run:
         with domain_errors(self._address, "runner"):

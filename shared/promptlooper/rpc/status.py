@@ -24,6 +24,7 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     errors.RunNotFound: Code.NOT_FOUND,
     errors.RequestIdReused: Code.INVALID_ARGUMENT,
     errors.ExperimentNotEnded: Code.FAILED_PRECONDITION,
+    errors.ExperimentCancelled: Code.FAILED_PRECONDITION,
     errors.NotAvailableYet: Code.UNIMPLEMENTED,
     errors.ResumeTokenInvalid: Code.INVALID_ARGUMENT,
     errors.ResumeTokenExpired: Code.OUT_OF_RANGE,

@@ -35,6 +35,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The request_id was used before with another body: use a new one. INVALID_ARGUMENT. Metadata: request_id."""
     ERROR_REASON_EXPERIMENT_NOT_ENDED: _ErrorReason.ValueType  # 6
     """The experiment has not ended yet: cancel it first. FAILED_PRECONDITION. Metadata: experiment_id."""
+    ERROR_REASON_EXPERIMENT_CANCELLED: _ErrorReason.ValueType  # 12
+    """The experiment was cancelled, and this needs one that was not: resume it instead. FAILED_PRECONDITION. Metadata:
+    experiment_id.
+    """
     ERROR_REASON_NOT_AVAILABLE_YET: _ErrorReason.ValueType  # 7
     """This version does not serve what was asked for. UNIMPLEMENTED. Metadata: feature."""
     ERROR_REASON_RESUME_TOKEN_INVALID: _ErrorReason.ValueType  # 8
@@ -96,6 +100,10 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 5
 """The request_id was used before with another body: use a new one. INVALID_ARGUMENT. Metadata: request_id."""
 ERROR_REASON_EXPERIMENT_NOT_ENDED: ErrorReason.ValueType  # 6
 """The experiment has not ended yet: cancel it first. FAILED_PRECONDITION. Metadata: experiment_id."""
+ERROR_REASON_EXPERIMENT_CANCELLED: ErrorReason.ValueType  # 12
+"""The experiment was cancelled, and this needs one that was not: resume it instead. FAILED_PRECONDITION. Metadata:
+experiment_id.
+"""
 ERROR_REASON_NOT_AVAILABLE_YET: ErrorReason.ValueType  # 7
 """This version does not serve what was asked for. UNIMPLEMENTED. Metadata: feature."""
 ERROR_REASON_RESUME_TOKEN_INVALID: ErrorReason.ValueType  # 8

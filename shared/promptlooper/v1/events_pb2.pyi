@@ -95,6 +95,7 @@ class ExperimentFact(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     COST_NANOUSD_FIELD_NUMBER: _builtins.int
     COST_UNKNOWN_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     reason: _builtins.str
     total: _builtins.int
@@ -103,6 +104,7 @@ class ExperimentFact(_message.Message):
     cancelled: _builtins.int
     cost_nanousd: _builtins.int
     cost_unknown_calls: _builtins.int
+    max_concurrency: _builtins.int
     def __init__(
         self,
         *,
@@ -114,10 +116,11 @@ class ExperimentFact(_message.Message):
         cancelled: _builtins.int = ...,
         cost_nanousd: _builtins.int = ...,
         cost_unknown_calls: _builtins.int = ...,
+        max_concurrency: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "completed", b"completed", "cost_nanousd", b"cost_nanousd", "cost_unknown_calls", b"cost_unknown_calls", "failed", b"failed", "reason", b"reason", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "completed", b"completed", "cost_nanousd", b"cost_nanousd", "cost_unknown_calls", b"cost_unknown_calls", "failed", b"failed", "max_concurrency", b"max_concurrency", "reason", b"reason", "state", b"state", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

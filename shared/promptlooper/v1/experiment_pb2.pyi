@@ -65,7 +65,7 @@ class _ExperimentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exper
     """Stored; nothing has started."""
     EXPERIMENT_STATE_RUNNING: _ExperimentState.ValueType  # 2
     EXPERIMENT_STATE_PAUSED: _ExperimentState.ValueType  # 3
-    """Nothing new starts. Not used yet."""
+    """Nothing new starts; calls under way end and are kept. ResumeExperiment goes on."""
     EXPERIMENT_STATE_CANCELLING: _ExperimentState.ValueType  # 4
     """Nothing new starts, and what runs is being stopped."""
     EXPERIMENT_STATE_COMPLETED: _ExperimentState.ValueType  # 5
@@ -83,7 +83,7 @@ EXPERIMENT_STATE_PENDING: ExperimentState.ValueType  # 1
 """Stored; nothing has started."""
 EXPERIMENT_STATE_RUNNING: ExperimentState.ValueType  # 2
 EXPERIMENT_STATE_PAUSED: ExperimentState.ValueType  # 3
-"""Nothing new starts. Not used yet."""
+"""Nothing new starts; calls under way end and are kept. ResumeExperiment goes on."""
 EXPERIMENT_STATE_CANCELLING: ExperimentState.ValueType  # 4
 """Nothing new starts, and what runs is being stopped."""
 EXPERIMENT_STATE_COMPLETED: ExperimentState.ValueType  # 5
@@ -539,6 +539,8 @@ class Limits(_message.Message):
     BUDGET_NANOUSD_FIELD_NUMBER: _builtins.int
     BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
     STAGE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    RUN_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     max_concurrency: _builtins.int
     """Runs at once; 0 is 64 (2 where a model is `local/`)."""
     budget_nanousd: _builtins.int
@@ -546,6 +548,12 @@ class Limits(_message.Message):
     budget_tokens: _builtins.int
     stage_timeout_ms: _builtins.int
     """Of one stage, waits and retries included; 0 is 60,000."""
+    run_timeout_ms: _builtins.int
+    """Of one run from its start to its end, waits included; 0 is none."""
+    experiment_timeout_ms: _builtins.int
+    """Of the whole experiment from its first start, or from when it was resumed; then it is CANCELLED with reason TIMEOUT. 0 is
+    none.
+    """
     def __init__(
         self,
         *,
@@ -553,10 +561,12 @@ class Limits(_message.Message):
         budget_nanousd: _builtins.int = ...,
         budget_tokens: _builtins.int = ...,
         stage_timeout_ms: _builtins.int = ...,
+        run_timeout_ms: _builtins.int = ...,
+        experiment_timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "max_concurrency", b"max_concurrency", "stage_timeout_ms", b"stage_timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "experiment_timeout_ms", b"experiment_timeout_ms", "max_concurrency", b"max_concurrency", "run_timeout_ms", b"run_timeout_ms", "stage_timeout_ms", b"stage_timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -677,14 +687,21 @@ class Experiment(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
     EVENT_SEQ_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    BUDGET_NANOUSD_FIELD_NUMBER: _builtins.int
+    BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_RESERVED_NANOUSD_FIELD_NUMBER: _builtins.int
+    COST_REMAINING_NANOUSD_FIELD_NUMBER: _builtins.int
+    SPEC_SHA256_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     project: _builtins.str
     name: _builtins.str
     description: _builtins.str
     state: Global___ExperimentState.ValueType
     reason: _builtins.str
-    """Of CANCELLED: USER or BUDGET. Of FAILED: a sentence."""
+    """Of CANCELLED: USER, BUDGET or TIMEOUT. Of FAILED: a sentence."""
     generation: _builtins.int
+    """From 1; resume and retry raise it."""
     tokens_in: _builtins.int
     tokens_out: _builtins.int
     cost_nanousd: _builtins.int
@@ -697,6 +714,19 @@ class Experiment(_message.Message):
     """From the first start to the end, or to now."""
     event_seq: _builtins.int
     """The number of the newest event."""
+    max_concurrency: _builtins.int
+    """Runs at once, over all Runners."""
+    budget_nanousd: _builtins.int
+    """Never overshot; unset is none."""
+    budget_tokens: _builtins.int
+    cost_reserved_nanousd: _builtins.int
+    """The most that calls under way may still cost; 0 without a budget in money."""
+    cost_remaining_nanousd: _builtins.int
+    """A guess at what the runs that have not ended will cost: the mean of those that have, within the budget. Unset where a price
+    is unknown or no run has ended.
+    """
+    spec_sha256: _builtins.str
+    """SHA-256 of the normal form, in hex: two experiments of one spec have the same. Empty where it is not known."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -732,12 +762,29 @@ class Experiment(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         completed_at: _timestamp_pb2.Timestamp | None = ...,
         event_seq: _builtins.int = ...,
+        max_concurrency: _builtins.int = ...,
+        budget_nanousd: _builtins.int | None = ...,
+        budget_tokens: _builtins.int | None = ...,
+        cost_reserved_nanousd: _builtins.int = ...,
+        cost_remaining_nanousd: _builtins.int | None = ...,
+        spec_sha256: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "counts", b"counts", "created_at", b"created_at", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd", "_budget_tokens", b"_budget_tokens", "_cost_remaining_nanousd", b"_cost_remaining_nanousd", "budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "completed_at", b"completed_at", "cost_remaining_nanousd", b"cost_remaining_nanousd", "counts", b"counts", "created_at", b"created_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "cost_unknown_calls", b"cost_unknown_calls", "counts", b"counts", "created_at", b"created_at", "description", b"description", "duration_ms", b"duration_ms", "event_seq", b"event_seq", "experiment_id", b"experiment_id", "generation", b"generation", "metadata", b"metadata", "name", b"name", "project", b"project", "reason", b"reason", "started_at", b"started_at", "state", b"state", "tags", b"tags", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd", "_budget_tokens", b"_budget_tokens", "_cost_remaining_nanousd", b"_cost_remaining_nanousd", "budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "completed_at", b"completed_at", "cost_nanousd", b"cost_nanousd", "cost_remaining_nanousd", b"cost_remaining_nanousd", "cost_reserved_nanousd", b"cost_reserved_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "cost_unknown_calls", b"cost_unknown_calls", "counts", b"counts", "created_at", b"created_at", "description", b"description", "duration_ms", b"duration_ms", "event_seq", b"event_seq", "experiment_id", b"experiment_id", "generation", b"generation", "max_concurrency", b"max_concurrency", "metadata", b"metadata", "name", b"name", "project", b"project", "reason", b"reason", "spec_sha256", b"spec_sha256", "started_at", b"started_at", "state", b"state", "tags", b"tags", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__budget_nanousd: _TypeAlias = _typing.Literal["budget_nanousd"]  # noqa: Y015
+    _WhichOneofArgType__budget_nanousd: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd"]  # noqa: Y015
+    _WhichOneofReturnType__budget_tokens: _TypeAlias = _typing.Literal["budget_tokens"]  # noqa: Y015
+    _WhichOneofArgType__budget_tokens: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cost_remaining_nanousd: _TypeAlias = _typing.Literal["cost_remaining_nanousd"]  # noqa: Y015
+    _WhichOneofArgType__cost_remaining_nanousd: _TypeAlias = _typing.Literal["_cost_remaining_nanousd", b"_cost_remaining_nanousd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_nanousd) -> _WhichOneofReturnType__budget_nanousd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_tokens) -> _WhichOneofReturnType__budget_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_remaining_nanousd) -> _WhichOneofReturnType__cost_remaining_nanousd | None: ...
 
 Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
 

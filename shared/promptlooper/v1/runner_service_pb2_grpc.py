@@ -61,6 +61,26 @@ class RunnerServiceStub:
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelExperimentRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelExperimentResponse.FromString,
                 _registered_method=True)
+        self.PauseExperiment = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/PauseExperiment',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.PauseExperimentRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.PauseExperimentResponse.FromString,
+                _registered_method=True)
+        self.ResumeExperiment = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/ResumeExperiment',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ResumeExperimentRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ResumeExperimentResponse.FromString,
+                _registered_method=True)
+        self.RetryExperiment = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/RetryExperiment',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.RetryExperimentRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.RetryExperimentResponse.FromString,
+                _registered_method=True)
+        self.UpdateExperiment = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/UpdateExperiment',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.UpdateExperimentRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.UpdateExperimentResponse.FromString,
+                _registered_method=True)
         self.DeleteExperiment = channel.unary_unary(
                 '/promptlooper.v1.RunnerService/DeleteExperiment',
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.DeleteExperimentRequest.SerializeToString,
@@ -70,6 +90,11 @@ class RunnerServiceStub:
                 '/promptlooper.v1.RunnerService/WatchExperiment',
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchExperimentRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchExperimentResponse.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/ListEvents',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/promptlooper.v1.RunnerService/GetRun',
@@ -161,9 +186,44 @@ class RunnerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseExperiment(self, request, context):
+        """Starts nothing new: calls under way end and are kept. Paused and ended ones stay as they are. FAILED_PRECONDITION
+        EXPERIMENT_NOT_ENDED: it is being cancelled. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeExperiment(self, request, context):
+        """Goes on with a paused, cancelled or failed experiment: cancelled runs go on after their last stored stage, those never
+        started are started. Raises the generation. Running and completed ones stay as they are. FAILED_PRECONDITION
+        EXPERIMENT_NOT_ENDED: it is still being cancelled. INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND.
+        Usual deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryExperiment(self, request, context):
+        """Runs the failed runs again, each from the stage that failed. Raises the generation; without failed runs it changes
+        nothing. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is being cancelled; EXPERIMENT_CANCELLED: resume it instead.
+        INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateExperiment(self, request, context):
+        """Changes limits of an experiment, also while it runs; what is unset stays. INVALID_ARGUMENT INVALID_ARGUMENT names the
+        field. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteExperiment(self, request, context):
-        """Deletes an experiment and all its results. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: cancel it first.
-        NOT_FOUND EXPERIMENT_NOT_FOUND also means that it is gone already. Usual deadline: 60 s.
+        """Deletes an experiment and all its results. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: cancel it first. Deleting it again
+        is OK for 7 days; NOT_FOUND EXPERIMENT_NOT_FOUND: there was none. Usual deadline: 60 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +234,15 @@ class RunnerServiceServicer:
         With a resume_token: the events after it instead of a snapshot. A stream that ends OK without terminal, or with
         UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: start without a token.
         NOT_FOUND EXPERIMENT_NOT_FOUND. No deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """Events of an experiment by event_seq, a page at a time, as WatchExperiment sends them. OUT_OF_RANGE
+        RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata has the earliest there is. INVALID_ARGUMENT
+        PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -271,6 +340,26 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelExperimentRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelExperimentResponse.SerializeToString,
             ),
+            'PauseExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseExperiment,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.PauseExperimentRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.PauseExperimentResponse.SerializeToString,
+            ),
+            'ResumeExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeExperiment,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ResumeExperimentRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ResumeExperimentResponse.SerializeToString,
+            ),
+            'RetryExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryExperiment,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.RetryExperimentRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.RetryExperimentResponse.SerializeToString,
+            ),
+            'UpdateExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateExperiment,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.UpdateExperimentRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.UpdateExperimentResponse.SerializeToString,
+            ),
             'DeleteExperiment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteExperiment,
                     request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.DeleteExperimentRequest.FromString,
@@ -280,6 +369,11 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     servicer.WatchExperiment,
                     request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchExperimentRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchExperimentResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ListEventsResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -475,6 +569,114 @@ class RunnerService:
             _registered_method=True)
 
     @staticmethod
+    def PauseExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/PauseExperiment',
+            promptlooper_dot_v1_dot_runner__service__pb2.PauseExperimentRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.PauseExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/ResumeExperiment',
+            promptlooper_dot_v1_dot_runner__service__pb2.ResumeExperimentRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.ResumeExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/RetryExperiment',
+            promptlooper_dot_v1_dot_runner__service__pb2.RetryExperimentRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.RetryExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/UpdateExperiment',
+            promptlooper_dot_v1_dot_runner__service__pb2.UpdateExperimentRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.UpdateExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteExperiment(request,
             target,
             options=(),
@@ -518,6 +720,33 @@ class RunnerService:
             '/promptlooper.v1.RunnerService/WatchExperiment',
             promptlooper_dot_v1_dot_runner__service__pb2.WatchExperimentRequest.SerializeToString,
             promptlooper_dot_v1_dot_runner__service__pb2.WatchExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/ListEvents',
+            promptlooper_dot_v1_dot_runner__service__pb2.ListEventsRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,15 +33,39 @@ class RunnerServiceStub:
     """Stops an experiment: running calls are stopped, what has not started never starts. Ended ones stay as they are.
     NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
     """
+    PauseExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.PauseExperimentRequest, _runner_service_pb2.PauseExperimentResponse]
+    """Starts nothing new: calls under way end and are kept. Paused and ended ones stay as they are. FAILED_PRECONDITION
+    EXPERIMENT_NOT_ENDED: it is being cancelled. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+    """
+    ResumeExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ResumeExperimentRequest, _runner_service_pb2.ResumeExperimentResponse]
+    """Goes on with a paused, cancelled or failed experiment: cancelled runs go on after their last stored stage, those never
+    started are started. Raises the generation. Running and completed ones stay as they are. FAILED_PRECONDITION
+    EXPERIMENT_NOT_ENDED: it is still being cancelled. INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND.
+    Usual deadline: 30 s.
+    """
+    RetryExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.RetryExperimentRequest, _runner_service_pb2.RetryExperimentResponse]
+    """Runs the failed runs again, each from the stage that failed. Raises the generation; without failed runs it changes
+    nothing. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is being cancelled; EXPERIMENT_CANCELLED: resume it instead.
+    INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+    """
+    UpdateExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.UpdateExperimentRequest, _runner_service_pb2.UpdateExperimentResponse]
+    """Changes limits of an experiment, also while it runs; what is unset stays. INVALID_ARGUMENT INVALID_ARGUMENT names the
+    field. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+    """
     DeleteExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.DeleteExperimentRequest, _runner_service_pb2.DeleteExperimentResponse]
-    """Deletes an experiment and all its results. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: cancel it first.
-    NOT_FOUND EXPERIMENT_NOT_FOUND also means that it is gone already. Usual deadline: 60 s.
+    """Deletes an experiment and all its results. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: cancel it first. Deleting it again
+    is OK for 7 days; NOT_FOUND EXPERIMENT_NOT_FOUND: there was none. Usual deadline: 60 s.
     """
     WatchExperiment: _aio.UnaryStreamMultiCallable[_runner_service_pb2.WatchExperimentRequest, _runner_service_pb2.WatchExperimentResponse]
     """Follows an experiment: a snapshot, the events after it in order, each once, and one terminal message, then OK.
     With a resume_token: the events after it instead of a snapshot. A stream that ends OK without terminal, or with
     UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: start without a token.
     NOT_FOUND EXPERIMENT_NOT_FOUND. No deadline.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ListEventsRequest, _runner_service_pb2.ListEventsResponse]
+    """Events of an experiment by event_seq, a page at a time, as WatchExperiment sends them. OUT_OF_RANGE
+    RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata has the earliest there is. INVALID_ARGUMENT
+    PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.GetRunRequest, _runner_service_pb2.GetRunResponse]
     """One run in full. NOT_FOUND RUN_NOT_FOUND: also of a run that has not started. Usual deadline: 10 s."""
@@ -115,13 +139,56 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PauseExperiment(
+        self,
+        request: _runner_service_pb2.PauseExperimentRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.PauseExperimentRequest, _abc.Awaitable[_runner_service_pb2.PauseExperimentResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.PauseExperimentResponse]:
+        """Starts nothing new: calls under way end and are kept. Paused and ended ones stay as they are. FAILED_PRECONDITION
+        EXPERIMENT_NOT_ENDED: it is being cancelled. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeExperiment(
+        self,
+        request: _runner_service_pb2.ResumeExperimentRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.ResumeExperimentRequest, _abc.Awaitable[_runner_service_pb2.ResumeExperimentResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.ResumeExperimentResponse]:
+        """Goes on with a paused, cancelled or failed experiment: cancelled runs go on after their last stored stage, those never
+        started are started. Raises the generation. Running and completed ones stay as they are. FAILED_PRECONDITION
+        EXPERIMENT_NOT_ENDED: it is still being cancelled. INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND.
+        Usual deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryExperiment(
+        self,
+        request: _runner_service_pb2.RetryExperimentRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.RetryExperimentRequest, _abc.Awaitable[_runner_service_pb2.RetryExperimentResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.RetryExperimentResponse]:
+        """Runs the failed runs again, each from the stage that failed. Raises the generation; without failed runs it changes
+        nothing. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is being cancelled; EXPERIMENT_CANCELLED: resume it instead.
+        INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateExperiment(
+        self,
+        request: _runner_service_pb2.UpdateExperimentRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.UpdateExperimentRequest, _abc.Awaitable[_runner_service_pb2.UpdateExperimentResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.UpdateExperimentResponse]:
+        """Changes limits of an experiment, also while it runs; what is unset stays. INVALID_ARGUMENT INVALID_ARGUMENT names the
+        field. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteExperiment(
         self,
         request: _runner_service_pb2.DeleteExperimentRequest,
         context: _aio.ServicerContext[_runner_service_pb2.DeleteExperimentRequest, _abc.Awaitable[_runner_service_pb2.DeleteExperimentResponse]],
     ) -> _abc.Awaitable[_runner_service_pb2.DeleteExperimentResponse]:
-        """Deletes an experiment and all its results. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: cancel it first.
-        NOT_FOUND EXPERIMENT_NOT_FOUND also means that it is gone already. Usual deadline: 60 s.
+        """Deletes an experiment and all its results. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: cancel it first. Deleting it again
+        is OK for 7 days; NOT_FOUND EXPERIMENT_NOT_FOUND: there was none. Usual deadline: 60 s.
         """
 
     @_abc_1.abstractmethod
@@ -134,6 +201,17 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         With a resume_token: the events after it instead of a snapshot. A stream that ends OK without terminal, or with
         UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: start without a token.
         NOT_FOUND EXPERIMENT_NOT_FOUND. No deadline.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _runner_service_pb2.ListEventsRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.ListEventsRequest, _abc.Awaitable[_runner_service_pb2.ListEventsResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.ListEventsResponse]:
+        """Events of an experiment by event_seq, a page at a time, as WatchExperiment sends them. OUT_OF_RANGE
+        RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata has the earliest there is. INVALID_ARGUMENT
+        PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
         """
 
     @_abc_1.abstractmethod

@@ -164,6 +164,8 @@ def limits_to_pb(limits: Limits, field: str = "limits") -> pb.Limits:
         budget_nanousd=limits.budget_nanousd or 0,
         budget_tokens=limits.budget_tokens or 0,
         stage_timeout_ms=milliseconds(limits.stage_timeout),
+        run_timeout_ms=milliseconds(limits.run_timeout),
+        experiment_timeout_ms=milliseconds(limits.experiment_timeout),
     )
 
 
@@ -175,6 +177,8 @@ def limits_from_pb(message: pb.Limits, field: str = "limits", *, local: bool = F
         message.budget_nanousd or None,
         message.budget_tokens or None,
         seconds(message.stage_timeout_ms, f"{field}.stage_timeout_ms") or defaults.stage_timeout,
+        seconds(message.run_timeout_ms, f"{field}.run_timeout_ms"),
+        seconds(message.experiment_timeout_ms, f"{field}.experiment_timeout_ms"),
     )
 
 

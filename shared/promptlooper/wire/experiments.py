@@ -12,7 +12,15 @@ from promptlooper.experiment import (
     ScorerSummary,
     VariantSummary,
 )
-from promptlooper.experiments import ExperimentFilter, ExperimentPage, RunPage, Validation, WatchMessage
+from promptlooper.experiments import (
+    EventPage,
+    ExperimentFilter,
+    ExperimentPage,
+    ExperimentUpdate,
+    RunPage,
+    Validation,
+    WatchMessage,
+)
 from promptlooper.v1 import experiment_pb2 as pb
 from promptlooper.v1 import runner_service_pb2 as runner_pb
 from promptlooper.wire.events import event_from_pb, event_to_pb
@@ -68,6 +76,12 @@ def experiment_to_pb(experiment: Experiment) -> pb.Experiment:
         started_at=timestamp(experiment.started_at),
         completed_at=timestamp(experiment.completed_at),
         event_seq=experiment.event_seq,
+        max_concurrency=experiment.max_concurrency,
+        budget_nanousd=experiment.budget_nanousd,
+        budget_tokens=experiment.budget_tokens,
+        cost_reserved_nanousd=experiment.cost_reserved_nanousd,
+        cost_remaining_nanousd=experiment.cost_remaining_nanousd,
+        spec_sha256=experiment.spec_sha256,
     )
 
 
@@ -93,6 +107,12 @@ def experiment_from_pb(message: pb.Experiment) -> Experiment:
         started_at=moment(message.started_at) if message.HasField("started_at") else None,
         completed_at=moment(message.completed_at) if message.HasField("completed_at") else None,
         event_seq=message.event_seq,
+        max_concurrency=message.max_concurrency,
+        budget_nanousd=message.budget_nanousd if message.HasField("budget_nanousd") else None,
+        budget_tokens=message.budget_tokens if message.HasField("budget_tokens") else None,
+        cost_reserved_nanousd=message.cost_reserved_nanousd,
+        cost_remaining_nanousd=message.cost_remaining_nanousd if message.HasField("cost_remaining_nanousd") else None,
+        spec_sha256=message.spec_sha256,
     )
 
 
@@ -240,6 +260,33 @@ def run_page_to_pb(page: RunPage) -> runner_pb.ListRunsResponse:
 
 def run_page_from_pb(message: runner_pb.ListRunsResponse) -> RunPage:
     return RunPage(tuple(run_from_pb(run) for run in message.runs), message.next_page_token)
+
+
+def event_page_to_pb(page: EventPage) -> runner_pb.ListEventsResponse:
+    return runner_pb.ListEventsResponse(
+        events=[event_to_pb(event) for event in page.events], next_page_token=page.next_page_token
+    )
+
+
+def event_page_from_pb(message: runner_pb.ListEventsResponse) -> EventPage:
+    return EventPage(tuple(event_from_pb(event) for event in message.events), message.next_page_token)
+
+
+def update_to_pb(experiment_id: str, update: ExperimentUpdate) -> runner_pb.UpdateExperimentRequest:
+    return runner_pb.UpdateExperimentRequest(
+        experiment_id=experiment_id,
+        max_concurrency=update.max_concurrency,
+        budget_nanousd=update.budget_nanousd,
+        budget_tokens=update.budget_tokens,
+    )
+
+
+def update_from_pb(message: runner_pb.UpdateExperimentRequest) -> ExperimentUpdate:
+    return ExperimentUpdate(
+        max_concurrency=message.max_concurrency if message.HasField("max_concurrency") else None,
+        budget_nanousd=message.budget_nanousd if message.HasField("budget_nanousd") else None,
+        budget_tokens=message.budget_tokens if message.HasField("budget_tokens") else None,
+    )
 
 
 def watch_message_to_pb(message: WatchMessage) -> runner_pb.WatchExperimentResponse:

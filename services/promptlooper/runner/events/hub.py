@@ -28,6 +28,11 @@ class Hub:
         self._advanced.add(experiment_id)
         self._any.set()
 
+    def changed(self, experiment_id: str) -> None:
+        """A client changed an experiment (created, cancelled, paused, resumed, …): also other Runners should look
+        now."""
+        self.advanced(experiment_id)
+
     @contextmanager
     def listening(self, experiment_id: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever the experiment has something new, or the server drains. Clear it before

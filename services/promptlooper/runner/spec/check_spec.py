@@ -17,6 +17,7 @@ from promptlooper.runner.spec.values import PROJECT, SCORER_NAME, STAGE_NAME, is
 MAX_RUNS = 10_000_000
 MAX_REPEATS = 100_000
 MAX_CONCURRENCY = 10_000
+LONGEST_TIMEOUT = 365 * 24 * 3600.0  # seconds
 ROLES = ("system", "user", "assistant")
 
 _NUMBERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
@@ -249,8 +250,10 @@ def _numbers(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("limits.budget_usd", "'budget_usd' must be above 0")
     if limits.budget_tokens is not None and limits.budget_tokens <= 0:
         yield Problem("limits.budget_tokens", f"'budget_tokens' must be at least 1, not {limits.budget_tokens}")
-    if limits.stage_timeout <= 0:
-        yield Problem("limits.stage_timeout", "'stage_timeout' must be above 0")
+    for name in ("stage_timeout", "run_timeout", "experiment_timeout"):
+        timeout = getattr(limits, name)
+        if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT:
+            yield Problem(f"limits.{name}", f"'{name}' must be above 0 and at most 365 days")
     if spec.cache.max_age is not None and spec.cache.max_age <= 0:
         yield Problem("cache.max_age", "'max_age' must be above 0")
     runs = shape(spec).total

@@ -69,6 +69,18 @@ def _scorer_to_json(scorer: ScorerSpec) -> dict[str, Any]:
     }
 
 
+def _limits_to_json(limits: Limits) -> dict[str, Any]:
+    """The later limits only where they are set: the digests of specs without them must stay what they were."""
+    later = {"run_timeout": limits.run_timeout, "experiment_timeout": limits.experiment_timeout}
+    return {
+        "max_concurrency": limits.max_concurrency,
+        "budget_nanousd": limits.budget_nanousd,
+        "budget_tokens": limits.budget_tokens,
+        "stage_timeout": limits.stage_timeout,
+        **{name: value for name, value in later.items() if value is not None},
+    }
+
+
 def spec_to_json(spec: ExperimentSpec, inputs: bool = True) -> dict[str, Any]:
     """The whole normal form, defaults written out; without the rows where those are kept elsewhere."""
     return {
@@ -95,12 +107,7 @@ def spec_to_json(spec: ExperimentSpec, inputs: bool = True) -> dict[str, Any]:
         "gates": [
             {"min_scores": dict(gate.min_scores), "max_failed_runs": gate.max_failed_runs} for gate in spec.gates
         ],
-        "limits": {
-            "max_concurrency": spec.limits.max_concurrency,
-            "budget_nanousd": spec.limits.budget_nanousd,
-            "budget_tokens": spec.limits.budget_tokens,
-            "stage_timeout": spec.limits.stage_timeout,
-        },
+        "limits": _limits_to_json(spec.limits),
         "cache": {"mode": spec.cache.mode.value, "max_age": spec.cache.max_age, "namespace": spec.cache.namespace},
     }
 

@@ -12,7 +12,7 @@ from promptlooper.runner.spec.problems import choices, nearest
 from promptlooper.runner.spec.values import nanousd, noun
 
 _LATER_GATES = ("min_pass_rate", "max_cost_usd", "max_p95_latency_ms", "max_drop")
-_LATER_LIMITS = ("run_timeout", "experiment_timeout")
+_TIMEOUTS = ("stage_timeout", "run_timeout", "experiment_timeout")
 _MAX_POINTS = 10_000
 
 
@@ -82,23 +82,29 @@ class SectionReader:
 
     def limits(self, document: dict[str, Any], local: bool) -> Limits:
         value = self._mapping("limits", document.get("limits"))
-        known = ("max_concurrency", "budget_usd", "budget_tokens", "stage_timeout")
-        self._notes.check_keys(("limits",), value, known, _LATER_LIMITS, "'limits'")
+        known = ("max_concurrency", "budget_usd", "budget_tokens", *_TIMEOUTS)
+        self._notes.check_keys(("limits",), value, known, (), "'limits'")
         at: dict[str, Any] = {key: item for key, item in value.items() if item is not None}
-        concurrency = tokens = timeout = budget = None
+        concurrency = tokens = budget = None
         if "max_concurrency" in at:
             concurrency = self._form.integer(("limits", "max_concurrency"), at["max_concurrency"], "max_concurrency")
         if "budget_tokens" in at:
             tokens = self._form.integer(("limits", "budget_tokens"), at["budget_tokens"], "budget_tokens")
-        if "stage_timeout" in at:
-            timeout = self._form.seconds(("limits", "stage_timeout"), at["stage_timeout"], "stage_timeout")
+        timeouts = {name: self._form.seconds(("limits", name), at[name], name) for name in _TIMEOUTS if name in at}
         if "budget_usd" in at:
             try:
                 budget = nanousd(at["budget_usd"])
             except ValueError as error:
                 self._notes.add(("limits", "budget_usd"), f"budget_usd: {error}")
         default = 2 if local else 64
-        return Limits(default if concurrency is None else concurrency, budget, tokens, timeout or 60.0)
+        return Limits(
+            default if concurrency is None else concurrency,
+            budget,
+            tokens,
+            timeouts.get("stage_timeout") or 60.0,
+            timeouts.get("run_timeout"),
+            timeouts.get("experiment_timeout"),
+        )
 
     def cache(self, document: dict[str, Any]) -> CachePolicy:
         value = document.get("cache")

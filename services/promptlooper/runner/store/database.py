@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -47,8 +48,9 @@ class Database:
     not have happened. In-memory SQLite (for tests) reads through the writer's connection.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = _normal_url(url)
+    def __init__(self, url: str, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        """`now_us` is SQLite's clock, in microseconds since the epoch; PostgreSQL has its own."""
+        self.url, self._now_us = _normal_url(url), now_us
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         in_memory = self.is_sqlite and self.url.database in (None, "", ":memory:")
         self._write_engine = self._engine(writes=True)
@@ -82,6 +84,7 @@ class Database:
         @sa.event.listens_for(engine, "connect")
         def _configure(connection: Any, _: Any) -> None:
             connection.isolation_level = None  # BEGIN is ours: the driver's own would be deferred
+            connection.create_function("now_us", 0, self._now_us)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "trusted_schema=OFF"):
                 connection.execute(f"PRAGMA {pragma}")
 

@@ -16,7 +16,7 @@ from promptlooper.runner.turn import Claim, Turn
 def _database_now_us(connection: sa.Connection) -> Any:
     """The database's clock as an SQL expression: Runners' clocks may differ."""
     if connection.dialect.name == "sqlite":
-        return sa.literal_column("CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)")
+        return sa.literal_column("now_us()")  # `Database` defines it
     return sa.literal_column("(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint")
 
 

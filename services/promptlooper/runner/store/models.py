@@ -21,6 +21,7 @@ experiments = Table(
     Column("metadata_json", Text, nullable=False),
     Column("spec_json", Text, nullable=False),  # the normal form without its inputs
     Column("created_us", BigInteger, nullable=False),
+    Column("spec_sha256", String(64), nullable=False, server_default=""),  # of the whole normal form; "" is not known
     Index("experiments_newest", "created_us", "experiment_id"),
     Index("experiments_newest_of_project", "project", "created_us", "experiment_id"),
 )
@@ -65,6 +66,9 @@ progress = Table(
     Column("event_seq", BigInteger, nullable=False, server_default="0"),
     Column("started_us", BigInteger),
     Column("ended_us", BigInteger),
+    Column("timeout_us", BigInteger),  # limits.experiment_timeout
+    Column("deadline_us", BigInteger),  # when its time is over
+    Column("first_event_seq", BigInteger, nullable=False, server_default="1"),  # events before it are not kept
     postgresql_with={"fillfactor": 50},
 )
 
@@ -81,7 +85,9 @@ runs = Table(
     Column("lease_epoch", Integer, nullable=False),
     Column("next_stage", Integer, nullable=False, server_default="0"),
     Column("not_before_us", BigInteger, nullable=False, server_default="0"),
-    Column("deadline_us", BigInteger),
+    Column("deadline_us", BigInteger),  # of a stage that was parked
+    Column("run_deadline_us", BigInteger),  # where limits.run_timeout is set
+    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
     Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),  # while PENDING: what it needs
     Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
     Column("error_json", Text),
@@ -107,6 +113,12 @@ runs = Table(
         postgresql_where=text("state = 'PENDING'"),
     ),
     Index("runs_owner", "owner", sqlite_where=text("state = 'RUNNING'"), postgresql_where=text("state = 'RUNNING'")),
+    Index(
+        "runs_cancel_requested",
+        "owner",
+        sqlite_where=text("cancel_requested AND state = 'RUNNING'"),
+        postgresql_where=text("cancel_requested AND state = 'RUNNING'"),
+    ),
     postgresql_with={"fillfactor": 70},
     sqlite_with_rowid=False,
 )
@@ -185,6 +197,19 @@ requests = Table(
     Column("body_sha256", String(64), nullable=False),
     Column("experiment_id", String(63), nullable=False),
     Column("created_us", BigInteger, nullable=False),
+)
+
+# What is left of a deleted experiment: its last event, for NATS, and that deleting it again is no mistake.
+deleted = Table(
+    "deleted",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("project", String(40), nullable=False),
+    Column("event_seq", BigInteger, nullable=False),  # of experiment.deleted
+    Column("generation", Integer, nullable=False),
+    Column("deleted_us", BigInteger, nullable=False),
+    Column("detail_json", Text, nullable=False),
+    Column("published", Boolean, nullable=False, server_default=text("false")),
 )
 
 relay = Table(
