@@ -16,6 +16,7 @@ from promptlooper.completion import Completion, CompletionGateway, CompletionReq
 from promptlooper.digest import sha256_hex
 from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
+from promptlooper.failpoints import Failpoints
 from promptlooper.runner.store.rows import storable
 
 log = logging.getLogger("runner.answers")
@@ -76,8 +77,17 @@ class Answers:
     Close it when no question is under way: it writes what is still to be stored.
     """
 
-    def __init__(self, gateway: CompletionGateway, cache: ResponseCache, claimant_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        gateway: CompletionGateway,
+        cache: ResponseCache,
+        claimant_id: str,
+        clock: Clock,
+        *,
+        failpoints: Failpoints | None = None,
+    ) -> None:
         self._gateway, self._cache, self._claimant_id, self._clock = gateway, cache, claimant_id, clock
+        self._failpoints = failpoints or Failpoints()
         self._flights: dict[tuple[str, float | None], _Flight] = {}
         self._leading: set[str] = set()
         self._renewer: asyncio.Task[None] | None = None
@@ -189,7 +199,10 @@ class Answers:
             if left <= 0:
                 raise _too_late(request)
             try:
-                return _storable(await self._gateway.complete(replace(request, timeout=left)))
+                self._failpoints.hit("call_before")
+                completion = await self._gateway.complete(replace(request, timeout=left))
+                self._failpoints.hit("call_after")
+                return _storable(completion)
             except ServiceUnavailable:
                 if deadline - self._clock.monotonic() <= pause:
                     raise
@@ -224,14 +237,19 @@ class Answers:
 
     async def _found(self, lookups: Sequence[Lookup], claimant_id: str) -> Sequence[Found]:
         try:
-            return await self._cache.lookup(lookups, claimant_id)
+            self._failpoints.hit("lookup_before")
+            found = await self._cache.lookup(lookups, claimant_id)
+            self._failpoints.hit("lookup_after")
+            return found
         except DomainError as error:
             self._degraded(error)
             return [Found(LookupStatus.MISS)] * len(lookups)
 
     async def _store_batch(self, entries: Sequence[CacheEntry]) -> Sequence[None]:
         try:
+            self._failpoints.hit("store_before")
             await self._cache.store(entries, self._claimant_id)
+            self._failpoints.hit("store_after")
         except DomainError as error:
             self._degraded(error)
         return [None] * len(entries)

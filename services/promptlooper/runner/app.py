@@ -10,7 +10,7 @@ from functools import partial
 from promptlooper.caching import ResponseCache
 from promptlooper.clock import Clock, IdMaker, SystemClock, random_id
 from promptlooper.completion import CompletionGateway
-from promptlooper.failpoints import Failpoints
+from promptlooper.failpoints import Failpoints, failpoints_from
 from promptlooper.runner.answers import Answers
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.engine import LEASE_TTL, Engine, EngineParts
@@ -43,10 +43,10 @@ async def runner_core(
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
     it. On leaving, running calls are stopped and their runs handed back."""
-    hub, clock, renderer = hub or Hub(), clock or SystemClock(), Renderer()
-    answers = Answers(gateway, cache, new_id(), clock)
-    scores = Scores(scoring, renderer)
-    parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints or Failpoints())
+    hub, clock, renderer, failpoints = hub or Hub(), clock or SystemClock(), Renderer(), failpoints or Failpoints()
+    answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints)
+    scores = Scores(scoring, renderer, failpoints=failpoints)
+    parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints)
     engine = Engine(parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, registered=registered)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(answers.aclose)
@@ -64,7 +64,7 @@ async def run(settings: RunnerSettings) -> None:
     from promptlooper.runner import servicer
     from promptlooper.runner.events.relay import Relay
 
-    database, hub = Database(settings.database_url), Hub()
+    database, hub, failpoints = Database(settings.database_url), Hub(), failpoints_from(settings.failpoints)
     async with AsyncExitStack() as stack:
         stack.callback(database.close)
         prepare(database)
@@ -73,8 +73,10 @@ async def run(settings: RunnerSettings) -> None:
         responses = await enter(cache.connected(settings.cache_address))
         scoring = await enter(scorer.connected(settings.scorer_address))
         if settings.nats_url:
-            await enter(Relay(database, hub, settings.nats_url).running())
-        core = await enter(runner_core(database, gateway, responses, scoring, slots=settings.slots, hub=hub))
+            await enter(Relay(database, hub, settings.nats_url, failpoints=failpoints).running())
+        core = await enter(
+            runner_core(database, gateway, responses, scoring, slots=settings.slots, hub=hub, failpoints=failpoints)
+        )
         server = await enter(
             serving(
                 settings.listen,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from promptlooper.batching import TickBatcher
 from promptlooper.errors import DomainError, TemplateError
 from promptlooper.experiment import ScorerSpec
+from promptlooper.failpoints import Failpoints
 from promptlooper.run import Score, StageResult
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.verdict import run_passed, run_score, score_of
@@ -19,8 +20,8 @@ TRIES, PAUSE, LONGEST_PAUSE = 10, 0.2, 5.0  # while the Scorer can't be reached:
 
 
 class Scores:
-    def __init__(self, scoring: ScoringService, renderer: Renderer) -> None:
-        self._scoring, self._renderer = scoring, renderer
+    def __init__(self, scoring: ScoringService, renderer: Renderer, *, failpoints: Failpoints | None = None) -> None:
+        self._scoring, self._renderer, self._failpoints = scoring, renderer, failpoints or Failpoints()
         self._score = TickBatcher(self._score_batch)
 
     async def aclose(self) -> None:
@@ -58,7 +59,9 @@ class Scores:
         pause = PAUSE
         for left in reversed(range(TRIES)):
             try:
+                self._failpoints.hit("score_before")
                 scored = await self._scoring.score(items)
+                self._failpoints.hit("score_after")
                 return [_complete(item, values) for item, values in zip(items, scored, strict=True)]
             except DomainError as error:
                 if not error.retryable or not left:

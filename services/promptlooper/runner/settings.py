@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from promptlooper.errors import InvalidArgument
+from promptlooper.failpoints import failpoints_from
 from promptlooper.settings import ServiceSettings
 
 
@@ -19,3 +21,13 @@ class RunnerSettings(ServiceSettings):
     lease_ttl: float = Field(default=15.0, ge=1, le=300)  # seconds: then a silent Runner is dead
     event_retention: float = Field(default=0.0, ge=0)  # seconds that events are kept at least; 0: for ever
     slots: int = Field(default=1_000, ge=1, le=100_000)  # runs at once in this process: bounds its memory
+    failpoints: str = ""  # for tests: where this process is to fail, as `promptlooper.failpoints` reads it
+
+    @field_validator("failpoints")
+    @classmethod
+    def _are_failpoints(cls, value: str) -> str:
+        try:
+            failpoints_from(value)
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
+        return value

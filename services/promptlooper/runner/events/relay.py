@@ -22,6 +22,7 @@ from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, Str
 from nats.js.errors import APIError, NotFoundError
 
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
+from promptlooper.failpoints import Failpoints
 from promptlooper.run import Event
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.store import event_log, repository
@@ -74,8 +75,9 @@ def headers_of(event: Event) -> dict[str, str]:
 class Relay:
     """One per database: with several Runners, the one that holds the database's advisory lock."""
 
-    def __init__(self, database: Database, hub: Hub, url: str) -> None:
+    def __init__(self, database: Database, hub: Hub, url: str, *, failpoints: Failpoints | None = None) -> None:
         self._database, self._hub, self._url = database, hub, url
+        self._failpoints = failpoints or Failpoints()
         self._down = False
         self._look_at_all = 0.0  # monotonic
         self._interrupted_at: float | None = None  # monotonic
@@ -181,7 +183,8 @@ class Relay:
             page = await self._database.read(read)
             if not page:
                 continue
-            await _publish(jetstream, page)
+            await _publish(jetstream, page, self._failpoints)
+            self._failpoints.hit("ack_after")
             self._remember(experiment_id, published)
             if self._down:
                 self._down = False
@@ -214,17 +217,19 @@ class Relay:
                 event_seq=before,
                 limit=PAGE,
             )
-            await _publish(jetstream, await self._database.read(read))
+            await _publish(jetstream, await self._database.read(read), self._failpoints)
         self._recent.clear()
 
 
-async def _publish(jetstream: JetStreamContext, page: list[Event]) -> None:
+async def _publish(jetstream: JetStreamContext, page: list[Event], failpoints: Failpoints) -> None:
     """Publishes in order and waits for every ack. Raises where one is missing: then the page is published again."""
     acks: list[asyncio.Future[PubAck]] = []
     try:
+        failpoints.hit("publish_before")
         for event in page:
             payload = event_to_pb(event).SerializeToString()
             acks.append(await jetstream.publish_async(subject_of(event), payload, headers=headers_of(event)))
+        failpoints.hit("publish_after")
         async with asyncio.timeout(ACK_TIMEOUT):
             await asyncio.gather(*acks)
     finally:

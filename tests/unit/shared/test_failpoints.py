@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from promptlooper.errors import InvalidArgument, ServiceUnavailable, StoreUnavailable
+from promptlooper.failpoints import NAMES, Failpoints, InjectedFault, failpoints_from
+
+
+def test_nothing_is_set_by_default() -> None:
+    for points in (Failpoints(), failpoints_from(""), failpoints_from(" ; ")):
+        assert points.actions == {}
+        for name in NAMES:
+            points.hit(name)
+
+
+def test_an_error_is_raised_at_every_hit_or_only_at_one() -> None:
+    points = failpoints_from("call_before=error; turn_before = error @ 2")
+    for _ in range(2):
+        with pytest.raises(InjectedFault, match="call_before"):
+            points.hit("call_before")
+    points.hit("turn_before")
+    with pytest.raises(InjectedFault):
+        points.hit("turn_before")
+    points.hit("turn_before")
+    points.hit("call_after")
+
+
+def test_an_injected_fault_is_a_lost_connection_to_everyone() -> None:
+    assert issubclass(InjectedFault, StoreUnavailable)
+    assert issubclass(InjectedFault, ServiceUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("call_befor=kill", "there is no failpoint 'call_befor'; there are create_before_insert, "),
+        ("call_before=explode", "a failpoint can't 'explode'; it can kill, error, stop"),
+        ("call_before", "'call_before' is not NAME=ACTION or NAME=ACTION@N, as in call_before=kill@3"),
+        ("call_before=kill@0", "counts from 1"),
+        ("call_before=kill@x", "is not NAME=ACTION"),
+        ("call_before=kill;call_before=error", "'call_before' is set twice"),
+    ],
+)
+def test_what_is_unknown_is_refused(text: str, says: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        failpoints_from(text)
+    assert says in raised.value.message
+
+
+def test_kill_ends_the_process_at_the_hit_that_was_asked_for() -> None:
+    program = (
+        "from promptlooper.failpoints import failpoints_from\n"
+        "points = failpoints_from('turn_before=kill@2')\n"
+        "for n in range(3):\n"
+        "    print(n, flush=True)\n"
+        "    points.hit('turn_before')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert told.returncode == -signal.SIGKILL
+    assert told.stdout.split() == ["0", "1"]
+    assert "failpoint turn_before: kill at hit 2" in told.stderr
+
+
+def test_a_runner_with_a_wrong_failpoint_does_not_start() -> None:
+    env = {"PROMPTLOOPER_FAILPOINTS": "nowhere=kill"}
+    words = [sys.executable, "-m", "promptlooper.runner"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=60)
+    assert told.returncode == 2
+    assert "PROMPTLOOPER_FAILPOINTS is 'nowhere=kill': there is no failpoint 'nowhere'" in told.stderr
