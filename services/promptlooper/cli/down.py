@@ -35,6 +35,8 @@ def down(data: Path) -> None:
         click.echo(f"Stopping {len(state.parts)} parts …", err=True)
         _signal([state.supervisor], signal.SIGTERM)
         living = _wait(living, _PATIENCE_SECONDS)
+        if living:  # a part may have been started again since we read what there is
+            living = _living(read_state(data) or state)
     left = bool(living)
     _signal(living, signal.SIGKILL)
     living = _wait(living, _KILL_SECONDS)

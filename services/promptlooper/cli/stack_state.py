@@ -74,7 +74,7 @@ class PartState:
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """`phase` is starting, ready or stopping. The first Runner's address is what `--server` wants."""
+    """`phase` is starting, ready or stopping."""
 
     phase: str
     supervisor: Process
@@ -83,7 +83,8 @@ class StackState:
 
     @property
     def server(self) -> str:
-        return next(part.address for part in self.parts if part.kind == "runner")
+        """What `--server` wants: the addresses of all Runners."""
+        return ",".join(part.address for part in self.parts if part.kind == "runner")
 
     def with_process(self, name: str, process: Process | None) -> StackState:
         return replace(

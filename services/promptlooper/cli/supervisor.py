@@ -1,22 +1,22 @@
-"""Runs the parts of a stack as child processes: starts them, waits until they are healthy, and stops them in order."""
+"""Runs the parts of a stack: starts them, waits until they are healthy, starts again what dies, and stops them in
+order."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
-import sys
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from promptlooper.backing import NatsServer, RedisServer, dies_with_parent
 from promptlooper.cli.probe import is_healthy
 from promptlooper.cli.stack import MIGRATION, SERVICES, STOP_ORDER, Options, Part, environment_of
+from promptlooper.cli.stack_child import Child, delay_after, start_child
 from promptlooper.cli.stack_log import LINES, SUPERVISOR, Emit, lines_of
 from promptlooper.cli.stack_state import StackState, ownership, planned_state, process_of, remove_state, write_state
 from promptlooper.errors import DomainError
@@ -25,7 +25,8 @@ _BACKING = tuple(kind for kind in STOP_ORDER if kind not in SERVICES)
 _WAVES = (_BACKING, SERVICES)
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.05
-_TAIL_LINES = 20
+# Nobody waits for a part that was started again, and it may take as long as a database is away.
+_POLL_AGAIN_SECONDS = 0.25
 # Above the 20 s that a service gives the calls it is busy with.
 _STOP_SECONDS = 25.0
 _LAST_WORDS_SECONDS = 1.0
@@ -91,25 +92,6 @@ class StopSignals:
             self.kill.set()
 
 
-@dataclass(slots=True)
-class _Child:
-    part: Part
-    process: asyncio.subprocess.Process
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def how_it_ended(self) -> str:
-        code = self.process.returncode
-        assert code is not None
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-    def signal_group(self, number: signal.Signals) -> None:
-        """Each child leads a process group of its own, so this reaches what it started, too."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-
 class Supervisor:
     """Owns the processes of one stack and keeps its state file true."""
 
@@ -128,9 +110,10 @@ class Supervisor:
         self._emit = emit
         self._signals = signals
         self._verbose = os.environ.get("PROMPTLOOPER_LOG_LEVEL", "").lower() == "debug"
-        self._children: list[_Child] = []
+        self._living: list[Child] = []
         self._failure: PartFailed | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._starting_again = asyncio.Lock()
 
     async def run(self, on_ready: Callable[[StackState], None]) -> PartFailed | None:
         """Until a signal, or until a part fails to start: then says which. Nothing runs any more when it returns."""
@@ -165,44 +148,32 @@ class Supervisor:
         if child.ended.is_set() and child.process.returncode != 0:
             self._fail(child, child.how_it_ended)
 
-    async def _spawn(self, part: Part, watches: asyncio.TaskGroup) -> _Child:
-        argv, env = command_of(part, self._options), environment_of(part, self._parts, self._options)
-        # A pipe of our own, so that waiting for the process does not also wait for what holds its output open.
-        reading, writing = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                env=env,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=writing,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # else a Ctrl-C in the terminal would reach the parts before us
-                preexec_fn=dies_with_parent(signal.SIGKILL),
-            )
-        except OSError:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        child = _Child(part, process)
-        self._children.append(child)
-        self._note(self._state.with_process(part.name, process_of(process.pid)))
-        watches.create_task(self._watch(child, reading))
+    async def _spawn(self, part: Part, watches: asyncio.TaskGroup, delay: float | None = None) -> Child:
+        env = environment_of(part, self._parts, self._options)
+        child, reading = await start_child(part, self._options, env, delay)
+        self._living.append(child)
+        self._note(self._state.with_process(part.name, process_of(child.process.pid)))
+        watches.create_task(self._watch(child, reading, watches))
         return child
 
-    async def _watch(self, child: _Child, reading: int) -> None:
-        """Passes on what a part says, and notes its end."""
+    async def _watch(self, child: Child, reading: int, watches: asyncio.TaskGroup) -> None:
+        """Passes on what a part says, notes its end, and has it started again."""
         saying = asyncio.create_task(self._pass_on(child, reading))
         await child.process.wait()
         child.signal_group(signal.SIGKILL)  # what it started and left behind
         await asyncio.wait({saying}, timeout=_LAST_WORDS_SECONDS)
         saying.cancel()
         child.ended.set()
+        self._living.remove(child)
         self._note(self._state.with_process(child.part.name, None))
-        if not self._stopping and child.part is not MIGRATION:
+        if self._stopping.is_set() or child.part is MIGRATION:
+            return
+        if child.healthy_since is None and child.delay is None:  # never was: the stack fails to start
             self._emit(SUPERVISOR, f"{child.part.name} {child.how_it_ended}")
+        else:
+            await self._start_again(child, watches)
 
-    async def _pass_on(self, child: _Child, reading: int) -> None:
+    async def _pass_on(self, child: Child, reading: int) -> None:
         translated = LINES.get(child.part.kind)
         async for line in lines_of(reading):
             child.tail.append(line)
@@ -211,11 +182,11 @@ class Supervisor:
             elif not (said := translated(line)).chatter or self._verbose:
                 self._emit(child.part.name, said.text)
 
-    async def _until_healthy(self, child: _Child) -> None:
-        part, deadline = child.part, time.monotonic() + _READY_SECONDS
+    async def _until_healthy(self, child: Child) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
         while self._starting:
-            healthy = await is_healthy(part.kind, part.address, part.health_address)
-            if child.ended.is_set():  # then it was something else that answered
+            healthy = await self._is_healthy(child)
+            if child.ended.is_set():
                 self._fail(child, child.how_it_ended)
             elif healthy:
                 return
@@ -224,18 +195,56 @@ class Supervisor:
             else:
                 await asyncio.sleep(_POLL_SECONDS)
 
-    def _fail(self, child: _Child, what: str) -> None:
+    async def _is_healthy(self, child: Child) -> bool:
+        healthy = await is_healthy(child.part.kind, child.part.address, child.part.health_address)
+        if not healthy or child.ended.is_set():  # once it has ended it was something else that answered
+            return False
+        child.healthy_since = time.monotonic()
+        return True
+
+    def _fail(self, child: Child, what: str) -> None:
         # The first is the cause; others may have failed for want of it.
         self._failure = self._failure or PartFailed(child.part.name, what, child.tail)
 
-    async def _stop(self) -> None:
-        self._stopping = True
-        self._note(replace(self._state, phase="stopping"))
-        for kind in (MIGRATION.kind, *STOP_ORDER):
-            living = [child for child in self._children if child.part.kind == kind and not child.ended.is_set()]
-            await asyncio.gather(*(self._end(child) for child in living))
+    async def _start_again(self, ended: Child, watches: asyncio.TaskGroup) -> None:
+        """Tries until it is started, and waits longer each time; whether it is healthy then is said, too."""
+        part, what, delay = ended.part, ended.how_it_ended, ended.next_delay()
+        while True:
+            self._emit(SUPERVISOR, f"{part.name} {what}; it is started again in {delay:g} s")
+            await _first_of(self._stopping.wait(), seconds=delay)
+            async with self._starting_again:
+                if self._stopping.is_set():
+                    return
+                try:
+                    child = await self._spawn(part, watches, delay)
+                except OSError as error:
+                    what = f"can't be started: {error.filename or part.name}: {error.strerror}"
+                except DomainError as error:
+                    what = f"can't be started: {error.message}"
+                else:
+                    break
+            delay = delay_after(delay)
+        await self._until_healthy_again(child)
 
-    async def _end(self, child: _Child) -> None:
+    async def _until_healthy_again(self, child: Child) -> None:
+        name, late = child.part.name, time.monotonic() + _READY_SECONDS
+        while not (self._stopping.is_set() or child.ended.is_set()):
+            if await self._is_healthy(child):
+                self._emit(SUPERVISOR, f"{name} is healthy again, as process {child.process.pid}")
+                return
+            if time.monotonic() > late:
+                self._emit(SUPERVISOR, f"{name} was started again {_READY_SECONDS:.0f} s ago and is not healthy yet")
+                late = math.inf
+            await _first_of(child.ended.wait(), self._stopping.wait(), seconds=_POLL_AGAIN_SECONDS)
+
+    async def _stop(self) -> None:
+        self._stopping.set()
+        async with self._starting_again:  # what is just being started is stopped as well; nothing is from here on
+            self._note(replace(self._state, phase="stopping"))
+        for kind in (MIGRATION.kind, *STOP_ORDER):
+            await asyncio.gather(*(self._end(child) for child in self._living if child.part.kind == kind))
+
+    async def _end(self, child: Child) -> None:
         if not self._signals.kill.is_set():
             self._emit(SUPERVISOR, f"stopping {child.part.name}")
             with suppress(ProcessLookupError):
@@ -253,19 +262,6 @@ class Supervisor:
         except OSError as error:
             # The stack itself can go on, and must be able to stop.
             self._emit(SUPERVISOR, f"{error.filename}: {error.strerror}: status and down may not find this stack")
-
-
-def command_of(part: Part, options: Options) -> Sequence[str | Path]:
-    """The command line of a part; writes the configuration that it names."""
-    match part.kind:
-        case "nats":
-            return NatsServer(options.data / "nats", part.port).command()
-        case "redis":
-            return RedisServer(options.data / "redis", part.port).command()
-        case MIGRATION.kind:
-            return (sys.executable, "-m", "promptlooper.cli.main", "migrate")
-        case _:
-            return (sys.executable, "-m", f"promptlooper.{part.kind}")
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> None:

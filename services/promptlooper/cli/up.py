@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from promptlooper.cli.data_folder import data_option, hint
-from promptlooper.cli.later import not_available_yet
-from promptlooper.cli.outcome import Refused
+from promptlooper.cli.outcome import USAGE, Refused
 from promptlooper.cli.session import env_file_option
 from promptlooper.cli.stack import (
     DEFAULT_PORT_BASE,
@@ -65,7 +64,7 @@ def _replicas_option(kind: str) -> Callable[[Command], Command]:
     default=DEFAULT_PORT_BASE,
     show_default=True,
     metavar="P",
-    help="The Runner's port; the others' follow from it, health is 100 above. 0 takes ports that are free.",
+    help="The first Runner's port; the others' follow from it, health is 100 above. 0 takes ports that are free.",
 )
 @env_file_option
 def up(
@@ -82,14 +81,14 @@ def up(
     """Start NATS, Redis, Cache, Scorer, Adapter and Runner on this machine.
 
     Stays in the foreground and prints what they say, until Ctrl-C; with -d it returns when every part is healthy.
+    A part that dies later is started again. More than one Runner needs a PostgreSQL.
     Provider keys (OPENAI_API_KEY and the like, also from .env) reach the Adapter and no other part.
     """
-    if runners > 1:
-        raise not_available_yet("More than one Runner", "leave --runners at 1 (SQLite takes only one in any case)")
     replicas = {"runner": runners, "adapter": adapters, "cache": caches, "scorer": scorers}
     _refuse_second(data)
     _check_settings(database_url, providers)
     options = Options(data, replicas, database_url or None, providers, port_base or free_port_base(replicas))
+    _refuse_many_on_sqlite(options)
     parts = planned_parts(replicas, options.port_base)
     _refuse_taken(parts)
     if detach:
@@ -112,11 +111,22 @@ def _check_settings(database_url: str | None, providers: Path | None) -> None:
         read_providers_file(providers)
 
 
+def _refuse_many_on_sqlite(options: Options) -> None:
+    runners = options.replicas["runner"]
+    if runners > 1 and options.sqlite:
+        raise Refused(
+            f"SQLite takes one Runner, and --runners is {runners}: give a PostgreSQL with "
+            "--database-url postgresql://USER@HOST:PORT/NAME, or leave --runners at 1.",
+            reason="INVALID_ARGUMENT",
+            code=USAGE,
+        )
+
+
 def _refuse_second(data: Path) -> None:
     if not is_owned(data):
         return
     state = read_state(data)
-    where = f", its Runner is at {state.server}" if state else ""
+    where = f", its Runner answers at {state.server}" if state else ""
     raise Refused(
         f"A stack is already running with its data in {str(data)!r}{where}. "
         f"See it with `promptlooper status{hint(data)}`, stop it with `promptlooper down{hint(data)}`.",

@@ -47,10 +47,14 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_more_than_one_runner_is_not_available_yet(promptlooper: Invoke, data: Path) -> None:
-    result = promptlooper("up", "--runners", "2")
+@pytest.mark.parametrize("database", [(), ("--database-url", "sqlite:///file.db")])
+def test_more_than_one_runner_on_sqlite_is_refused_and_told_what_to_give(
+    promptlooper: Invoke, data: Path, database: tuple[str, ...]
+) -> None:
+    result = promptlooper("up", "--runners", "2", *database)
     assert result.exit_code == 2
-    assert "More than one Runner is not available yet" in result.stderr
+    assert "SQLite takes one Runner, and --runners is 2" in result.stderr
+    assert "--database-url postgresql://" in result.stderr
     assert not data.exists()
 
 

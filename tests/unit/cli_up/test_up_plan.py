@@ -16,6 +16,8 @@ from promptlooper.cli.stack import (
     planned_parts,
     ports_in_use,
 )
+from promptlooper.cli.stack_state import planned_state
+from promptlooper.cli.up import ready_lines
 
 ONE_OF_EACH = {"runner": 1, "adapter": 1, "cache": 1, "scorer": 1}
 OUTER = {
@@ -27,6 +29,10 @@ OUTER = {
     "PROMPTLOOPER_LOG_LEVEL": "debug",
     "PROMPTLOOPER_DATABASE_URL": "postgresql://old:password@elsewhere/db",
     "PROMPTLOOPER_SERVER": "10.0.0.1:7051",
+    "PROMPTLOOPER_SLOTS": "20",
+    "PROMPTLOOPER_LEASE_TTL": "3",
+    "PROMPTLOOPER_EVENT_RETENTION": "60",
+    "PROMPTLOOPER_FAILPOINTS": "commit=crash",
 }
 
 
@@ -96,9 +102,24 @@ def test_each_service_is_told_where_it_listens_and_the_runner_where_the_others_a
     assert runner["PROMPTLOOPER_SCORER_ADDRESS"] == "127.0.0.1:7054"
 
 
-def test_several_adapters_reach_the_runner_as_a_list(tmp_path: Path) -> None:
-    runner = environments(Options(tmp_path, ONE_OF_EACH | {"adapter": 2}))["runner-0"]
-    assert runner["PROMPTLOOPER_ADAPTER_ADDRESS"] == "127.0.0.1:7052,127.0.0.1:7062"
+def test_every_runner_gets_the_addresses_of_all_replicas_and_one_of_its_own(tmp_path: Path) -> None:
+    envs = environments(
+        Options(tmp_path, dict.fromkeys(ONE_OF_EACH, 2), database_url="postgresql://me@db/promptlooper")
+    )
+    for name, port in (("runner-0", 7051), ("runner-1", 7061)):
+        runner = envs[name]
+        assert runner["PROMPTLOOPER_LISTEN"] == f"127.0.0.1:{port}"
+        assert runner["PROMPTLOOPER_ADAPTER_ADDRESS"] == "127.0.0.1:7052,127.0.0.1:7062"
+        assert runner["PROMPTLOOPER_CACHE_ADDRESS"] == "127.0.0.1:7053,127.0.0.1:7063"
+        assert runner["PROMPTLOOPER_SCORER_ADDRESS"] == "127.0.0.1:7054,127.0.0.1:7064"
+        assert runner["PROMPTLOOPER_DATABASE_URL"] == "postgresql://me@db/promptlooper"
+
+
+def test_the_ready_lines_name_every_part_and_all_runners_as_one_server(tmp_path: Path) -> None:
+    parts = planned_parts(dict.fromkeys(ONE_OF_EACH, 2), 7051)
+    lines = ready_lines(planned_state(parts, None), tmp_path)
+    assert [line.split()[0] for line in lines[1:-1]] == [part.name for part in parts]
+    assert lines[-1] == "Run:   promptlooper run FILE --server 127.0.0.1:7051,127.0.0.1:7061"
 
 
 def test_only_the_adapter_gets_the_providers_file(tmp_path: Path) -> None:
@@ -107,9 +128,11 @@ def test_only_the_adapter_gets_the_providers_file(tmp_path: Path) -> None:
         assert env.get("PROMPTLOOPER_PROVIDERS") == (str(file) if name == "adapter-0" else None)
 
 
-def test_the_log_level_reaches_all_and_settings_of_the_command_line_none(options: Options) -> None:
+def test_settings_of_services_reach_all_and_those_of_the_command_line_none(options: Options) -> None:
+    settings = ("LOG_LEVEL", "SLOTS", "LEASE_TTL", "EVENT_RETENTION", "FAILPOINTS")
     for env in environments(options).values():
-        assert env["PROMPTLOOPER_LOG_LEVEL"] == "debug"
+        for name in settings:
+            assert env[f"PROMPTLOOPER_{name}"] == OUTER[f"PROMPTLOOPER_{name}"]
         assert "PROMPTLOOPER_SERVER" not in env
 
 
