@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,17 @@ class ProviderRequest:
     @property
     def model(self) -> str:
         return str(self.body.get("model"))
+
+
+@dataclass(slots=True)
+class ProviderCall:
+    """One request's life, in monotonic seconds. `answered` is None while it is open, and for good where its client hung
+    up; `asker` is who asked, by its key."""
+
+    question: str
+    asker: str
+    started: float
+    answered: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +73,8 @@ Answer = Callable[[ProviderRequest], Reply | str | Awaitable[Reply | str]]
 class FakeProvider:
     """An async context manager; `base_url` is for `OPENAI_BASE_URL`.
 
-    Answers what `script` holds, in order, then what `answer` says. Records every request, and counts those that are
-    open and those whose client hung up; `eventually` waits for such counts.
+    Answers what `script` holds, in order, then what `answer` says. Records every request, with its times in `history`,
+    and counts those that are open and those whose client hung up; `eventually` waits for such counts.
     """
 
     def __init__(self, answer: Answer | Reply | str = "ok", *, port: int = 0) -> None:
@@ -71,6 +83,7 @@ class FakeProvider:
         self.requests: list[ProviderRequest] = []
         self.calls: Counter[str] = Counter()
         """Requests by question."""
+        self.history: list[ProviderCall] = []
         self.open = 0
         self.most_open = 0
         self.hung_up = 0
@@ -108,6 +121,9 @@ class FakeProvider:
         request = ProviderRequest(orjson.loads(await http.read()), {k.lower(): v for k, v in http.headers.items()})
         self.requests.append(request)
         self.calls[request.question] += 1
+        asker = request.headers.get("authorization", "").removeprefix("Bearer ")
+        call = ProviderCall(request.question, asker, time.monotonic())
+        self.history.append(call)
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
@@ -115,7 +131,9 @@ class FakeProvider:
             reply = await self._reply(request)
             if reply.until is not None:
                 await reply.until.wait()
-            return await self._sent(http, request, reply)
+            sent = await self._sent(http, request, reply)
+            call.answered = time.monotonic()
+            return sent
         except asyncio.CancelledError:
             self.hung_up += 1
             raise

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 _HOST = "127.0.0.1"
+
+
+@dataclass(slots=True)
+class Cut:
+    """Ends a connection when the target says `before`, before the client hears it; with `after`, only once the client
+    has said that on this connection. Only each `every`-th time, and at most `times` times; `made` counts."""
+
+    before: bytes
+    after: bytes = b""
+    times: int = 1
+    every: int = 1
+    made: int = 0
+    met: int = 0
+
+    def is_due(self) -> bool:
+        if self.made >= self.times:
+            return False
+        self.met += 1
+        due = self.met % self.every == 0
+        self.made += due
+        return due
 
 
 class FaultProxy:
     """Passes bytes between its port and a target on this machine, until told otherwise.
 
-    `delay` is seconds that each piece waits, in both directions.
+    `delay` is seconds that each piece waits, in both directions. `cut_at` ends connections by what is said on them.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -23,7 +45,10 @@ class FaultProxy:
         self._flowing.set()
         self.port = 0
         self.delay = 0.0
+        self.cut_at: Cut | None = None
         self.accepted = 0
+        self._dropping = False
+        self._robbed: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
@@ -53,9 +78,16 @@ class FaultProxy:
         """Passes nothing on but keeps connections: as a process that is frozen."""
         self._flowing.clear()
 
+    def drop(self) -> None:
+        """Loses what is sent, in both directions, and keeps connections: as a network that is gone."""
+        self._dropping = True
+
     def resume(self) -> None:
-        """Passes on again, first what was held."""
+        """Passes on again, first what was held. Connections that lost something are cut."""
+        self._dropping = False
         self._flowing.set()
+        for connection in self._robbed:
+            connection.cancel()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -68,21 +100,66 @@ class FaultProxy:
             with suppress(OSError, asyncio.CancelledError):
                 target_reader, target_writer = await asyncio.open_connection(_HOST, self._target_port)
                 writers.append(target_writer)
-                await asyncio.gather(self._pass(reader, target_writer), self._pass(target_reader, writer))
+                said, heard = _Tail(), _Tail()
+                await asyncio.gather(
+                    self._pass(task, reader, target_writer, lambda piece: self._said(said, piece)),
+                    self._pass(task, target_reader, writer, lambda piece: self._is_cut(said, heard, piece)),
+                )
         finally:
             for each in writers:
                 each.transport.abort()
             self._connections.discard(task)
+            self._robbed.discard(task)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _said(self, said: _Tail, piece: bytes) -> bool:
+        if self.cut_at is not None and self.cut_at.after:
+            said.look_for(self.cut_at.after, piece)
+        return False
+
+    def _is_cut(self, said: _Tail, heard: _Tail, piece: bytes) -> bool:
+        """Whether the connection ends here, in place of passing the piece on."""
+        cut = self.cut_at
+        if cut is None or not heard.look_for(cut.before, piece):
+            return False
+        heard.found = False
+        due = (said.found or not cut.after) and cut.is_due()
+        said.found = False
+        return due
+
+    async def _pass(
+        self,
+        connection: asyncio.Task[None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        is_cut: Callable[[bytes], bool],
+    ) -> None:
         while piece := await reader.read(65536):
             if self.delay:
                 await asyncio.sleep(self.delay)
             await self._flowing.wait()
+            if self._dropping:
+                self._robbed.add(connection)
+                continue
+            if is_cut(piece):
+                raise ConnectionResetError
             writer.write(piece)
             await writer.drain()
-        if writer.can_write_eof():
+        if connection not in self._robbed and writer.can_write_eof():
             writer.write_eof()
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The end of what went one way, since a pattern may come in two pieces."""
+
+    last: bytes = b""
+    found: bool = False
+
+    def look_for(self, pattern: bytes, piece: bytes) -> bool:
+        joined = self.last + piece
+        self.found = self.found or pattern in joined
+        self.last = joined[max(0, len(joined) - len(pattern) + 1) :]
+        return self.found
 
 
 @asynccontextmanager

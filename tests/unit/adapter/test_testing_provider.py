@@ -91,3 +91,18 @@ async def test_it_can_come_back_on_its_port():
         port = int(first.base_url.rsplit(":", 1)[1].split("/")[0])
     async with FakeProvider(port=port) as second:
         assert second.base_url == first.base_url
+
+
+async def test_it_knows_when_each_question_came_and_was_answered(fake, ask):
+    release = asyncio.Event()
+    fake.script.extend(["now", Reply(until=release)])
+    await ask("a")
+    open_call = asyncio.create_task(ask("b"))
+    await fake.eventually(lambda f: f.open == 1)
+    first, second = fake.history
+    assert (first.question, second.question) == ("a", "b")
+    assert first.started <= first.answered <= second.started
+    assert second.answered is None
+    release.set()
+    await open_call
+    assert second.answered >= second.started

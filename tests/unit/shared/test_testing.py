@@ -11,7 +11,7 @@ from promptlooper.clock import Clock
 from promptlooper.testing.clock import ManualClock
 from promptlooper.testing.eventually import eventually
 from promptlooper.testing.ids import SequentialIds
-from promptlooper.testing.proxy import fault_proxy
+from promptlooper.testing.proxy import Cut, fault_proxy
 
 
 async def test_eventually_gives_the_first_value_that_is_one() -> None:
@@ -95,6 +95,64 @@ async def test_proxy_passes_cuts_refuses_delays_and_holds() -> None:
             writer.write(b"d")
             assert await reader.read(1) == b"d"
         assert proxy.accepted == 3
+
+
+async def test_proxy_cuts_where_a_pattern_would_pass() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(b"OK\n" if line == b"save\n" else b"fine\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, fault_proxy(server.sockets[0].getsockname()[1]) as proxy:
+        proxy.cut_at = Cut(before=b"OK", after=b"save", every=2)
+        async with opened(proxy.port) as (reader, writer):
+            writer.write(b"other\n")
+            assert await reader.readline() == b"fine\n"
+            writer.write(b"save\n")
+            assert await reader.readline() == b"OK\n"
+            writer.write(b"save\n")
+            assert await ends(reader)
+        assert proxy.cut_at.made == 1
+        async with opened(proxy.port) as (reader, writer):
+            for _ in range(2):
+                writer.write(b"save\n")
+                assert await reader.readline() == b"OK\n"
+
+
+async def test_proxy_loses_everything_and_cuts_those_who_lost_something() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(100):
+            heard.append(piece)
+            writer.write(piece)
+        writer.close()
+        await writer.wait_closed()
+
+    heard: list[bytes] = []
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with server, fault_proxy(server.sockets[0].getsockname()[1]) as proxy:
+        async with opened(proxy.port) as (reader, writer), opened(proxy.port) as (quiet_reader, quiet_writer):
+            for each in (writer, quiet_writer):
+                each.write(b"a")
+            assert (await reader.read(1), await quiet_reader.read(1)) == (b"a", b"a")
+            proxy.drop()
+            writer.write(b"b")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await reader.read(1)
+            proxy.resume()
+            assert await ends(reader)
+            quiet_writer.write(b"c")
+            assert await quiet_reader.read(1) == b"c"
+        assert b"b" not in heard
+
+
+async def ends(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await reader.read(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 async def test_proxy_to_nobody_closes_what_it_took() -> None:
