@@ -52,7 +52,7 @@ async def runner_core(
         stack.push_async_callback(answers.aclose)
         stack.push_async_callback(scores.aclose)
         await stack.enter_async_context(engine.running())
-        yield RunnerCore(database, engine, hub, gateway, cache, scoring, renderer, clock, new_id)
+        yield RunnerCore(database, engine, hub, gateway, cache, scoring, renderer, clock, new_id, parts.failpoints)
 
 
 async def run(settings: RunnerSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,18 +23,28 @@ from promptlooper.errors import (
     TemplateError,
 )
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
-from promptlooper.experiments import ExperimentFilter, ExperimentPage, RunPage, Validation, WatchMessage
+from promptlooper.experiments import (
+    EventPage,
+    ExperimentFilter,
+    ExperimentPage,
+    ExperimentUpdate,
+    RunPage,
+    Validation,
+    WatchMessage,
+)
+from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Run, RunState
-from promptlooper.runner.bounds import Bound, call_bound
+from promptlooper.runner.bounds import LARGEST, Bound, call_bound
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching
 from promptlooper.runner.render import Renderer, variables
 from promptlooper.runner.spec.check_services import check
+from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY
 from promptlooper.runner.spec.expand import stage_model, stage_params, variants
 from promptlooper.runner.spec.normal import body_sha256, completed
-from promptlooper.runner.store import repository
+from promptlooper.runner.store import control, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.reading import RunSource, read_runs
 from promptlooper.runner.store.rows import microseconds
@@ -44,6 +54,7 @@ from promptlooper.scoring import ScorerInfo, ScoringService
 DEFAULT_PAGE, LARGEST_PAGE, EXPORT_PAGE = 50, 1_000, 200
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
 LONGEST_INPUT_ID = 200  # characters: it is in every event
+LONG_WORK, LONGEST_WORK = 25.0, 55.0  # seconds: less than callers wait
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -61,7 +72,9 @@ class RunnerCore:
         renderer: Renderer,
         clock: Clock,
         new_id: IdMaker,
+        failpoints: Failpoints,
     ) -> None:
+        self._failpoints = failpoints
         self._database, self._engine, self._hub = database, engine, hub
         self._gateway, self._cache, self._scoring = gateway, cache, scoring
         self._renderer, self._clock, self._new_id = renderer, clock, new_id
@@ -71,10 +84,7 @@ class RunnerCore:
         return microseconds(self._clock.now())
 
     async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
-        if request_id and not REQUEST_ID.fullmatch(request_id):
-            raise InvalidArgument(
-                f"request_id {request_id!r} is not 1 to 128 letters, digits or ._:-; choose another", field="request_id"
-            )
+        _check_request_id(request_id)
         spec = _completed(spec)
         validation = await check(spec, self._gateway, self._scoring)
         if problems := (*validation.problems, *_long_ids(spec)):
@@ -82,10 +92,10 @@ class RunnerCore:
         unit = await self._first_bound(spec)
         new = repository.NewExperiment(self._new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens)
         now_us = self._now_us()
-        experiment_id = await self._database.write(partial(repository.create, new=new, now_us=now_us))
-        self._engine.created(experiment_id)
-        self._hub.advanced(experiment_id)
-        return await self.get(experiment_id)
+        create = partial(repository.create, new=new, now_us=now_us, failpoints=self._failpoints)
+        experiment_id = await self._database.write(create, within=LONG_WORK)
+        self._failpoints.hit("create_after_commit")
+        return await self._changed(experiment_id)
 
     async def _first_bound(self, spec: ExperimentSpec) -> Bound:
         """What the first run's first call may cost, as the first guess at what calls reserve. A run that needs more
@@ -106,9 +116,7 @@ class RunnerCore:
 
     async def get(self, experiment_id: str) -> Experiment:
         if not EXPERIMENT_ID.fullmatch(experiment_id):
-            raise ExperimentNotFound(
-                f"there is no experiment {experiment_id!r}; see `list`", experiment_id=experiment_id
-            )
+            raise _no_experiment(experiment_id)
         now_us = self._now_us()
         return await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=now_us))
 
@@ -132,15 +140,64 @@ class RunnerCore:
     async def cancel(self, experiment_id: str) -> Experiment:
         await self.get(experiment_id)
         now_us = self._now_us()
-        await self._database.write(partial(repository.cancel, experiment_id=experiment_id, now_us=now_us))
-        self._engine.hint()
-        self._hub.advanced(experiment_id)
+        cancel = partial(control.cancel, experiment_id=experiment_id, now_us=now_us)
+        await self._database.write(cancel, within=LONG_WORK)
+        return await self._changed(experiment_id)
+
+    async def pause(self, experiment_id: str) -> Experiment:
+        await self.get(experiment_id)
+        await self._database.write(partial(control.pause, experiment_id=experiment_id, now_us=self._now_us()))
+        return await self._changed(experiment_id)
+
+    async def resume(self, experiment_id: str, request_id: str = "") -> Experiment:
+        return await self._restart(control.resume, "resume", experiment_id, request_id)
+
+    async def retry(self, experiment_id: str, request_id: str = "") -> Experiment:
+        return await self._restart(control.retry, "retry", experiment_id, request_id)
+
+    async def _restart(
+        self, restart: Callable[..., None], verb: str, experiment_id: str, request_id: str
+    ) -> Experiment:
+        _check_request_id(request_id)
+        await self.get(experiment_id)
+        who = control.Restart(experiment_id, request_id, sha256_hex([verb, experiment_id]))
+        await self._database.write(partial(restart, who=who, now_us=self._now_us()), within=LONG_WORK)
+        return await self._changed(experiment_id)
+
+    async def update(self, experiment_id: str, update: ExperimentUpdate) -> Experiment:
+        await self.get(experiment_id)
+        _check_update(update)
+        change = partial(control.update, experiment_id=experiment_id, wanted=update, now_us=self._now_us())
+        await self._database.write(change)
+        return await self._changed(experiment_id)
+
+    async def _changed(self, experiment_id: str) -> Experiment:
+        """The experiment as it stands now, and a hint to every Runner to look at it."""
+        self._engine.take_up(experiment_id)
+        self._hub.changed(experiment_id)
         return await self.get(experiment_id)
 
     async def delete(self, experiment_id: str) -> None:
+        if not EXPERIMENT_ID.fullmatch(experiment_id):
+            raise _no_experiment(experiment_id)
+        delete = partial(control.delete, experiment_id=experiment_id, now_us=self._now_us())
+        await self._database.write(delete, within=LONGEST_WORK)
+        self._hub.changed(experiment_id)
+
+    async def drain(self, seconds: float) -> None:
+        """Starts nothing more; see `Engine.drain`."""
+        await self._engine.drain(seconds)
+
+    async def list_events(
+        self,
+        experiment_id: str,
+        after_event_seq: int = 0,
+        page_size: int = 0,
+        page_token: str = "",
+        kinds: Sequence[str] = (),
+    ) -> EventPage:
         await self.get(experiment_id)
-        await self._database.write(partial(repository.delete, experiment_id=experiment_id))
-        self._hub.advanced(experiment_id)
+        return await self._watching.list_events(experiment_id, after_event_seq, page_size, page_token, kinds)
 
     def watch(
         self,
@@ -184,16 +241,14 @@ class RunnerCore:
     async def cancel_run(self, run_id: str) -> Run:
         experiment_id, run_index = _run_place(run_id)
         await self.get(experiment_id)
-        cancel = partial(
-            repository.cancel_waiting_run, experiment_id=experiment_id, run_index=run_index, now_us=self._now_us()
-        )
+        cancel = partial(control.cancel_run, experiment_id=experiment_id, run_index=run_index, now_us=self._now_us())
         state = await self._database.write(cancel)
         if state is None:
             raise _no_run(run_id)
         if state is RunState.RUNNING:
             self._engine.cancel_run(experiment_id, run_index)
         self._engine.hint()
-        self._hub.advanced(experiment_id)
+        self._hub.changed(experiment_id)
         return await self.get_run(run_id)
 
     async def export(self, experiment_id: str, start_run_index: int = 0) -> AsyncIterator[Run]:
@@ -251,6 +306,29 @@ def _run_place(run_id: str) -> tuple[str, int]:
     if not dash or not index.isdecimal() or len(index) > 18:
         raise _no_run(run_id)
     return experiment_id, int(index)
+
+
+def _no_experiment(experiment_id: str) -> ExperimentNotFound:
+    return ExperimentNotFound(f"there is no experiment {experiment_id!r}; see `list`", experiment_id=experiment_id)
+
+
+def _check_request_id(request_id: str) -> None:
+    if request_id and not REQUEST_ID.fullmatch(request_id):
+        raise InvalidArgument(
+            f"request_id {request_id!r} is not 1 to 128 letters, digits or ._:-; choose another", field="request_id"
+        )
+
+
+def _check_update(update: ExperimentUpdate) -> None:
+    if update.max_concurrency is not None and not 1 <= update.max_concurrency <= MAX_CONCURRENCY:
+        raise InvalidArgument(
+            f"max_concurrency must be from 1 to {MAX_CONCURRENCY:,}, not {update.max_concurrency}",
+            field="max_concurrency",
+        )
+    for name in ("budget_nanousd", "budget_tokens"):
+        value = getattr(update, name)
+        if value is not None and not 1 <= value <= LARGEST:
+            raise InvalidArgument(f"{name} must be at least 1, not {value}", field=name)
 
 
 def _no_run(run_id: str) -> RunNotFound:

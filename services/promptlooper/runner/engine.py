@@ -11,7 +11,7 @@ from functools import partial
 
 from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway
-from promptlooper.errors import StoreUnavailable
+from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.answers import Answers
@@ -20,12 +20,13 @@ from promptlooper.runner.fairness import fair_shares
 from promptlooper.runner.loop import ExperimentLoop
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
-from promptlooper.runner.store import leases, repository
+from promptlooper.runner.store import control, leases, repository, requests
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 
 log = logging.getLogger("runner.engine")
 POLL = 0.2  # seconds between looks at what is active, without a hint
+CANCEL_POLL = 0.4  # seconds between looks for single runs that are to be stopped
 LEASE_TTL = 15.0  # seconds
 AFTER_OUTAGE = 0.5  # seconds before the database is tried again
 AFTER_FAULT = 2.0
@@ -67,7 +68,10 @@ class Engine:
         self._loops: dict[str, ExperimentLoop] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._hint = asyncio.Event()
+        self._draining = False
         self._lease_since = 0.0  # monotonic time since when every renewal has succeeded
+        self._renewed = 0.0  # monotonic time of the last renewal
+        self._looked_for_cancels = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
@@ -84,10 +88,23 @@ class Engine:
             with suppress(StoreUnavailable):
                 await self._parts.database.write(lambda c: leases.end_runner(c, self.runner_id))
 
-    def created(self, experiment_id: str) -> None:
-        """An experiment was created here: look at it now."""
-        self._own.add(experiment_id)
+    def take_up(self, experiment_id: str) -> None:
+        """An experiment was created or resumed here: look at it now."""
+        if self._own_only:
+            self._own.add(experiment_id)
         self._hint.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Starts nothing more, and lets calls under way end for up to `seconds`: then their runs are stored or handed
+        back. Returns sooner where they have ended."""
+        self._draining = True
+        for loop in self._loops.values():
+            loop.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=seconds)
+        if left := self.in_flight():
+            log.warning("%d runs did not get to the end of their stage in time; they are handed back", left)
+        await self._stop_loops(hand_back=True)
 
     def hint(self) -> None:
         """There may be something new to do: look now."""
@@ -105,7 +122,7 @@ class Engine:
         self._registered(self.runner_id)
         register = partial(leases.register_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
         await self._parts.database.write(register)
-        self._lease_since = self._parts.clock.monotonic()
+        self._lease_since = self._renewed = self._parts.clock.monotonic()
 
     async def _dispatch(self) -> None:
         while True:
@@ -113,8 +130,11 @@ class Engine:
                 async with asyncio.timeout(POLL):  # wait_for may swallow a cancellation
                     await self._hint.wait()
             self._hint.clear()
+            if self._draining:
+                return
             try:
                 await self._look()
+                await self._stop_cancelled_runs()
             except StoreUnavailable as error:
                 log.warning("can't look for work: %s", error)
                 await asyncio.sleep(AFTER_OUTAGE)
@@ -124,21 +144,44 @@ class Engine:
 
     async def _look(self) -> None:
         """Starts loops for what is active, and tells each its share."""
-        active = await self._parts.database.read(repository.active)
+        database, clock = self._parts.database, self._parts.clock
+        active, living = await database.read(repository.active)
         mine = [a for a in active if not self._own_only or a.experiment_id in self._own]
         self._forget_ended()
+        if self._draining:
+            return
+        now_us = microseconds(clock.now())
         for experiment in mine:
-            if experiment.experiment_id not in self._tasks:
+            if experiment.is_overdue(now_us):
+                await self._time_is_over(experiment.experiment_id, now_us)
+            if experiment.experiment_id not in self._tasks and experiment.has_work:
                 self._start(experiment.experiment_id)
-        for experiment_id in self._loops.keys() - {a.experiment_id for a in mine}:
+        for experiment_id in sorted(self._loops.keys() - {a.experiment_id for a in mine}):
             self._loops[experiment_id].check()
-        shares = fair_shares(self.slots, {a.experiment_id: min(a.max_concurrency, a.running + a.pending) for a in mine})
-        for experiment in mine:
-            loop = self._loops[experiment.experiment_id]
-            loop.share = shares[experiment.experiment_id]
+        here = [(a, self._loops[a.experiment_id]) for a in mine if a.experiment_id in self._loops]
+        wants = {a.experiment_id: loop.wanted(a, living, clock.monotonic()) for a, loop in here}
+        shares = fair_shares(self.slots, wants)
+        for experiment, loop in here:
             if experiment.state is ExperimentState.CANCELLING:
                 loop.cancel()
-            loop.look(experiment.pending)
+            loop.look(shares[experiment.experiment_id], experiment.room)
+
+    async def _time_is_over(self, experiment_id: str, now_us: int) -> None:
+        log.info("experiment %s is cancelled: limits.experiment_timeout is over", experiment_id)
+        stop = partial(control.cancel, experiment_id=experiment_id, now_us=now_us, reason="TIMEOUT")
+        with suppress(ExperimentNotFound):
+            await self._parts.database.write(stop)
+        self._parts.hub.changed(experiment_id)
+
+    async def _stop_cancelled_runs(self) -> None:
+        """Runs that a client of any Runner wants stopped."""
+        now = self._parts.clock.monotonic()
+        if now - self._looked_for_cancels < CANCEL_POLL or not self.in_flight():
+            return
+        self._looked_for_cancels = now
+        wanted = partial(control.requested_cancels, runner_id=self.runner_id)
+        for experiment_id, run_index in await self._parts.database.read(wanted):
+            self.cancel_run(experiment_id, run_index)
 
     def _start(self, experiment_id: str) -> None:
         loop = ExperimentLoop(experiment_id, self._parts, self)
@@ -165,16 +208,20 @@ class Engine:
         while True:
             await asyncio.sleep(self._lease_ttl / 3)
             try:
+                self._parts.failpoints.hit("lease_before_renew")
                 renew = partial(leases.renew_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
-                alive = await database.write(renew)
+                alive = await database.write(renew, within=self._lease_ttl / 3)
+                late = clock.monotonic() - self._renewed >= self._lease_ttl
+                self._renewed = clock.monotonic()
+                if late:  # this Runner or the database was frozen: others may have been too
+                    self._lease_since = self._renewed
                 if not alive:
                     log.error("runner %s lost its lease: its calls are stopped, it takes a new id", self.runner_id)
                     await self._stop_loops(hand_back=False)
                     await self._register()
                 elif clock.monotonic() - self._lease_since >= self._lease_ttl:
                     await self._reap()
-                forget = partial(repository.forget_old_requests, now_us=microseconds(clock.now()))
-                await database.write(forget)
+                await database.write(partial(requests.forget_old, now_us=microseconds(clock.now())))
             except StoreUnavailable as error:
                 self._lease_since = clock.monotonic()
                 log.warning("can't renew the lease: %s", error)
@@ -187,7 +234,10 @@ class Engine:
         for experiment_id in await database.read(leases.orphaned):
             now_us = microseconds(self._parts.clock.now())
             take = partial(leases.give_back_orphans, experiment_id=experiment_id, now_us=now_us)
-            count = await database.write(take)
+            try:
+                count = await database.write(take)
+            except ExperimentNotFound:  # deleted in between
+                continue
             log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
             self.hint()
         await database.write(leases.forget_dead_runners)

@@ -10,6 +10,7 @@ from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
 from promptlooper.errors import CompletionFailed, ContentFiltered, DeadlineExceeded, DomainError, TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
+from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answer, Answers, Question
@@ -56,7 +57,9 @@ class RunExecutor:
         renderer: Renderer,
         clock: Clock,
         report: Callable[[Outcome], None],
+        failpoints: Failpoints,
     ) -> None:
+        self._failpoints = failpoints
         self._plan, self._answers, self._scores = plan, answers, scores
         self._renderer, self._clock, self._report = renderer, clock, report
         self._calls: dict[tuple[str, int], tuple[str, JsonObject]] = {}
@@ -79,8 +82,12 @@ class RunExecutor:
         facts = RunFacts(variant.variant_id, row.input_id, place.repeat)
         run, index, stages = (claim.run_index, claim.lease_epoch, facts), claim.next_stage, variant.pipeline.stages
         deadline_us = claim.deadline_us or self._now_us() + int(self._limit_of(stages[index:]) * 1e6)
+        if claim.run_deadline_us is not None:
+            deadline_us = min(deadline_us, claim.run_deadline_us)
         request: CompletionRequest | None = None
         try:
+            if results and results[-1].finish_reason == "content_filter":
+                raise _withheld(results[-1])  # this Runner, or the one before, stopped right after that was stored
             if index < len(stages):
                 request = self._request(claim, variant, row, results, deadline_us)
                 result = await self._stage(request, index, stages[index].name, place.repeat)
@@ -89,9 +96,7 @@ class RunExecutor:
                 self._report(StageDone(*run, result, last))
                 request = None
                 if filtered:
-                    raise ContentFiltered(
-                        f"the content filter of {result.model!r} withheld the answer; change the prompt or the input"
-                    )
+                    raise _withheld(result)
                 if not last:
                     return
                 results = (*results, result)
@@ -107,7 +112,8 @@ class RunExecutor:
                 )
                 self._report(waiting)
             else:
-                told = _run_error(error, index, stages, too_long=due_us is not None)
+                over = claim.run_deadline_us is not None and deadline_us == claim.run_deadline_us
+                told = _run_error(error, index, stages, too_long=due_us is not None, run_is_over=over)
                 self._fail(run, told, request, maybe_paid=bool(attempts) and error.reason in MAYBE_PAID)
         except Exception as error:
             log.exception("run %s-%s failed unexpectedly", self._plan.experiment_id, claim.run_index)
@@ -142,7 +148,9 @@ class RunExecutor:
         time."""
         plan, index = self._plan, claim.next_stage
         model, params = self._call_of(variant, index)
+        self._failpoints.hit("render_before")
         messages = self._renderer.messages(variant.pipeline.stages[index], variables(plan.spec, row, results, index))
+        self._failpoints.hit("render_after")
         if any(storable(message.content) != message.content for message in messages):
             raise TemplateError("the prompt has a character that is not text (NUL or half of a surrogate pair)")
         if claim.reserved_nanousd is not None or claim.reserved_tokens is not None:
@@ -178,12 +186,23 @@ class RunExecutor:
         return await self._scores.of(self._plan.spec.scorers, results, values)
 
 
-def _run_error(error: DomainError, index: int, stages: Sequence[Stage], *, too_long: bool) -> RunError:
+def _withheld(result: StageResult) -> ContentFiltered:
+    return ContentFiltered(
+        f"the content filter of {result.model!r} withheld the answer; change the prompt or the input"
+    )
+
+
+def _run_error(
+    error: DomainError, index: int, stages: Sequence[Stage], *, too_long: bool, run_is_over: bool
+) -> RunError:
     name = stages[index].name if index < len(stages) else ""
     where = f"stage {name!r}" if name else f"stage {index}"
     message = f"{where}: {error.message}" if error.reason == "TEMPLATE_ERROR" else error.message
+    limit = "limits.run_timeout" if run_is_over else "limits.stage_timeout"
     if too_long:
-        message += "; limits.stage_timeout does not allow so long a wait: raise it, or lower limits.max_concurrency"
+        message += f"; {limit} does not allow so long a wait: raise it, or lower limits.max_concurrency"
+    elif run_is_over and isinstance(error, DeadlineExceeded):
+        message = f"the run took longer than {limit} allows; raise it or ask for less"
     attempts = error.attempts if isinstance(error, CompletionFailed) else 0
     return RunError(error.reason, message, index, name, attempts, error.retryable)
 

@@ -41,6 +41,9 @@ class Ledger:
     event_seq: int
     started_us: int | None
     ended_us: int | None
+    timeout_us: int | None  # limits.experiment_timeout
+    deadline_us: int | None  # when the experiment's time is over
+    first_event_seq: int  # events before it are not kept
 
     @property
     def pending(self) -> int:
@@ -50,6 +53,17 @@ class Ledger:
     @property
     def ended(self) -> bool:
         return ExperimentState(self.state).ended
+
+    def restart(self, now_us: int) -> None:
+        """Begins another generation, with all the time that the experiment may take."""
+        self.generation += 1
+        self.state = (ExperimentState.RUNNING if self.started_us is not None else ExperimentState.PENDING).value
+        self.reason, self.ended_us = "", None
+        self.set_deadline(now_us)
+
+    def set_deadline(self, now_us: int) -> None:
+        if self.timeout_us is not None and self.started_us is not None:
+            self.deadline_us = now_us + self.timeout_us
 
     def fits(self, run: RunRow) -> bool:
         """Whether the budgets admit one more call of this run: its unit, or what the run said it needs."""
@@ -101,6 +115,9 @@ class RunRow:
     reserved_tokens: int = 0
     not_before_us: int = 0  # 0: at once
     deadline_us: int | None = None  # of a stage that was parked: when its time is over
+    run_deadline_us: int | None = None  # where limits.run_timeout is set
+    cancel_requested: bool = False
+    generation: int = 1  # in which it was claimed last
     cached_before: bool = True  # no paid call was counted before this turn
     error: RunError | None = None
     score: float | None = None

@@ -14,13 +14,13 @@ import sqlalchemy as sa
 
 from promptlooper.completion import ModelCheck
 from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUnavailable
-from promptlooper.experiment import ExperimentSpec
+from promptlooper.experiment import ExperimentSpec, ExperimentState
 from promptlooper.run import RunError, RunState
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.held import Held, InputRows
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
-from promptlooper.runner.store import leases, repository
+from promptlooper.runner.store import control, leases, repository
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.turns import TurnRequest, TurnResult, turn
 from promptlooper.runner.turn import Claim
@@ -35,6 +35,7 @@ TURN_OUTCOMES = 128
 OUTCOMES_AT_MOST = 2_000  # in one turn: PostgreSQL takes at most 65,535 parameters
 STARTED_AT_ONCE = 16
 AFTER_OUTAGE = 0.5  # seconds
+UNUSED = 0.4  # seconds that others may leave room of an experiment unused
 
 
 class ExperimentLoop:
@@ -42,26 +43,47 @@ class ExperimentLoop:
 
     def __init__(self, experiment_id: str, parts: EngineParts, engine: Engine) -> None:
         self.experiment_id, self._parts, self._engine = experiment_id, parts, engine
-        self.share = self._seen_share = 0
+        self.share = 0
+        self._room = 0
+        self._living, self._extra, self._room_since = 0, 0, parts.clock.monotonic()
         self._outcomes: list[Outcome] = []
         self._held: dict[int, Held] = {}
         self._wake, self._full = asyncio.Event(), asyncio.Event()
-        self._cancelling = self._stopping = self._hand_back = self._changed_elsewhere = False
+        self._cancelling = self._stopping = self._hand_back = self._draining = self._changed_elsewhere = False
         self._timer: asyncio.TimerHandle | None = None  # for the next run that came back
         self._checkpoint: asyncio.TimerHandle | None = None  # for last stages whose scores are not there yet
         self._earliest = 0.0  # monotonic time of the next turn
+        self._event_seq = -1  # of the newest event
         self._inputs = InputRows(experiment_id, self._read)
 
     @property
     def in_flight(self) -> int:
         return len(self._held)
 
-    def look(self, pending: int) -> None:
-        """Wakes the loop where it could start something or must stop something. Where runs wait for a time, only a
-        larger share is news."""
-        grown, self._seen_share = self.share > self._seen_share, self.share
-        if self._cancelling or (pending and self.share > self.in_flight and (grown or self._timer is None)):
+    def wanted(self, experiment: repository.Active, living: int, now: float) -> int:
+        """How many runs this Runner wants of an experiment: its part among the Runners that live, and what those leave
+        unused for longer than a look takes."""
+        part = -(-experiment.max_concurrency // max(1, living))
+        if living != self._living:
+            self._living, self._extra = living, 0
+        if not experiment.room:
+            self._room_since = now
+        elif now - self._room_since >= UNUSED:
+            self._extra, self._room_since = self._extra + experiment.room, now
+        return min(part + self._extra, self.in_flight + experiment.room)
+
+    def look(self, share: int, room: int) -> None:
+        """Wakes the loop where it could start something or must stop something. `room` is how many more runs could run,
+        over all Runners. Where runs wait for a time, only a larger share or more room is news."""
+        news = share > self.share or room > self._room or self._timer is None
+        self.share, self._room = share, room
+        if self._cancelling or (room and share > self.in_flight and news):
             self._wake.set()
+
+    def drain(self) -> None:
+        """Starts nothing more: calls under way end, and their runs go back after the stage."""
+        self._draining = True
+        self._wake.set()
 
     def check(self) -> None:
         """The experiment is not active any more: take a turn, which sees why."""
@@ -104,7 +126,7 @@ class ExperimentLoop:
             log.exception("experiment %s can't be run", self.experiment_id)
             now_us = microseconds(self._parts.clock.now())
             reason = "internal error; see the Runner's log"
-            fail = partial(repository.fail, experiment_id=self.experiment_id, reason=reason, now_us=now_us)
+            fail = partial(control.fail, experiment_id=self.experiment_id, reason=reason, now_us=now_us)
             await self._parts.database.write(fail)
         finally:
             for timer in (self._timer, self._checkpoint):
@@ -134,13 +156,28 @@ class ExperimentLoop:
         plan = await self._plan(spec, total)
         if plan is None:
             return
-        executor = RunExecutor(plan, parts.answers, parts.scores, parts.renderer, parts.clock, self._report)
+        executor = RunExecutor(
+            plan, parts.answers, parts.scores, parts.renderer, parts.clock, self._report, parts.failpoints
+        )
         variant_ids = [variant.variant_id for variant in plan.variants]
+        run_timeout = spec.limits.run_timeout
+        basis = TurnRequest(
+            self.experiment_id,
+            self._engine.runner_id,
+            (),
+            0,
+            variant_ids,
+            spec.repeats,
+            None if run_timeout is None else int(run_timeout * 1e6),
+        )
         uncertain = True  # a loop before this one may have left runs that this Runner still holds
         while True:
             await self._next_turn()
+            if self._draining and not self._held and not self._outcomes:
+                return
+            basis = replace(basis, runner_id=self._engine.runner_id, going_on=not self._draining)
             if self._stopping:
-                await self._hand_over(variant_ids, spec.repeats)
+                await self._hand_over(basis)
                 return
             sent, self._outcomes = self._outcomes[:OUTCOMES_AT_MOST], self._outcomes[OUTCOMES_AT_MOST:]
             self._full.clear()
@@ -152,10 +189,7 @@ class ExperimentLoop:
                     sent, adopted = await self._adopt(sent)
                     uncertain = False
                     await self._start(adopted, executor)
-                request = TurnRequest(
-                    self.experiment_id, self._engine.runner_id, sent, self._free(sent), variant_ids, spec.repeats
-                )
-                result = await self._turn_or_isolate(request)
+                result = await self._turn_or_isolate(replace(basis, outcomes=sent, slots=self._free(sent)))
             except StoreUnavailable as error:
                 log.warning("experiment %s: %s; trying again", self.experiment_id, error)
                 self._outcomes = [*sent, *self._outcomes]
@@ -166,6 +200,8 @@ class ExperimentLoop:
             self._settle(sent, result)
             if result.ledger.ended:
                 return
+            if result.ledger.state == ExperimentState.CANCELLING.value:
+                self.cancel()
             await self._start([*result.claims, *result.continuing], executor)
             self._wait_until(result.next_due_us)
 
@@ -174,7 +210,7 @@ class ExperimentLoop:
         chosen = variants(spec)
         grid = Shape(total // (spec.repeats * len(chosen)), spec.repeats, len(chosen))
         models = sorted({stage_model(v, stage) for v in chosen for stage in v.pipeline.stages})
-        while not self._stopping and not self._changed_elsewhere:
+        while not (self._stopping or self._draining or self._changed_elsewhere):
             try:
                 checks = await self._parts.gateway.check_models(models)
                 return Plan(self.experiment_id, spec, chosen, grid, {check.model: check for check in checks})
@@ -214,7 +250,7 @@ class ExperimentLoop:
         """How many runs may be claimed: this experiment's share and the Runner's slots, less what goes on after the
         turn."""
         ending = len({o.run_index for o in sent if isinstance(o, RunEnded | RunReturned)})
-        if self._cancelling:
+        if self._cancelling or self._draining:
             return 0
         return max(0, min(self.share - self.in_flight, self._engine.slots - self._engine.in_flight()) + ending)
 
@@ -224,7 +260,15 @@ class ExperimentLoop:
         parts.failpoints.hit("turn_before")
         result = await parts.database.write(partial(turn, request=request, now_us=now_us, failpoints=parts.failpoints))
         parts.failpoints.hit("turn_after_commit")
-        parts.hub.advanced(self.experiment_id)
+        if result.claims:
+            parts.failpoints.hit("claim_after_commit")
+        if result.stored:
+            parts.failpoints.hit("checkpoint_after_commit")
+        if result.ledger.ended:
+            parts.failpoints.hit("terminal_after_commit")
+        if result.ledger.event_seq != self._event_seq:
+            self._event_seq = result.ledger.event_seq
+            parts.hub.advanced(self.experiment_id)
         return result
 
     async def _turn_or_isolate(self, request: TurnRequest) -> TurnResult:
@@ -361,12 +405,12 @@ class ExperimentLoop:
             log.info("experiment %s: adopted %d runs after an uncertain commit", self.experiment_id, len(adopted))
         return kept, adopted
 
-    async def _hand_over(self, variant_ids: list[str], repeats: int) -> None:
+    async def _hand_over(self, basis: TurnRequest) -> None:
         """Waits for the stopped calls and gives their runs back in a last turn that claims nothing."""
         await self._tasks_ended()
         if not self._hand_back or not self._outcomes:
             return
-        request = TurnRequest(self.experiment_id, self._engine.runner_id, self._outcomes, 0, variant_ids, repeats)
+        request = replace(basis, outcomes=self._outcomes, going_on=False)
         self._outcomes = []
         try:
             await self._turn(request)

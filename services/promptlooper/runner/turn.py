@@ -43,6 +43,7 @@ class Claim:
     reserved_nanousd: int | None  # None without such a budget
     reserved_tokens: int | None
     deadline_us: int | None = None  # when the stage's time is over, where waiting took some of it
+    run_deadline_us: int | None = None  # when the run's time is over
     results: tuple[StageResult, ...] = ()
 
 
@@ -60,6 +61,8 @@ class Turn:
     ledger: Ledger
     runner_id: str
     now_us: int
+    run_timeout_us: int | None = None
+    going_on: bool = True  # False: runs go back after their stage, as this Runner is leaving or dead
     touched: dict[int, RunRow] = field(default_factory=dict)  # existing rows to update
     created: list[RunRow] = field(default_factory=list)  # rows to insert
     stage_results: list[tuple[RunRow, StageResult]] = field(default_factory=list)
@@ -134,10 +137,10 @@ class Turn:
         )
         if outcome.last:
             return
-        if ledger.state == ExperimentState.CANCELLING.value:
+        if self._is_cancelled(row):
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
-        elif ledger.fits(row):
+        elif self.going_on and ledger.state != ExperimentState.PAUSED.value and ledger.fits(row):
             ledger.reserve(row)
             self.continuing.append(self.claim_of(row))
         else:
@@ -174,15 +177,21 @@ class Turn:
         row.attempts += outcome.attempts
         if outcome.maybe_paid:
             ledger.spend_reservation(row)
-        if ledger.state == ExperimentState.CANCELLING.value:
+        if self._is_cancelled(row):
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
             return
+        same_time = outcome.not_before_us is not None or outcome.need_nanousd or outcome.need_tokens
+        run_deadline_us = row.run_deadline_us if same_time else None
         self._give_back(row, outcome.not_before_us or 0)
+        row.run_deadline_us = run_deadline_us
         row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
         row.deadline_us = outcome.deadline_us
         if outcome.not_before_us is not None:
             self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
+
+    def _is_cancelled(self, row: RunRow) -> bool:
+        return row.cancel_requested or self.ledger.state == ExperimentState.CANCELLING.value
 
     def _end(self, row: RunRow, state: RunState) -> None:
         self.ledger.release(row)
@@ -201,13 +210,14 @@ class Turn:
         self.ledger.running -= 1
         self.ledger.returned += 1
         row.state, row.owner, row.not_before_us = RunState.PENDING.value, None, not_before_us
+        row.run_deadline_us = None  # a run that was interrupted gets its time anew
         self.touched[row.run_index] = row
 
     def take_back(self, rows: Sequence[RunRow]) -> None:
         """Gives back the runs of a dead Runner; a later outcome of it is refused, as the next claim raises the
         epoch."""
         for row in rows:
-            if self.ledger.state == ExperimentState.CANCELLING.value:
+            if self._is_cancelled(row):
                 self._end(row, RunState.CANCELLED)
                 self.events.append(NewEvent("run.cancelled", row.run_index, {}))
             else:
@@ -252,6 +262,9 @@ class Turn:
     def _claim(self, row: RunRow) -> None:
         self.ledger.running += 1
         self.ledger.reserve(row)
+        row.generation = self.ledger.generation
+        if self.run_timeout_us is not None and row.run_deadline_us is None:
+            row.run_deadline_us = self.now_us + self.run_timeout_us
         self.claims.append(self.claim_of(row))
 
     def claim_of(self, row: RunRow) -> Claim:
@@ -262,12 +275,14 @@ class Turn:
             None if self.ledger.budget_nanousd is None else row.reserved_nanousd,
             None if self.ledger.budget_tokens is None else row.reserved_tokens,
             row.deadline_us,
+            row.run_deadline_us,
         )
 
     def _started(self) -> None:
         if self.claims and self.ledger.state == ExperimentState.PENDING.value:
             self.ledger.state = ExperimentState.RUNNING.value
             self.ledger.started_us = self.now_us
+            self.ledger.set_deadline(self.now_us)
             first = next((i for i, event in enumerate(self.events) if event.kind == "run.started"), len(self.events))
             self.events.insert(first, NewEvent("experiment.started", None, experiment_facts(self.ledger)))
 
@@ -275,7 +290,7 @@ class Turn:
         """Ends the experiment where nothing runs and nothing may start. Returns whether it ended in this turn.
         `waiting` gives the rows that came back and are cancelled with it; `parked` says that some may start later."""
         ledger = self.ledger
-        if ledger.running or ledger.ended or ledger.state == ExperimentState.PAUSED.value:
+        if ledger.running or ledger.ended or (ledger.state == ExperimentState.PAUSED.value and ledger.pending):
             return False
         if ledger.state == ExperimentState.CANCELLING.value:
             self._cancelled(ledger.reason or "USER", waiting())
@@ -288,6 +303,11 @@ class Turn:
         else:
             return False
         return True
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.touched or self.created or self.events)
 
     @property
     def given_back(self) -> list[RunRow]:
@@ -340,4 +360,5 @@ def experiment_facts(ledger: Ledger) -> dict[str, Any]:
         "cancelled": ledger.cancelled,
         "cost_nanousd": ledger.spent_nanousd,
         "cost_unknown_calls": ledger.cost_unknown_calls,
+        "max_concurrency": ledger.max_concurrency,
     }

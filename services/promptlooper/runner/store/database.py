@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ log = logging.getLogger("runner.store")
 T = TypeVar("T")
 # SQLSTATE classes: read-only (in a failover), out of resources, shut down by an operator.
 UNAVAILABLE_CLASSES = ("25", "53", "57")
+ANSWER_WITHIN = 8.0  # seconds: less than callers wait
+IDLE_AT_MOST = 8.0  # seconds that a frozen Runner may hold a lock: less than its lease
 
 
 def sqlite_url(path: Path) -> str:
@@ -45,12 +48,19 @@ class Database:
     """`await write(fn)` and `await read(fn)` call `fn(connection)` inside a transaction, in a thread of their own.
 
     `write` commits unless fn raises. A database that does not answer is StoreUnavailable; after it a commit may or may
-    not have happened. In-memory SQLite (for tests) reads through the writer's connection.
+    not have happened. What takes longer than `within` seconds does not answer. In-memory SQLite (for tests) reads
+    through the writer's connection.
     """
 
-    def __init__(self, url: str, *, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        idle_at_most: float = IDLE_AT_MOST,
+    ) -> None:
         """`now_us` is SQLite's clock, in microseconds since the epoch; PostgreSQL has its own."""
-        self.url, self._now_us = _normal_url(url), now_us
+        self.url, self._now_us, self._idle_at_most = _normal_url(url), now_us, idle_at_most
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         in_memory = self.is_sqlite and self.url.database in (None, "", ":memory:")
         self._write_engine = self._engine(writes=True)
@@ -60,9 +70,9 @@ class Database:
 
     def _engine(self, *, writes: bool) -> sa.Engine:
         if not self.is_sqlite:
-            # The idle bound must stay below the lease TTL, or a frozen Runner would hold an experiment's lock.
             options = (
-                "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=8000 "
+                "-c statement_timeout=60000 -c lock_timeout=5000 "
+                f"-c idle_in_transaction_session_timeout={int(self._idle_at_most * 1000)} "
                 "-c application_name=promptlooper-runner"
             )
             connect = {"connect_timeout": 3, "options": options, "keepalives_idle": 30, "keepalives_interval": 10}
@@ -121,11 +131,20 @@ class Database:
         with self._transaction(self._read_engine) as connection:
             return fn(connection)
 
-    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self.writing, fn)
+    async def write(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
+        return await self._answer(self._writer, partial(self.writing, fn), within)
 
-    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.reading, fn)
+    async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
+        return await self._answer(self._readers, partial(self.reading, fn), within)
+
+    async def _answer(self, threads: ThreadPoolExecutor, work: Callable[[], T], within: float) -> T:
+        """A database that is frozen says nothing at all: then its thread is left to wait. What has not begun by then is
+        not done any more."""
+        try:
+            async with asyncio.timeout(within):
+                return await asyncio.get_running_loop().run_in_executor(threads, work)
+        except TimeoutError as error:
+            raise StoreUnavailable(f"the database does not answer within {within:g} s") from error
 
     @asynccontextmanager
     async def advisory_lock(self, number: int) -> AsyncIterator[bool]:
@@ -136,7 +155,11 @@ class Database:
             return
         loop = asyncio.get_running_loop()
         engine = sa.create_engine(
-            self.url, poolclass=sa.pool.NullPool, hide_parameters=True, isolation_level="AUTOCOMMIT"
+            self.url,
+            poolclass=sa.pool.NullPool,
+            hide_parameters=True,
+            isolation_level="AUTOCOMMIT",
+            connect_args={"connect_timeout": 3, "keepalives_idle": 30, "keepalives_interval": 10},
         )
 
         def acquire() -> tuple[sa.Connection, bool]:

@@ -6,37 +6,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
-from promptlooper.errors import ExperimentNotEnded, ExperimentNotFound, RequestIdReused
+from promptlooper.errors import ExperimentNotFound
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
-from promptlooper.run import RunState
 from promptlooper.runner.spec.expand import shape
 from promptlooper.runner.spec.normal import row_from_json, row_to_json, spec_from_json, spec_to_json
 from promptlooper.runner.store.models import (
-    events,
     experiments,
     inputs,
     progress,
     relay,
-    requests,
-    runs,
-    scores,
-    stage_results,
+    runners,
 )
+from promptlooper.runner.store.requests import first_answer
 from promptlooper.runner.store.rows import experiment_of
-from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, pending_rows, run_row, write
-from promptlooper.runner.turn import NewEvent, Turn, experiment_facts
+from promptlooper.runner.store.turns import locked_ledger, number_events
+from promptlooper.runner.turn import NewEvent, experiment_facts
 
 INPUTS_PER_CHUNK = 200
-REQUEST_KEPT_US = 7 * 24 * 3600 * 1_000_000
 EXPERIMENT = sa.select(
     *(c for c in experiments.c if c.name != "spec_json"), *(c for c in progress.c if c.name != "experiment_id")
 ).join(progress, progress.c.experiment_id == experiments.c.experiment_id)
-ACTIVE = [ExperimentState.PENDING.value, ExperimentState.RUNNING.value, ExperimentState.CANCELLING.value]
+ACTIVE = [state.value for state in ExperimentState if not state.ended]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +52,33 @@ class Active:
     running: int
     pending: int
     max_concurrency: int
+    deadline_us: int | None  # when its time is over
+
+    @property
+    def room(self) -> int:
+        """How many more of its runs could run now, budgets aside, over all Runners."""
+        if self.state not in (ExperimentState.PENDING, ExperimentState.RUNNING):
+            return 0
+        return max(0, min(self.pending, self.max_concurrency - self.running))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a Runner that has nothing of it yet may have something to do."""
+        return self.room > 0 or self.state is ExperimentState.CANCELLING
+
+    def is_overdue(self, now_us: int) -> bool:
+        running = self.state in (ExperimentState.PENDING, ExperimentState.RUNNING)
+        return running and self.deadline_us is not None and self.deadline_us <= now_us
 
 
-def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
+def create(connection: sa.Connection, new: NewExperiment, now_us: int, failpoints: Failpoints) -> str:
     """Stores an experiment with its first event and returns its id, or the id that the request_id got before. Raises
     RequestIdReused where that was for another body. Of concurrent calls with one request_id, one stores."""
     if new.request_id:
-        known = _known_request(connection, new)
+        known = first_answer(connection, new.request_id, new.body_sha256, new.experiment_id, now_us)
         if known is not None:
             return known
-        row = {"body_sha256": new.body_sha256, "experiment_id": new.experiment_id, "created_us": now_us}
-        try:
-            # The unique key settles races: a second writer waits here for the first one's commit.
-            with connection.begin_nested():
-                connection.execute(sa.insert(requests), {"request_id": new.request_id, **row})
-        except IntegrityError:
-            known = _known_request(connection, new)
-            if known is None:
-                raise
-            return known
+    failpoints.hit("create_before_insert")
     spec = new.spec
     connection.execute(
         sa.insert(experiments),
@@ -89,12 +91,14 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
             "metadata_json": json_text(dict(spec.metadata)),
             "spec_json": json_text(spec_to_json(spec, inputs=False)),
             "created_us": now_us,
+            "spec_sha256": new.body_sha256,
         },
     )
     for number, start in enumerate(range(0, len(spec.inputs), INPUTS_PER_CHUNK)):
         rows = [row_to_json(row) for row in spec.inputs[start : start + INPUTS_PER_CHUNK]]
         chunk = {"experiment_id": new.experiment_id, "chunk": number, "rows_json": json_text(rows)}
         connection.execute(sa.insert(inputs), chunk)
+    timeout = spec.limits.experiment_timeout
     connection.execute(
         sa.insert(progress),
         {
@@ -106,29 +110,14 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int) -> str:
             "budget_tokens": spec.limits.budget_tokens,
             "unit_nanousd": new.unit_nanousd,
             "unit_tokens": new.unit_tokens,
+            "timeout_us": None if timeout is None else int(timeout * 1e6),
         },
     )
     connection.execute(sa.insert(relay), {"experiment_id": new.experiment_id, "published_seq": 0})
     ledger = locked_ledger(connection, new.experiment_id)
     number_events(connection, ledger, [NewEvent("experiment.created", None, experiment_facts(ledger))], now_us)
+    failpoints.hit("create_after_insert")
     return new.experiment_id
-
-
-def _known_request(connection: sa.Connection, new: NewExperiment) -> str | None:
-    query = sa.select(requests.c.body_sha256, requests.c.experiment_id).where(requests.c.request_id == new.request_id)
-    row = connection.execute(query).one_or_none()
-    if row is None:
-        return None
-    if row.body_sha256 != new.body_sha256:
-        raise RequestIdReused(
-            f"request_id {new.request_id!r} was used before for another experiment; use a new one",
-            request_id=new.request_id,
-        )
-    return str(row.experiment_id)
-
-
-def forget_old_requests(connection: sa.Connection, now_us: int) -> None:
-    connection.execute(sa.delete(requests).where(requests.c.created_us < now_us - REQUEST_KEPT_US))
 
 
 def get(connection: sa.Connection, experiment_id: str, now_us: int) -> Experiment:
@@ -198,73 +187,23 @@ def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> li
     return [row_from_json(row) for row in json_value(text)]
 
 
-def active(connection: sa.Connection) -> list[Active]:
-    columns = ("experiment_id", "state", "running", "total", "next_index", "returned", "max_concurrency")
-    query = sa.select(*(progress.c[name] for name in columns)).where(progress.c.state.in_(ACTIVE))
-    return [
+def active(connection: sa.Connection) -> tuple[list[Active], int]:
+    """The experiments that have not ended, and how many Runners live."""
+    living = connection.execute(sa.select(sa.func.count()).where(runners.c.dead.is_(False))).scalar() or 0
+    names = ("experiment_id", "state", "running", "total", "next_index", "returned", "max_concurrency", "deadline_us")
+    query = sa.select(*(progress.c[name] for name in names)).where(progress.c.state.in_(ACTIVE))
+    found = [
         Active(
-            r.experiment_id, ExperimentState(r.state), r.running, r.total - r.next_index + r.returned, r.max_concurrency
+            r.experiment_id,
+            ExperimentState(r.state),
+            r.running,
+            r.total - r.next_index + r.returned,
+            r.max_concurrency,
+            r.deadline_us,
         )
         for r in connection.execute(query)
     ]
-
-
-def cancel(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
-    """Marks an experiment CANCELLING, or CANCELLED where nothing runs. Does nothing to one that ended."""
-    ledger = locked_ledger(connection, experiment_id)
-    if ledger.ended or ledger.state == ExperimentState.CANCELLING.value:
-        return
-    ledger.state, ledger.reason = ExperimentState.CANCELLING.value, "USER"
-    decided = Turn(ledger, "", now_us)
-    decided.settle(lambda: pending_rows(connection, experiment_id))
-    write(connection, decided, Failpoints())
-
-
-def cancel_waiting_run(connection: sa.Connection, experiment_id: str, run_index: int, now_us: int) -> RunState | None:
-    """Cancels a run that came back and waits. Returns the state it had, None where it has no row."""
-    ledger = locked_ledger(connection, experiment_id)
-    query = sa.select(*RUN_COLUMNS).where(runs.c.experiment_id == experiment_id, runs.c.run_index == run_index)
-    stored = connection.execute(query).one_or_none()
-    if stored is None:
-        return None
-    state = RunState(stored.state)
-    if state is RunState.PENDING:
-        row = run_row(stored)
-        row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, now_us, 0
-        row.reserved_nanousd = row.reserved_tokens = 0
-        ledger.returned -= 1
-        ledger.cancelled += 1
-        decided = Turn(ledger, "", now_us, touched={run_index: row})
-        decided.events.append(NewEvent("run.cancelled", run_index, {}))
-        decided.settle(lambda: pending_rows(connection, experiment_id, run_index))
-        write(connection, decided, Failpoints())
-    return state
-
-
-def delete(connection: sa.Connection, experiment_id: str) -> None:
-    """Deletes an experiment that has ended, with everything of it."""
-    ledger = locked_ledger(connection, experiment_id)
-    if not ledger.ended:
-        cancelling = ledger.state == ExperimentState.CANCELLING.value
-        advice = "its running calls are being stopped, try again" if cancelling else "cancel it before deleting it"
-        raise ExperimentNotEnded(
-            f"experiment {experiment_id!r} is {ledger.state}; {advice}", experiment_id=experiment_id
-        )
-    for table in (scores, stage_results, runs, events, inputs, relay, requests, experiments, progress):
-        connection.execute(sa.delete(table).where(table.c.experiment_id == experiment_id))
-
-
-def fail(connection: sa.Connection, experiment_id: str, reason: str, now_us: int) -> None:
-    """Ends an experiment that cannot be run. Its running runs are cancelled."""
-    ledger = locked_ledger(connection, experiment_id)
-    if ledger.ended:
-        return
-    query = sa.select(*RUN_COLUMNS).where(
-        runs.c.experiment_id == experiment_id, runs.c.state.in_([RunState.PENDING.value, RunState.RUNNING.value])
-    )
-    decided = Turn(ledger, "", now_us)
-    decided.fail([run_row(row) for row in connection.execute(query)], reason)
-    write(connection, decided, Failpoints())
+    return found, living
 
 
 def _not_found(experiment_id: str) -> ExperimentNotFound:

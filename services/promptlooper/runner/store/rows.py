@@ -149,6 +149,7 @@ def event_of(row: Any, project: str) -> Event:
 def experiment_of(row: Any, now_us: int) -> Experiment:
     """Of a row that joins experiments and progress."""
     end_us = row.ended_us or now_us
+    pending = row.total - row.next_index + row.returned
     return Experiment(
         experiment_id=row.experiment_id,
         project=row.project,
@@ -156,7 +157,7 @@ def experiment_of(row: Any, now_us: int) -> Experiment:
         state=ExperimentState(row.state),
         counts=RunCounts(
             total=row.total,
-            pending=row.total - row.next_index + row.returned,
+            pending=pending,
             running=row.running,
             completed=row.completed,
             failed=row.failed,
@@ -178,4 +179,21 @@ def experiment_of(row: Any, now_us: int) -> Experiment:
         started_at=moment_of(row.started_us),
         completed_at=moment_of(row.ended_us),
         event_seq=row.event_seq,
+        max_concurrency=row.max_concurrency,
+        budget_nanousd=row.budget_nanousd,
+        budget_tokens=row.budget_tokens,
+        cost_reserved_nanousd=row.reserved_nanousd,
+        cost_remaining_nanousd=_remaining_nanousd(row, pending + row.running),
+        spec_sha256=row.spec_sha256,
     )
+
+
+def _remaining_nanousd(row: Any, left: int) -> int | None:
+    """What the runs that have not ended will cost if they cost what the others did on average, within the budget."""
+    if not left:
+        return 0
+    ended = row.completed + row.failed
+    if row.cost_unknown_calls or not ended:
+        return None
+    guess: int = row.spent_nanousd * left // ended
+    return guess if row.budget_nanousd is None else min(guess, max(0, row.budget_nanousd - row.spent_nanousd))

@@ -32,6 +32,9 @@ RUN_FIELDS = (
     "reserved_tokens",
     "not_before_us",
     "deadline_us",
+    "run_deadline_us",
+    "cancel_requested",
+    "generation",
 )
 RUN_COLUMNS = [runs.c[name] for name in (*RUN_FIELDS, "paid_calls")]
 ADDED = (
@@ -48,11 +51,13 @@ ADDED = (
 )
 ASSIGNED = (
     "state",
+    "generation",
     "owner",
     "lease_epoch",
     "next_stage",
     "not_before_us",
     "deadline_us",
+    "run_deadline_us",
     "reserved_nanousd",
     "reserved_tokens",
     "score",
@@ -70,6 +75,7 @@ INSERT_RUNS = BulkInsert(
         "owner",
         "lease_epoch",
         "next_stage",
+        "run_deadline_us",
         "reserved_nanousd",
         "reserved_tokens",
         *ADDED,
@@ -114,6 +120,8 @@ class TurnRequest:
     slots: int  # how many runs this Runner could start now
     variant_ids: Sequence[str]
     repeats: int
+    run_timeout_us: int | None = None
+    going_on: bool = True  # False: runs go back after their stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,7 @@ class TurnResult:
     claims: Sequence[Claim]
     continuing: Sequence[Claim]
     refused: Sequence[int]
+    stored: bool  # answers were stored
     next_due_us: int | None  # when another run that came back may start; None where none may before other news
 
 
@@ -139,7 +148,7 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
     """One turn. Raises ExperimentNotFound where the experiment was deleted."""
     ledger = locked_ledger(connection, request.experiment_id)
     alive = runner_is_alive(connection, request.runner_id)
-    decided = Turn(ledger, request.runner_id, now_us)
+    decided = Turn(ledger, request.runner_id, now_us, request.run_timeout_us, alive and request.going_on)
     decided.take(request.outcomes, _rows(connection, request.experiment_id, {o.run_index for o in request.outcomes}))
     next_due_us = None
     if alive and (room := decided.room(request.slots)):
@@ -147,13 +156,20 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
             ready, next_due_us = _ready(connection, decided, room, now_us)
             decided.claim_returned(ready)
         decided.claim_new(room - len(decided.claims), request.variant_ids, request.repeats)
-    decided.settle(lambda: _waiting(connection, decided), parked=next_due_us is not None)
+    ended = decided.settle(lambda: _waiting(connection, decided), parked=next_due_us is not None)
     write(connection, decided, failpoints)
+    if decided.claims:
+        failpoints.hit("claim_before_commit")
+    if decided.stage_results:
+        failpoints.hit("checkpoint_before_commit")
+    if ended:
+        failpoints.hit("terminal_before_commit")
     claims = with_results(connection, request.experiment_id, decided.claims)
     due = [row.not_before_us or now_us for row in decided.given_back]
     if next_due_us is not None:
         due.append(next_due_us)
-    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, min(due, default=None))
+    next_us, stored = min(due, default=None), bool(decided.stage_results)
+    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, stored, next_us)
 
 
 def runner_is_alive(connection: sa.Connection, runner_id: str) -> bool:
@@ -233,7 +249,9 @@ def with_results(connection: sa.Connection, experiment_id: str, claims: Sequence
 
 
 def write(connection: sa.Connection, decided: Turn, failpoints: Failpoints) -> None:
-    """Writes what was decided, events last but one and the progress row last."""
+    """Writes what was decided, events last but one and the progress row last; nothing where nothing changed."""
+    if not decided.changed:
+        return
     experiment_id, ledger = decided.ledger.experiment_id, decided.ledger
     INSERT_RUNS(connection, [_new_run(decided, row) for row in decided.created])
     UPDATE_RUNS(connection, [_run_update(experiment_id, row) for row in decided.touched.values()])
@@ -269,6 +287,7 @@ def _new_run(decided: Turn, row: RunRow) -> tuple[Any, ...]:
         row.owner,
         row.lease_epoch,
         row.next_stage,
+        row.run_deadline_us,
         row.reserved_nanousd,
         row.reserved_tokens,
         *_added(row),
