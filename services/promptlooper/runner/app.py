@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,7 @@ from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.settings import RunnerSettings
-from promptlooper.runner.store.database import Database
+from promptlooper.runner.store.database import IDLE_AT_MOST, Database
 from promptlooper.runner.store.migrate import prepare
 from promptlooper.scoring import ScoringService
 
@@ -64,7 +65,9 @@ async def run(settings: RunnerSettings) -> None:
     from promptlooper.runner import servicer
     from promptlooper.runner.events.relay import Relay
 
-    database, hub, failpoints = Database(settings.database_url), Hub(), failpoints_from(settings.failpoints)
+    # A frozen Runner must lose its locks before it loses its lease.
+    database = Database(settings.database_url, idle_at_most=min(IDLE_AT_MOST, settings.lease_ttl / 2))
+    hub, failpoints = Hub(), failpoints_from(settings.failpoints)
     async with AsyncExitStack() as stack:
         stack.callback(database.close)
         prepare(database)
@@ -75,18 +78,28 @@ async def run(settings: RunnerSettings) -> None:
         if settings.nats_url:
             await enter(Relay(database, hub, settings.nats_url, failpoints=failpoints).running())
         core = await enter(
-            runner_core(database, gateway, responses, scoring, slots=settings.slots, hub=hub, failpoints=failpoints)
-        )
-        server = await enter(
-            serving(
-                settings.listen,
-                {servicer.SERVICE_NAME: partial(servicer.register, core=core)},
-                health_listen=settings.health_listen,
-                reflection=settings.reflection,
-                grace=settings.grace,
-                lame_duck=settings.lame_duck,
-                on_drain=hub.drain,
+            runner_core(
+                database,
+                gateway,
+                responses,
+                scoring,
+                slots=settings.slots,
+                lease_ttl=settings.lease_ttl,
+                hub=hub,
+                failpoints=failpoints,
             )
         )
-        log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-        await until_signalled()
+        async with serving(
+            settings.listen,
+            {servicer.SERVICE_NAME: partial(servicer.register, core=core)},
+            health_listen=settings.health_listen,
+            reflection=settings.reflection,
+            grace=settings.grace,
+            lame_duck=settings.lame_duck,
+            on_drain=hub.drain,
+        ) as server:
+            log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
+            await until_signalled()
+            # Beside the calls of clients: both end within the grace, with some of it left to hand runs back.
+            draining = asyncio.create_task(core.drain(0.8 * settings.grace))
+        await draining

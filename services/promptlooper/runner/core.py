@@ -95,6 +95,7 @@ class RunnerCore:
         create = partial(repository.create, new=new, now_us=now_us, failpoints=self._failpoints)
         experiment_id = await self._database.write(create, within=LONG_WORK)
         self._failpoints.hit("create_after_commit")
+        self._engine.take_up(experiment_id)
         return await self._changed(experiment_id)
 
     async def _first_bound(self, spec: ExperimentSpec) -> Bound:
@@ -162,6 +163,7 @@ class RunnerCore:
         await self.get(experiment_id)
         who = control.Restart(experiment_id, request_id, sha256_hex([verb, experiment_id]))
         await self._database.write(partial(restart, who=who, now_us=self._now_us()), within=LONG_WORK)
+        self._engine.take_up(experiment_id)
         return await self._changed(experiment_id)
 
     async def update(self, experiment_id: str, update: ExperimentUpdate) -> Experiment:
@@ -173,7 +175,7 @@ class RunnerCore:
 
     async def _changed(self, experiment_id: str) -> Experiment:
         """The experiment as it stands now, and a hint to every Runner to look at it."""
-        self._engine.take_up(experiment_id)
+        self._engine.hint()
         self._hub.changed(experiment_id)
         return await self.get(experiment_id)
 
