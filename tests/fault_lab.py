@@ -1,0 +1,303 @@
+"""A whole stack of real processes that tests kill, freeze, cut off and start again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from promptlooper.backing import NatsServer, PostgresServer, RedisServer, Server, dies_with_parent
+from promptlooper.cli.probe import is_healthy
+from promptlooper.clients.runner import RunnerClient, connected
+from promptlooper.runner.store.migrate import upgrade
+from promptlooper.testing.eventually import eventually
+from promptlooper.testing.provider import FakeProvider, ProviderRequest, Reply
+from promptlooper.testing.proxy import FaultProxy
+
+HOST = "127.0.0.1"
+RECONNECT_FOR = 120.0  # seconds
+LINES_SHOWN = 40  # of each log, where a test failed
+_taken: set[int] = set()
+
+
+def steady_port() -> int:
+    """A port that a process can have again after it was killed: below those that outgoing connections get."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in _taken:
+            _taken.add(port)
+            return port
+
+
+def _inherited_environment() -> dict[str, str]:
+    """Ours, without what would set up a service or lead to a real provider."""
+    ours = ("_API_KEY", "_TOKEN", "_BASE_URL")
+    return {k: v for k, v in os.environ.items() if not k.startswith("PROMPTLOOPER_") and not k.endswith(ours)}
+
+
+class Node:
+    """One service as a process, on a port that it keeps. Its log is a file, over all its lives."""
+
+    def __init__(self, name: str, module: str, folder: Path, env: dict[str, str]) -> None:
+        self.name, self._module, self.log = name, module, folder / f"{name}.log"
+        self.address, self.health_address = f"{HOST}:{steady_port()}", f"{HOST}:{steady_port()}"
+        self._env = {
+            **_inherited_environment(),
+            "PROMPTLOOPER_LISTEN": self.address,
+            "PROMPTLOOPER_HEALTH_LISTEN": self.health_address,
+            **env,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.lives = 0
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, **env: str) -> None:
+        """Launches it; `env` is for this life only."""
+        assert not self.is_alive, f"{self.name} runs already"
+        self.lives += 1
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self._module],
+                env=self._env | env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=dies_with_parent(signal.SIGKILL),
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    async def ready(self, within: float = 30.0) -> None:
+        def healthy() -> bool | Awaitable[bool]:
+            if not self.is_alive:
+                raise RuntimeError(f"{self.name} ended by itself:\n{self.last_words()}")
+            return is_healthy("service", self.address, self.health_address)
+
+        await eventually(healthy, within)
+
+    async def ended(self, within: float = 30.0) -> int:
+        """Its exit code, negative for a signal."""
+        process = self.process
+        assert process is not None
+        await eventually(lambda: process.poll() is not None, within)
+        return int(process.returncode)
+
+    def kill(self) -> None:
+        """As a crash: SIGKILL, and it is gone when this returns."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """Freezes it."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def cont(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    async def terminate(self, within: float = 30.0) -> int:
+        """As an operator ends it: SIGTERM."""
+        os.kill(self.pid, signal.SIGTERM)
+        return await self.ended(within)
+
+    def said(self, text: str) -> list[str]:
+        """Lines of its log with `text`."""
+        return [line for line in self._lines() if text in line]
+
+    def last_words(self) -> str:
+        return "\n".join(self._lines()[-LINES_SHOWN:])
+
+    def _lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """When (monotonic) which Runner was about to be killed."""
+
+    at: float
+    name: str
+
+
+@dataclass
+class Cluster:
+    """Runners with all that they need. Runner `runner-1` asks through an Adapter of its own, which the provider knows
+    as asker `runner-1`; each has proxies of its own to what is `proxied`."""
+
+    provider: FakeProvider
+    database_url: str
+    postgres: PostgresServer
+    nats: NatsServer
+    redis: RedisServer
+    runners: list[Node]
+    adapters: list[Node]
+    cache: Node
+    scorer: Node
+    proxies: dict[str, list[FaultProxy]]
+    kills: list[Kill] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [*self.runners, *self.adapters, self.cache, self.scorer]
+
+    @asynccontextmanager
+    async def client(self, runner: Node | None = None) -> AsyncIterator[RunnerClient]:
+        """A client of one Runner, or of all in turn."""
+        address = runner.address if runner is not None else ",".join(node.address for node in self.runners)
+        async with connected(address, reconnect_for=RECONNECT_FOR) as client:
+            yield client
+
+    def kill(self, runner: Node) -> None:
+        self.kills.append(Kill(time.monotonic(), runner.name))
+        runner.kill()
+
+    def show_logs(self) -> None:
+        for node in self.nodes:
+            print(
+                f"--- the end of the log of {node.name} (pid {node.process and node.process.pid})\n{node.last_words()}"
+            )
+
+
+@asynccontextmanager
+async def cluster(
+    provider: FakeProvider,
+    *,
+    runners: int = 1,
+    lease_ttl: float = 2.0,
+    slots: int = 1_000,
+    proxied: Collection[str] = (),
+    providers_file: str = "",
+    wait: bool = True,
+) -> AsyncIterator[Cluster]:
+    """Everything started, on PostgreSQL. `proxied`: of `postgres`, `nats`, `redis`, what is reached through fault
+    proxies. `providers_file` is its YAML, with `{base_url}` for the provider's."""
+    async with AsyncExitStack() as stack:
+        # Not pytest's tmp_path: PostgreSQL may run as another user, who may not enter that.
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="promptlooper-")))
+        os.chmod(folder, 0o755)
+        postgres = PostgresServer(folder / "postgres", steady_port(), durable=False)
+        nats = NatsServer(folder / "nats", steady_port(), durable=False)
+        redis = RedisServer(folder / "redis", steady_port(), durable=False)
+        servers: dict[str, Server] = {"postgres": postgres, "nats": nats, "redis": redis}
+        for server in servers.values():
+            stack.callback(server.stop)
+            server.start()
+        upgrade(postgres.url)
+        proxies: dict[str, list[FaultProxy]] = {}
+        for kind in proxied:
+            proxies[kind] = [await _proxy(stack, servers[kind].port) for _ in range(1 if kind == "redis" else runners)]
+
+        def url_of(kind: str, number: int = 0) -> str:
+            url, port = servers[kind].url, servers[kind].port
+            return url.replace(f":{port}", f":{proxies[kind][number].port}") if kind in proxies else url
+
+        cache = Node("cache", "promptlooper.cache", folder, {"PROMPTLOOPER_REDIS_URL": url_of("redis")})
+        scorer = Node("scorer", "promptlooper.scorer", folder, {})
+        asking = {"OPENAI_BASE_URL": provider.base_url}
+        if providers_file:
+            path = folder / "providers.yaml"
+            path.write_text(providers_file.format(base_url=provider.base_url))
+            asking["PROMPTLOOPER_PROVIDERS"] = str(path)
+        names = [f"runner-{number}" for number in range(runners)]
+        adapters = [
+            Node(f"adapter-{n}", "promptlooper.adapter", folder, {**asking, "OPENAI_API_KEY": name})
+            for n, name in enumerate(names)
+        ]
+        made = [
+            Node(
+                name,
+                "promptlooper.runner",
+                folder,
+                {
+                    "PROMPTLOOPER_DATABASE_URL": url_of("postgres", number),
+                    "PROMPTLOOPER_NATS_URL": url_of("nats", number),
+                    "PROMPTLOOPER_ADAPTER_ADDRESS": adapters[number].address,
+                    "PROMPTLOOPER_CACHE_ADDRESS": cache.address,
+                    "PROMPTLOOPER_SCORER_ADDRESS": scorer.address,
+                    "PROMPTLOOPER_LEASE_TTL": str(lease_ttl),
+                    "PROMPTLOOPER_SLOTS": str(slots),
+                },
+            )
+            for number, name in enumerate(names)
+        ]
+        lab = Cluster(provider, postgres.url, postgres, nats, redis, made, adapters, cache, scorer, proxies)
+        for node in lab.nodes:
+            stack.callback(node.kill)
+            node.start()
+        try:
+            if wait:
+                for node in lab.nodes:
+                    await node.ready()
+            yield lab
+        except BaseException:
+            lab.show_logs()
+            raise
+
+
+async def _proxy(stack: AsyncExitStack, target_port: int) -> FaultProxy:
+    proxy = FaultProxy(target_port)
+    proxy.port = steady_port()
+    await proxy.accept()
+    stack.push_async_callback(proxy.refuse)
+    return proxy
+
+
+async def running(server: Server, within: float = 60.0) -> None:
+    """Starts a server that was stopped or killed."""
+    server.launch()
+    await eventually(server.is_ready, within)
+
+
+def freeze(server: Server) -> list[psutil.Process]:
+    """SIGSTOP to a server and its children; `thaw` what comes back."""
+    assert server.process is not None
+    parent = psutil.Process(server.process.pid)
+    parent.suspend()
+    children = parent.children(recursive=True)
+    for child in children:
+        child.suspend()
+    return [parent, *children]
+
+
+def thaw(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.resume()
+
+
+def answering(seed: int, shortest: float, longest: float) -> Callable[[ProviderRequest], Awaitable[Reply]]:
+    """A provider whose answer is a function of the question alone, after a time that is drawn from `seed`, the question
+    and nothing else."""
+
+    async def answer(request: ProviderRequest) -> Reply:
+        question = request.question
+        await asyncio.sleep(random.Random(f"{seed} {question}").uniform(shortest, longest))
+        return Reply(answer_to(question))
+
+    return answer
+
+
+def answer_to(question: str) -> str:
+    return f"<{question.split(' after ')[0]}>"
