@@ -42,7 +42,6 @@ class LivingRunners:
         path = self._folder / f"{runner_id}.lock"
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, str(os.getpid()).encode())
         self._held[path] = descriptor
 
     @contextmanager
@@ -73,30 +72,14 @@ class LivingRunners:
         self._held.clear()
 
 
-def is_alone(home: Path) -> bool:
-    """Whether no other process works in this home: what is RUNNING there, and not this one's, was interrupted."""
-    for path in (home / RUNNERS).glob("*.lock"):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:  # its owner has just ended
-            continue
-        try:
-            if os.read(descriptor, 20) != str(os.getpid()).encode():
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-    return True
-
-
 @asynccontextmanager
 async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_000) -> AsyncIterator[RunnerCore]:
     """A Runner in this process, with its database and cache under `home`, which is made where it is missing.
 
-    Runs that a killed process left behind are taken from it, so that their experiments can be cancelled and deleted. On
-    leaving, running calls are stopped; what was committed stays. Raises InvalidArgument where the providers file is
-    wrong, StoreUnavailable where the database can't be opened.
+    Runs that a killed process left behind are taken from it, so that their experiments can be resumed, cancelled and
+    deleted. It works only on what is created, resumed or retried through it. On leaving, running calls are stopped;
+    what was committed stays. Raises InvalidArgument where the providers file is wrong, StoreUnavailable where the
+    database can't be opened.
     """
     await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:

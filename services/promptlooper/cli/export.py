@@ -8,11 +8,11 @@ import click
 
 from promptlooper.cli.ids import LATEST, meant
 from promptlooper.cli.output import Format, OutputFile, output_file, write_format, write_results
-from promptlooper.cli.report import interrupted_line
+from promptlooper.cli.report import left_alone_line
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.wording import count
-from promptlooper.experiment import Experiment
+from promptlooper.experiment import Experiment, ExperimentState
 
 
 @click.command()
@@ -30,12 +30,12 @@ from promptlooper.experiment import Experiment
 def export(session: Session, experiment_id: str, outputs: tuple[str, ...], project: str | None) -> None:
     """Write a row for every run that has started, by run index. ID defaults to `latest`."""
     files = [output_file(text) for text in outputs]
-    alone = session.nobody_works()
+    left_alone = session.left_alone()
     experiment = run_interruptibly(_export(session, experiment_id, project, files))
     for file in files:
         click.echo(f"Wrote {file.path}", err=True)
-    if not experiment.state.ended and alone:
-        click.echo(interrupted_line(experiment), err=True)
+    if left_alone(experiment) or experiment.state is ExperimentState.PAUSED:
+        click.echo(left_alone_line(experiment, session.target), err=True)
     elif not experiment.state.ended:
         waiting = experiment.counts.pending + experiment.counts.running
         click.echo(f"Experiment {experiment.experiment_id} goes on: {count(waiting, 'run')} not ended yet.", err=True)

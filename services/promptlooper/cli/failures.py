@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from promptlooper.cli.session import Target
 from promptlooper.cli.wording import count, one_line
-from promptlooper.experiment import Experiment
+from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import Experiments
 from promptlooper.run import RunState
 
@@ -28,7 +28,10 @@ async def failure_lines(experiments: Experiments, experiment: Experiment, target
             reason = one_line(f"{run.error.reason}: {run.error.message}")
             reasons[reason] += 1
             first.setdefault(reason, run.run_index)
-    return list(_lines(reasons, first, name, target, experiment.counts.failed))
+    lines = list(_lines(reasons, first, name, target, experiment.counts.failed))
+    if lines and experiment.state is ExperimentState.COMPLETED:
+        lines += ["Run them again, each from the stage that failed:", f"  promptlooper retry {name}{target.option()}"]
+    return lines
 
 
 def _lines(reasons: Counter[str], first: dict[str, int], name: str, target: Target, failed: int) -> Iterator[str]:

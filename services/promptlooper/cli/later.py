@@ -9,11 +9,6 @@ import click
 from promptlooper.cli.outcome import USAGE, Refused
 
 LATER: Mapping[str, str] = {
-    "events": "`promptlooper watch` follows the events of an experiment",
-    "pause": "`promptlooper cancel` stops an experiment",
-    "resume": "start the experiment again: what was answered before comes from the cache",
-    "retry": "start the experiment again: what was answered before comes from the cache",
-    "update": "start the experiment again with the new settings",
     "compare": "`promptlooper show` prints the results of one experiment",
     "rescore": "run the experiment again with the new scorers: the answers come from the cache",
 }

@@ -8,7 +8,7 @@ import click
 
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.pairs import key_value
-from promptlooper.cli.report import shown_state
+from promptlooper.cli.report import left_alone_line, shown_state
 from promptlooper.cli.rows import experiment_document
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
@@ -51,12 +51,15 @@ def list_command(
         metadata=dict(key_value(pair, "--metadata") for pair in metadata),
         states=tuple(ExperimentState(state) for state in states),
     )
-    alone = session.nobody_works()
+    left_alone = session.left_alone()
     found = run_interruptibly(_newest(session, where, limit))
     if as_json:
         print_document([experiment_document(experiment) for experiment in found])
     elif found:
-        print_table(*_fitting([_cells(experiment, alone) for experiment in found], terminal_width()))
+        left = [each for each in found if left_alone(each) and each.state is not ExperimentState.PAUSED]
+        print_table(*_fitting([_cells(each, each in left) for each in found], terminal_width()))
+        if left:
+            click.echo(_left_line(left, session), err=True)
     elif where == ExperimentFilter():
         where_looked = session.target.described()
         click.echo(f"There is no experiment in {where_looked}. Start one with `promptlooper run`.", err=True)
@@ -77,13 +80,23 @@ async def _newest(session: Session, where: ExperimentFilter, limit: int) -> list
     return found
 
 
-def _cells(experiment: Experiment, alone: bool) -> dict[str, str]:
+def _left_line(left: Sequence[Experiment], session: Session) -> str:
+    if len(left) == 1:
+        return left_alone_line(left[0], session.target)
+    option = session.target.option()
+    return (
+        f"{len(left):,} experiments were interrupted: `promptlooper run --resume ID{option}` goes on with one, "
+        f"`promptlooper cancel ID{option}` ends it."
+    )
+
+
+def _cells(experiment: Experiment, interrupted: bool) -> dict[str, str]:
     counts = experiment.counts
     return {
         "id": experiment.experiment_id,
         "project": experiment.project,
         "name": one_line(experiment.name, 40),
-        "state": shown_state(experiment, alone),
+        "state": shown_state(experiment, interrupted),
         "runs": f"{counts.completed + counts.failed}/{counts.total}",
         "failed": str(counts.failed),
         "cost": spent(experiment.cost_nanousd, experiment.cost_unknown_calls),

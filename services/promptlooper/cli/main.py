@@ -21,6 +21,11 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "list": ("promptlooper.cli.list", "list_command", "List experiments, newest first."),
     "show": ("promptlooper.cli.show", "show", "Show an experiment's results."),
     "watch": ("promptlooper.cli.watch", "watch", "Follow an experiment to its end."),
+    "events": ("promptlooper.cli.events", "events", "Print what happened to an experiment."),
+    "pause": ("promptlooper.cli.pause", "pause", "Start nothing new of an experiment until it is resumed."),
+    "resume": ("promptlooper.cli.resume", "resume", "Go on with an experiment, and follow it to its end."),
+    "retry": ("promptlooper.cli.retry", "retry", "Run the failed runs of an experiment again."),
+    "update": ("promptlooper.cli.update", "update", "Change limits of an experiment, also while it runs."),
     "cancel": ("promptlooper.cli.cancel", "cancel", "Stop an experiment."),
     "delete": ("promptlooper.cli.delete", "delete", "Delete an experiment and its results."),
     "export": ("promptlooper.cli.export", "export", "Write an experiment's results as rows."),
@@ -79,7 +84,7 @@ class CommandGroup(click.Group):
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except _ReaderGone:
-            _leave_quietly(READER_GONE if args[:1] in (["run"], ["watch"]) else 0)
+            _leave_quietly(READER_GONE if args[:1] in _WITH_VERDICT else 0)
         except Exception as error:
             from promptlooper.cli.failure import reported
 
@@ -87,6 +92,7 @@ class CommandGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+_WITH_VERDICT = (["run"], ["resume"], ["retry"], ["watch"])
 READER_GONE = 141  # what a shell says of a process that SIGPIPE ended
 
 

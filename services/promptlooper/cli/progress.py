@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from promptlooper.cli.wording import one_line, seconds, spent
-from promptlooper.experiment import Experiment
+from promptlooper.cli.wording import money, one_line, seconds, spent
+from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.run import Event
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ _WINDOW = 30.0  # seconds that the rate looks back
 _SHOWN_FAILURES = 5
 _BAR = 14  # columns
 _LINE_EVERY = 5.0  # seconds between two plain lines
+_HALTED = (ExperimentState.PAUSED, ExperimentState.CANCELLING)
 
 
 class Progress(Protocol):
@@ -126,11 +127,13 @@ class PlainLines:
 def progress_line(experiment: Experiment, pace: Pace) -> str:
     counts = experiment.counts
     parts = [
+        *_halted(experiment),
         f"{ended(experiment)}/{counts.total} runs",
         f"{counts.failed} failed",
         *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
         f"{counts.cached} cached",
-        f"spent {spent(experiment.cost_nanousd, experiment.cost_unknown_calls)}",
+        f"spent {spent(experiment.cost_nanousd, experiment.cost_unknown_calls)}{_in_all(experiment)}",
+        *_budget(experiment),
         *_pace_parts(experiment, pace, " runs/s"),
     ]
     return f"{one_line(experiment.name, 60)}: {', '.join(parts)}"
@@ -140,16 +143,34 @@ def bar_text(experiment: Experiment, pace: Pace) -> str:
     """As much as fits beside a bar on 80 columns."""
     counts = experiment.counts
     parts = [
+        *_halted(experiment),
         f"{ended(experiment)}/{counts.total}",
         f"{counts.failed} failed",
         *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
-        spent(experiment.cost_nanousd, experiment.cost_unknown_calls),
+        spent(experiment.cost_nanousd, experiment.cost_unknown_calls) + _in_all(experiment),
         *_pace_parts(experiment, pace, "/s"),
     ]
     return " · ".join(parts)
 
 
+def _halted(experiment: Experiment) -> list[str]:
+    return [experiment.state.value.lower()] if experiment.state in _HALTED else []
+
+
+def _in_all(experiment: Experiment) -> str:
+    """What it may cost to its end, as far as that can be guessed."""
+    if experiment.state.ended or not experiment.cost_remaining_nanousd:
+        return ""
+    return f" of about {money(experiment.cost_nanousd + experiment.cost_remaining_nanousd)}"
+
+
+def _budget(experiment: Experiment) -> list[str]:
+    return [] if experiment.budget_nanousd is None else [f"budget {money(experiment.budget_nanousd)}"]
+
+
 def _pace_parts(experiment: Experiment, pace: Pace, unit: str) -> list[str]:
+    if experiment.state in _HALTED:
+        return []
     left = pace.left(experiment.counts.total - ended(experiment) - experiment.counts.cancelled)
     rate = [] if pace.rate is None else [f"{pace.rate:.1f}{unit}"]
     return rate if left is None or experiment.state.ended else [*rate, f"{seconds(left)} left"]

@@ -16,7 +16,6 @@ from promptlooper.experiment import (
     ExperimentState,
     ExperimentSummary,
     GateResult,
-    Limits,
     ScorerSummary,
     VariantSummary,
 )
@@ -28,12 +27,10 @@ _BETWEEN = " · "  # of a label's parts
 _UNLIMITED = 10_000  # columns in a pipe: a line stays a line
 
 
-def print_report(
-    summary: ExperimentSummary, target: Target, *, limits: Limits | None = None, interrupted: bool = False
-) -> None:
-    """`limits` where they are known; `interrupted` where nothing works on the experiment any more."""
+def print_report(summary: ExperimentSummary, target: Target, *, left_alone: bool = False) -> None:
+    """`left_alone` where it has not ended and no process works on it."""
     print_variants(summary.variants, terminal_width() or _UNLIMITED)
-    for line in closing_lines(summary, target, limits=limits, interrupted=interrupted):
+    for line in closing_lines(summary, target, left_alone=left_alone):
         click.echo(line)
 
 
@@ -126,33 +123,24 @@ def _paragraphs(variants: Sequence[VariantSummary]) -> Iterator[str]:
         yield "  " + " · ".join(printable(f"{name} {cell}") for name, cell in zip(headings[1:], row[1:], strict=True))
 
 
-def closing_lines(
-    summary: ExperimentSummary, target: Target, *, limits: Limits | None = None, interrupted: bool = False
-) -> Iterator[str]:
+def closing_lines(summary: ExperimentSummary, target: Target, *, left_alone: bool = False) -> Iterator[str]:
     experiment = summary.experiment
-    yield state_line(experiment, interrupted)
-    if interrupted:
-        yield interrupted_line(experiment)
+    yield state_line(experiment, left_alone)
+    yield from limit_lines(experiment)
     yield cache_line(experiment)
     labels = {variant.variant_id: variant.label for variant in summary.variants}
     for gate in summary.gates:
         yield gate_line(gate, labels, experiment.state.ended)
-    yield from where_lines(experiment, target, limits)
+    yield from where_lines(experiment, target)
+    yield from next_lines(experiment, target, left_alone)
 
 
-def shown_state(experiment: Experiment, interrupted: bool) -> str:
-    return experiment.state.value + (" (interrupted)" if interrupted and not experiment.state.ended else "")
+def shown_state(experiment: Experiment, left_alone: bool) -> str:
+    interrupted = left_alone and experiment.state is not ExperimentState.PAUSED
+    return experiment.state.value + (" (interrupted)" if interrupted else "")
 
 
-def interrupted_line(experiment: Experiment) -> str:
-    name = experiment.experiment_id
-    return (
-        f"Nothing works on experiment {name} any more: run its file again (what was answered comes from the cache), "
-        f"or end it with `promptlooper cancel {name}`."
-    )
-
-
-def state_line(experiment: Experiment, interrupted: bool = False) -> str:
+def state_line(experiment: Experiment, left_alone: bool = False) -> str:
     counts = experiment.counts
     parts = [f"{counts.completed:,} completed", f"{counts.failed:,} failed"]
     if counts.cancelled:
@@ -161,7 +149,7 @@ def state_line(experiment: Experiment, interrupted: bool = False) -> str:
         parts.append(f"{counts.running:,} running")
     if counts.pending:
         parts.append(f"{counts.pending:,} {'never started' if experiment.state.ended else 'pending'}")
-    state = shown_state(experiment, interrupted) + (f" ({one_line(experiment.reason)})" if experiment.reason else "")
+    state = shown_state(experiment, left_alone) + (f" ({one_line(experiment.reason)})" if experiment.reason else "")
     cost = spent(experiment.cost_nanousd, experiment.cost_unknown_calls)
     why = (
         f" (no price known for {count(experiment.cost_unknown_calls, 'call')})" if experiment.cost_unknown_calls else ""
@@ -197,25 +185,71 @@ def gate_line(gate: GateResult, labels: dict[str, str], ended: bool) -> str:
     return f"Gate {verdict}: {gate.name}{whose}: {got}, wanted {sign} {gate.wanted:g}"
 
 
-def where_lines(experiment: Experiment, target: Target, limits: Limits | None = None) -> Iterator[str]:
+def where_lines(experiment: Experiment, target: Target) -> Iterator[str]:
     name = experiment.experiment_id
     yield f"Results: experiment {name} in {target.described()}"
     yield f"  promptlooper show {name}{target.option()}"
     yield f"  promptlooper export {name} -o results.jsonl{target.option()}"
-    if experiment.state is ExperimentState.CANCELLED and experiment.reason == "BUDGET":
-        yield budget_line(experiment, limits or Limits())
 
 
-def budget_line(experiment: Experiment, limits: Limits) -> str:
-    """A budget ends before it is used up, because each call is first held against the most that it may cost."""
-    cost = spent(experiment.cost_nanousd, experiment.cost_unknown_calls)
-    left, said, names = "", f" (spent {cost})", "limits.budget_usd or budget_tokens"
-    if limits.budget_nanousd is not None:
-        said = f" (spent {cost} of {money(limits.budget_nanousd)})"
-        names = "limits.budget_usd" if limits.budget_tokens is None else names
-    elif limits.budget_tokens is not None:
-        left, names = f" of {limits.budget_tokens:,} tokens", "limits.budget_tokens"
+def limit_lines(experiment: Experiment) -> Iterator[str]:
+    """What it may still cost and how much runs at once, where that tells something."""
+    parts = []
+    if experiment.budget_nanousd is not None:
+        cost = spent(experiment.cost_nanousd, experiment.cost_unknown_calls)
+        parts.append(f"{cost} of {money(experiment.budget_nanousd)} spent")
+    if experiment.budget_tokens is not None:
+        parts.append(f"at most {experiment.budget_tokens:,} paid tokens")
+    if experiment.cost_reserved_nanousd:
+        parts.append(f"up to {money(experiment.cost_reserved_nanousd)} more for calls under way")
+    if parts:
+        yield f"Budget: {', '.join(parts)}"
+    if experiment.state.ended:
+        return
+    if experiment.cost_remaining_nanousd:
+        yield f"Still to come: about {money(experiment.cost_remaining_nanousd)}"
+    if experiment.max_concurrency:
+        yield f"At once: at most {count(experiment.max_concurrency, 'run')}"
+
+
+def next_lines(experiment: Experiment, target: Target, left_alone: bool = False) -> Iterator[str]:
+    """What an experiment that is not going on needs to go on."""
+    name, option = experiment.experiment_id, target.option()
+    resume = f"  promptlooper run --resume {name}{option}"
+    if left_alone or experiment.state is ExperimentState.PAUSED:
+        yield left_alone_line(experiment, target)
+    elif experiment.state is ExperimentState.CANCELLED and experiment.reason == "BUDGET":
+        yield (
+            "The budget ended it: the next call might have cost more than what was left. Raise it, then run the rest:"
+        )
+        yield f"  promptlooper update {name} {_budget_flags(experiment)}{option}"
+        yield resume
+    elif experiment.state is ExperimentState.CANCELLED and experiment.reason == "TIMEOUT":
+        yield "Its time was over (limits.experiment_timeout). Run the rest, with as much time again:"
+        yield resume
+    elif experiment.state in (ExperimentState.CANCELLED, ExperimentState.FAILED):
+        yield "Run the rest:"
+        yield resume
+
+
+def _budget_flags(experiment: Experiment) -> str:
+    flags = [
+        *(["--budget-usd X"] if experiment.budget_nanousd is not None else []),
+        *(["--budget-tokens N"] if experiment.budget_tokens is not None else []),
+    ]
+    return " ".join(flags) or "--budget-usd X"
+
+
+def left_alone_line(experiment: Experiment, target: Target) -> str:
+    if experiment.state is ExperimentState.PAUSED:
+        return paused_line(experiment, target)
+    name, option = experiment.experiment_id, target.option()
     return (
-        f"The budget ended it: the next call might have cost more than what was left{left}{said}. "
-        f"Raise {names} to run the rest."
+        f"Experiment {name} was interrupted: no process works on it. `promptlooper run --resume {name}{option}` goes "
+        f"on with it, `promptlooper cancel {name}{option}` ends it."
     )
+
+
+def paused_line(experiment: Experiment, target: Target) -> str:
+    name, option = experiment.experiment_id, target.option()
+    return f"Experiment {name} is paused: `promptlooper resume {name}{option}` goes on with it."

@@ -155,6 +155,12 @@ def experiment_document(experiment: Experiment) -> dict[str, Any]:
         "cost_saved_usd": usd(experiment.cost_saved_nanousd),
         "duration_ms": experiment.duration_ms,
         "created_at": iso(experiment.created_at),
+        "cost_reserved_usd": usd(experiment.cost_reserved_nanousd),
+        "cost_remaining_usd": usd(experiment.cost_remaining_nanousd),
+        "max_concurrency": experiment.max_concurrency,
+        "budget_usd": usd(experiment.budget_nanousd),
+        "budget_tokens": experiment.budget_tokens,
+        "spec_sha256": experiment.spec_sha256 or None,
     }
 
 

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +21,7 @@ import click
 
 from promptlooper.cli.outcome import USAGE, Refused
 from promptlooper.errors import StoreUnavailable
+from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import Experiments
 
 DEFAULT_HOME = ".promptlooper"
@@ -25,6 +34,7 @@ class Target:
     server: str | None
     home: Path
     providers: Path | None = None  # of this process; a server has its own
+    env_file: str | None = None  # where --env-file named one
 
     def described(self) -> str:
         if self.server:
@@ -36,10 +46,12 @@ class Target:
         return path if near.startswith("..") else near
 
     def option(self) -> str:
-        """What to add to a command so that it looks in the same place."""
-        return f" --server {self.server}" if self.server else ""
+        """What to add to a command so that it looks in the same place, in the same environment."""
+        server = f" --server {self.server}" if self.server else ""
+        return server + (f" --env-file {shlex.quote(self.env_file)}" if self.env_file else "")
 
 
+_NEED_WORK = (ExperimentState.PENDING, ExperimentState.RUNNING, ExperimentState.PAUSED)
 Opener = Callable[[Target], AbstractAsyncContextManager[Experiments]]
 
 
@@ -50,13 +62,29 @@ class Session:
     target: Target
     opener: Opener
 
-    def nobody_works(self) -> bool:
-        """Whether what has not ended was interrupted: only of embedded data, and only before it is opened here."""
+    def working_on(self, experiment_id: str) -> AbstractContextManager[None]:
+        """Says to other commands on the same embedded data that this process works on the experiment."""
         if self.target.server is not None:
-            return False
-        from promptlooper.cli.embedded import database_path, is_alone
+            return nullcontext()
+        from promptlooper.cli.working import working_on
 
-        return database_path(self.target.home).exists() and is_alone(self.target.home)
+        return working_on(self.target.home, experiment_id)
+
+    def left_alone(self) -> Callable[[Experiment], bool]:
+        """Whether an experiment that is read after this call has not ended, and no process works on it. Only of
+        embedded data: a server's Runners take up what one of them left."""
+        if self.target.server is not None:
+            return lambda experiment: False
+        from promptlooper.cli.working import worked_on
+
+        home = self.target.home
+        before = worked_on(home)  # and after: one may have begun or ended while it was read
+
+        def alone(experiment: Experiment) -> bool:
+            name = experiment.experiment_id
+            return experiment.state in _NEED_WORK and name not in before and name not in worked_on(home)
+
+        return alone
 
     def open(self) -> AbstractAsyncContextManager[Experiments]:
         return self.opener(self.target)
@@ -101,9 +129,13 @@ def _said_of_home(target: Target) -> Iterator[None]:
         raise Refused(message, reason="STORE_UNAVAILABLE") from error
 
 
+_ENV_FILE = "promptlooper.env_file"
+
+
 def _load_environment(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     """Before the other options are looked at, because they may be set by variables. What is set already stays."""
     path = value or ".env"
+    ctx.meta[_ENV_FILE] = value
     if ctx.resilient_parsing or (value is None and not os.path.isfile(path)):
         return
     import logging
@@ -145,7 +177,8 @@ def session_options(command: Command) -> Command:
         home = Path(os.environ.get("PROMPTLOOPER_HOME") or DEFAULT_HOME).absolute()
         providers = os.environ.get("PROMPTLOOPER_PROVIDERS")
         opener: Opener = ctx.obj if ctx.obj is not None else opened  # tests bring their own
-        return Session(Target(value or None, home, Path(providers) if providers else None), opener)
+        target = Target(value or None, home, Path(providers) if providers else None, ctx.meta.get(_ENV_FILE))
+        return Session(target, opener)
 
     server = click.option(
         "--server",

@@ -32,7 +32,7 @@ def show(session: Session, experiment_id: str, run_index: int | None, project: s
         else:
             _print_run(run)
         return
-    alone = session.nobody_works()
+    left_alone = session.left_alone()
     summary, failures = run_interruptibly(_summary(session, experiment_id, project))
     if as_json:
         print_document(summary_document(summary))
@@ -41,7 +41,7 @@ def show(session: Session, experiment_id: str, run_index: int | None, project: s
     click.secho(printable(f"{experiment.name}  {experiment.experiment_id}"), bold=True)
     if experiment.description:
         click.echo(printable(experiment.description))
-    print_report(summary, session.target, interrupted=alone and not experiment.state.ended)
+    print_report(summary, session.target, left_alone=left_alone(experiment))
     for run in failures:
         assert run.error is not None
         click.echo(one_line(f"run {run.run_index} failed: {run.error.reason}: {run.error.message}"))

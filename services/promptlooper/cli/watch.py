@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Any
 
@@ -10,13 +11,17 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.outcome import Refused, exit_code
-from promptlooper.cli.report import interrupted_line, state_line
+from promptlooper.cli.report import left_alone_line, state_line
 from promptlooper.cli.rows import experiment_document, iso
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import Interrupted, run_interruptibly
 from promptlooper.cli.wording import local_time, milliseconds, money, one_line, share
-from promptlooper.experiments import WatchMessage
+from promptlooper.experiment import Experiment
+from promptlooper.experiments import Experiments, WatchMessage
 from promptlooper.run import Event
+
+_LOOK_EVERY = 1.0  # seconds between two looks at whether a process works on it
+_BOOKMARK_EVERY = 15.0  # seconds without anything else
 
 
 @click.command()
@@ -42,19 +47,38 @@ def watch(session: Session, experiment_id: str, kinds: tuple[str, ...], project:
 
 
 async def _watched(session: Session, text: str, kinds: tuple[str, ...], project: str | None, as_json: bool) -> int:
-    alone = session.nobody_works()
+    left_alone = session.left_alone()
+    embedded = session.target.server is None
     async with session.open() as experiments:
         found = await meant(experiments, text, project)
-        if alone and not found.state.ended:
-            raise Refused(interrupted_line(found), reason="INTERRUPTED")
-        name = found.experiment_id
-        async for message in experiments.watch(name, kinds=kinds):
+        if left_alone(found):
+            raise _nobody_works(found, session)
+        name, told = found.experiment_id, time.monotonic()
+        every = _LOOK_EVERY if embedded else None
+        async for message in experiments.watch(name, kinds=kinds, bookmark_interval=every):
+            if embedded and message.bookmark is not None:
+                await _look(session, experiments, name)
+                if time.monotonic() - told < _BOOKMARK_EVERY:
+                    continue
+            told = time.monotonic()
             if as_json:
                 print_document(watch_document(message))
             elif (line := watch_line(message)) is not None:
                 click.echo(line)
         summary = await experiments.summarize(name)
         return exit_code(summary.experiment.state, summary.experiment.counts.failed, summary.gates)
+
+
+async def _look(session: Session, experiments: Experiments, experiment_id: str) -> None:
+    """Ends the watch where the process that worked on the experiment has gone: nothing would ever come."""
+    left_alone = session.left_alone()
+    now = await experiments.get(experiment_id)
+    if left_alone(now):
+        raise _nobody_works(now, session)
+
+
+def _nobody_works(experiment: Experiment, session: Session) -> Refused:
+    return Refused(left_alone_line(experiment, session.target), reason="INTERRUPTED")
 
 
 def watch_document(message: WatchMessage) -> dict[str, Any]:

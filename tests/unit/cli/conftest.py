@@ -28,7 +28,15 @@ from promptlooper.experiment import (
     ScorerSummary,
     VariantSummary,
 )
-from promptlooper.experiments import ExperimentFilter, ExperimentPage, RunPage, Validation, WatchMessage
+from promptlooper.experiments import (
+    EventPage,
+    ExperimentFilter,
+    ExperimentPage,
+    ExperimentUpdate,
+    RunPage,
+    Validation,
+    WatchMessage,
+)
 from promptlooper.run import Event, Run, RunError, RunState, Score, StageResult
 from promptlooper.scoring import ScorerInfo
 
@@ -171,6 +179,12 @@ class FakeRunner:
     unreachable: DomainError | None = None
     created: list[tuple[ExperimentSpec, str]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    paused: list[str] = field(default_factory=list)
+    resumed: list[tuple[str, str]] = field(default_factory=list)  # with their request ids
+    retried: list[tuple[str, str]] = field(default_factory=list)
+    updated: list[ExperimentUpdate] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    event_pages: list[tuple[int, int]] = field(default_factory=list)  # asked for: after_event_seq and page_size
     deleted: list[str] = field(default_factory=list)
     purged: list[str] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
@@ -241,10 +255,61 @@ class FakeRunner:
         self.cancelled.append(experiment_id)
         return found if found.state.ended else replace(found, state=ExperimentState.CANCELLING)
 
+    def _put(self, experiment: Experiment) -> Experiment:
+        index = next(i for i, e in enumerate(self.experiments) if e.experiment_id == experiment.experiment_id)
+        self.experiments[index] = experiment
+        return experiment
+
+    async def pause(self, experiment_id: str) -> Experiment:
+        found = self._find(experiment_id)
+        self.paused.append(experiment_id)
+        return found if found.state.ended else self._put(replace(found, state=ExperimentState.PAUSED))
+
+    async def resume(self, experiment_id: str, request_id: str = "") -> Experiment:
+        found = self._find(experiment_id)
+        self.resumed.append((experiment_id, request_id))
+        if found.state is ExperimentState.CANCELLING:
+            raise ExperimentNotEnded(f"Experiment {experiment_id!r} is still being cancelled: try again.")
+        if found.state in (ExperimentState.PAUSED, ExperimentState.CANCELLED, ExperimentState.FAILED):
+            return self._put(replace(found, state=ExperimentState.RUNNING, reason="", generation=found.generation + 1))
+        return found
+
+    async def retry(self, experiment_id: str, request_id: str = "") -> Experiment:
+        found = self._find(experiment_id)
+        self.retried.append((experiment_id, request_id))
+        if not found.counts.failed:
+            return found
+        counts = replace(found.counts, failed=0, pending=found.counts.failed)
+        return self._put(replace(found, state=ExperimentState.RUNNING, counts=counts, generation=found.generation + 1))
+
+    async def update(self, experiment_id: str, update: ExperimentUpdate) -> Experiment:
+        found = self._find(experiment_id)
+        self.updated.append(update)
+        changes = {name: getattr(update, name) for name in ("max_concurrency", "budget_nanousd", "budget_tokens")}
+        return self._put(replace(found, **{name: value for name, value in changes.items() if value is not None}))
+
+    async def list_events(
+        self,
+        experiment_id: str,
+        after_event_seq: int = 0,
+        page_size: int = 0,
+        page_token: str = "",
+        kinds: Sequence[str] = (),
+    ) -> EventPage:
+        self._find(experiment_id)
+        self.event_pages.append((after_event_seq, page_size))
+        after = int(page_token or after_event_seq)
+        found = [e for e in self.events if e.event_seq > after and (not kinds or e.kind in kinds)]
+        page, rest = found[: page_size or 50], found[page_size or 50 :]
+        return EventPage(tuple(page), str(page[-1].event_seq) if rest else "")
+
     async def delete(self, experiment_id: str) -> None:
+        if experiment_id in self.deleted:
+            return
         if not self._find(experiment_id).state.ended:
             raise ExperimentNotEnded(f"Experiment {experiment_id!r} has not ended: cancel it first.")
         self.deleted.append(experiment_id)
+        self.experiments = [e for e in self.experiments if e.experiment_id != experiment_id]
 
     async def watch(
         self,

@@ -12,7 +12,7 @@ from promptlooper.errors import NotAvailableYet, ServiceUnavailable
 from promptlooper.experiment import ExperimentState, GateResult, RunCounts
 from promptlooper.experiments import ExperimentFilter
 
-LATER = ["events", "pause", "resume", "retry", "update", "compare", "rescore"]
+LATER = ["compare", "rescore"]
 
 
 @pytest.mark.parametrize("command", LATER)
@@ -154,6 +154,20 @@ def test_delete_needs_yes_without_a_terminal(promptlooper: Any, runner: Any, mak
     assert runner.deleted == []
     assert promptlooper("delete", "latest", "--yes").exit_code == 0
     assert runner.deleted == ["abc123"]
+
+
+def test_deleting_again_is_fine_and_says_so(promptlooper: Any, runner: Any, make: Any) -> None:
+    runner.experiments = [make.experiment()]
+    promptlooper("delete", "abc123", "--yes")
+    again = promptlooper("delete", "abc123")
+    assert (again.exit_code, again.stderr) == (0, "Experiment abc123 was deleted before.\n")
+    assert promptlooper("delete", "nope", "--yes").exit_code == 1
+
+
+def test_delete_never_reaches_into_another_project(promptlooper: Any, runner: Any, make: Any) -> None:
+    runner.experiments = [make.experiment()]
+    assert promptlooper("delete", "abc123", "--project", "other", "--yes").exit_code == 1
+    assert runner.deleted == []
 
 
 def test_delete_of_a_running_experiment_says_to_cancel_it(promptlooper: Any, runner: Any, make: Any) -> None:

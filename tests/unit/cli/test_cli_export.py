@@ -56,7 +56,7 @@ def test_export_of_a_running_experiment_exits_0_and_says_that_it_goes_on(
 ) -> None:
     counts = RunCounts(total=9, pending=5, running=1, completed=3)
     stored.experiments = [make.experiment(state=ExperimentState.RUNNING, counts=counts)]
-    result = promptlooper("export")
+    result = promptlooper("export", "--server", "127.0.0.1:7051")
     assert result.exit_code == 0
     assert "6 runs not ended yet" in result.stderr
 

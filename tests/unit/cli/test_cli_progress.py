@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
-from promptlooper.cli.progress import LiveBar, Pace, PlainLines, Silence, bar_text, progress_for
+from promptlooper.cli.progress import LiveBar, Pace, PlainLines, Silence, bar_text, progress_for, progress_line
 from promptlooper.experiment import ExperimentState, RunCounts
 from promptlooper.run import Event
 
@@ -54,6 +55,23 @@ def test_plain_lines_come_at_most_every_five_seconds_and_at_the_end(make: Any) -
         "capitals: 50/100 runs, 0 failed, 0 cached, spent $0.0025, 10.0 runs/s, 5.0 s left",
         "capitals: 100/100 runs, 0 failed, 0 cached, spent $0.000003, 16.7 runs/s",
     ]
+
+
+def test_what_it_may_cost_in_all_is_said_where_it_can_be_guessed(make: Any) -> None:
+    now = replace(running(make, 10), cost_remaining_nanousd=7_500_000, budget_nanousd=20_000_000)
+    assert progress_line(now, Pace()) == (
+        "capitals: 10/100 runs, 0 failed, 0 cached, spent $0.0025 of about $0.01, budget $0.02"
+    )
+    assert bar_text(now, Pace()) == "10/100 · 0 failed · $0.0025 of about $0.01"
+    assert "about" not in progress_line(replace(now, state=ExperimentState.COMPLETED), Pace())
+
+
+def test_pause_is_said_instead_of_a_rate(make: Any) -> None:
+    pace = Pace()
+    pace.saw(0.0, 0)
+    pace.saw(1.0, 20)
+    paused = replace(running(make, 18), state=ExperimentState.PAUSED)
+    assert bar_text(paused, pace) == "paused · 18/100 · 0 failed · $0.0025"
 
 
 def test_failures_are_listed_up_to_a_handful(make: Any) -> None:

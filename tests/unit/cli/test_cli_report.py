@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from promptlooper.cli.report import cache_line, closing_lines, print_variants, where_lines
+from promptlooper.cli.report import cache_line, closing_lines, limit_lines, next_lines, print_variants
 from promptlooper.cli.session import Target
-from promptlooper.experiment import ExperimentState, GateResult, Limits, RunCounts, ScorerSummary
+from promptlooper.experiment import ExperimentState, GateResult, RunCounts, ScorerSummary
+
+TARGET = Target(None, Path("home"))
 
 
 def variants(make: Any, *labels: str, failed: int = 0) -> list[Any]:
@@ -65,22 +67,58 @@ def test_nothing_to_compare_is_an_empty_table(make: Any, capsys: pytest.CaptureF
     assert lines(capsys)[0].startswith("variant")
 
 
-def test_budget_that_ended_an_experiment_says_why_before_it_is_used_up(make: Any) -> None:
+def test_budget_that_ended_an_experiment_says_how_to_raise_it(make: Any) -> None:
     counts = RunCounts(total=60, completed=12, cancelled=48)
-    ended = make.experiment(
-        state=ExperimentState.CANCELLED, reason="BUDGET", counts=counts, cost_nanousd=3_100_000, cost_unknown_calls=0
-    )
-    target = Target(None, Path("home"))
-    last = list(where_lines(ended, target, Limits(budget_nanousd=4_000_000)))[-1]
-    assert last == (
-        "The budget ended it: the next call might have cost more than what was left (spent $0.0031 of $0.004). "
-        "Raise limits.budget_usd to run the rest."
-    )
-    tokens = list(where_lines(ended, target, Limits(budget_tokens=20_000)))[-1]
-    assert "more than what was left of 20,000 tokens" in tokens
-    assert "Raise limits.budget_tokens" in tokens
-    assert "(spent $0.0031)" in list(where_lines(ended, target))[-1]
+    ended = make.experiment(state=ExperimentState.CANCELLED, reason="BUDGET", counts=counts, cost_nanousd=3_100_000)
+    dollars, tokens = replace(ended, budget_nanousd=4_000_000), replace(ended, budget_tokens=20_000)
+    assert list(limit_lines(dollars)) == ["Budget: $0.0031 of $0.004 spent"]
+    assert list(next_lines(dollars, TARGET)) == [
+        "The budget ended it: the next call might have cost more than what was left. Raise it, then run the rest:",
+        "  promptlooper update abc123 --budget-usd X",
+        "  promptlooper run --resume abc123",
+    ]
+    assert list(limit_lines(tokens)) == ["Budget: at most 20,000 paid tokens"]
+    assert "update abc123 --budget-tokens N" in list(next_lines(tokens, TARGET))[1]
     assert cache_line(ended) == "Cache: none of 12 runs served from the cache"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "said"),
+    [
+        (ExperimentState.CANCELLED, "TIMEOUT", "Its time was over (limits.experiment_timeout). Run the rest"),
+        (ExperimentState.CANCELLED, "USER", "Run the rest:"),
+        (ExperimentState.FAILED, "no database", "Run the rest:"),
+        (ExperimentState.PAUSED, "", "Experiment abc123 is paused: `promptlooper resume abc123 --server h:1` goes on"),
+    ],
+)
+def test_what_ended_early_or_waits_says_how_it_goes_on(
+    make: Any, state: ExperimentState, reason: str, said: str
+) -> None:
+    lines = list(next_lines(make.experiment(state=state, reason=reason), Target("h:1", Path())))
+    assert lines[0].startswith(said)
+    assert len(lines) == 1 or lines[-1] == "  promptlooper run --resume abc123 --server h:1"
+
+
+def test_nothing_is_said_of_what_goes_on_or_is_complete(make: Any) -> None:
+    for state in (ExperimentState.RUNNING, ExperimentState.COMPLETED, ExperimentState.CANCELLING):
+        assert list(next_lines(make.experiment(state=state), TARGET)) == []
+
+
+def test_what_it_may_still_cost_is_said_while_it_goes_on(make: Any) -> None:
+    costs = {"cost_reserved_nanousd": 50_000_000, "cost_remaining_nanousd": 600_000_000, "budget_nanousd": 10**9}
+    running = make.experiment(state=ExperimentState.RUNNING, max_concurrency=16, cost_nanousd=400_000_000, **costs)
+    assert list(limit_lines(running)) == [
+        "Budget: $0.40 of $1.00 spent, up to $0.05 more for calls under way",
+        "Still to come: about $0.60",
+        "At once: at most 16 runs",
+    ]
+    assert list(limit_lines(make.experiment(max_concurrency=16))) == []
+
+
+def test_commands_that_go_on_take_the_environment_file_again(make: Any) -> None:
+    paused = make.experiment(state=ExperimentState.PAUSED)
+    said = next(next_lines(paused, Target(None, Path(), env_file="my keys.env")))
+    assert "`promptlooper resume abc123 --env-file 'my keys.env'`" in said
 
 
 def test_gate_of_an_unfinished_experiment_is_open(make: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,6 @@ def test_flags_change_the_experiment(promptlooper: Any, runner: Any, experiment:
         ["--detach"],
         ["-n", "0"],
         ["--cache", "sometimes"],
-        ["--resume", "latest"],
         ["-o", "rows.parquet"],
         ["-o", "nowhere/rows.csv"],
         ["--filter", "colour=red"],
@@ -275,6 +274,8 @@ def test_failures_are_counted_by_reason_at_the_end_also_when_quiet(
         "  promptlooper show new1 --run 1",
         "1 run failed: TEMPLATE_ERROR: 'input.x' is not there",
         "  promptlooper show new1 --run 2",
+        "Run them again, each from the stage that failed:",
+        "  promptlooper retry new1",
     ]
     quiet = promptlooper("run", "-q")
     assert "\n".join(said) in quiet.stdout
@@ -286,7 +287,14 @@ def test_failures_are_counted_by_reason_at_the_end_also_when_quiet(
     assert as_json.stderr.splitlines()[0] == said[0]
 
 
-def test_signal_without_a_server_names_cancel(promptlooper: Any, runner: Any, experiment: Path) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_without_a_server_names_the_command_that_resumes(
+    promptlooper: Any, runner: Any, experiment: Path, signum: signal.Signals, code: int
+) -> None:
+    (experiment.parent / "my.env").write_text("A=1\n")
     runner.hold = asyncio.Event()
-    runner.on_watch = lambda: os.kill(os.getpid(), signal.SIGINT)
-    assert "promptlooper cancel new1" in promptlooper("run").stderr
+    runner.on_watch = lambda: os.kill(os.getpid(), signum)
+    result = promptlooper("run", "-o", "my rows.csv", "--env-file", "my.env")
+    assert result.exit_code == code
+    assert "\n  promptlooper run --resume new1 -o 'my rows.csv' --env-file my.env\n" in result.stderr
+    assert "\n  promptlooper cancel new1 --env-file my.env\n" in result.stderr

@@ -14,7 +14,9 @@ from promptlooper.experiment import ExperimentState
 
 
 @pytest.fixture
-def running(runner: Any, make: Any) -> Any:
+def running(runner: Any, make: Any, monkeypatch: pytest.MonkeyPatch, promptlooper: Any) -> Any:
+    """On a server, where the command line looks."""
+    monkeypatch.setenv("PROMPTLOOPER_SERVER", "127.0.0.1:7051")
     runner.experiments = [make.experiment(state=ExperimentState.RUNNING)]
     return runner
 

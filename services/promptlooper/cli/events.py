@@ -1,0 +1,69 @@
+"""`promptlooper events`: what happened to an experiment so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from promptlooper.cli.documents import print_document
+from promptlooper.cli.ids import meant
+from promptlooper.cli.session import Session, project_option, session_options
+from promptlooper.cli.signals import run_interruptibly
+from promptlooper.cli.watch import event_document, event_line
+from promptlooper.run import Event
+
+_PAGE = 500
+
+
+@click.command()
+@click.argument("experiment_id", metavar="ID")
+@click.option("--after", type=click.IntRange(min=0), default=0, metavar="N", help="Only those after number N.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only events of this kind; repeatable.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="The first N of them.")
+@project_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+@session_options
+def events(
+    session: Session,
+    experiment_id: str,
+    after: int,
+    kinds: tuple[str, ...],
+    limit: int | None,
+    project: str | None,
+    as_json: bool,
+) -> None:
+    """Print the events of an experiment so far, by their numbers. `watch` waits for those to come."""
+    shown = _json if as_json else _line
+    run_interruptibly(_printed(session, experiment_id, project, after, kinds, limit, shown))
+
+
+def _json(event: Event) -> None:
+    print_document(event_document(event))
+
+
+def _line(event: Event) -> None:
+    click.echo(event_line(event))
+
+
+async def _printed(
+    session: Session,
+    text: str,
+    project: str | None,
+    after: int,
+    kinds: tuple[str, ...],
+    limit: int | None,
+    show: Callable[[Event], None],
+) -> None:
+    async with session.open() as experiments:
+        name = (await meant(experiments, text, project)).experiment_id
+        token, left = "", limit
+        while True:
+            size = _PAGE if left is None else min(_PAGE, left)
+            page = await experiments.list_events(name, after, size, token, kinds)
+            for event in page.events:
+                show(event)
+            left = None if left is None else left - len(page.events)
+            token = page.next_page_token
+            if not token or left == 0:
+                return

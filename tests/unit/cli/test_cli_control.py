@@ -1,0 +1,244 @@
+"""`pause`, `resume`, `retry`, `update`, `events` and `run --resume`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptlooper.errors import ExperimentCancelled
+from promptlooper.experiment import ExperimentState, RunCounts
+from promptlooper.experiments import ExperimentUpdate
+from promptlooper.run import Event
+from promptlooper.runner.spec.normal import body_sha256
+from promptlooper.runner.spec.reading import read_experiment
+
+EXPERIMENT = "inputs: [1, 2]\nmodel: mock/echo\nprompt: '{{ input }}'\n"
+SERVER = ("--server", "127.0.0.1:7051")
+COUNTS = RunCounts(total=5, pending=3, completed=2)
+
+
+@pytest.fixture
+def paused(runner: Any, make: Any) -> Any:
+    runner.experiments = [make.experiment(state=ExperimentState.PAUSED, counts=COUNTS), make.experiment("old")]
+    return runner
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "promptlooper.yaml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def test_pause_says_how_to_go_on(promptlooper: Any, runner: Any, make: Any) -> None:
+    runner.experiments = [make.experiment(state=ExperimentState.RUNNING), make.experiment("old")]
+    result = promptlooper("pause", "latest", *SERVER)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "Experiment abc123 is paused: `promptlooper resume abc123 --server 127.0.0.1:7051` goes on with it.\n"
+    )
+    assert json.loads(promptlooper("pause", "abc", "--json").stdout)["state"] == "PAUSED"
+    assert "had ended before: it is COMPLETED" in promptlooper("pause", "old").stderr
+
+
+def test_resume_follows_to_the_end_and_reports_as_run_does(promptlooper: Any, paused: Any) -> None:
+    result = promptlooper("resume", "latest")
+    assert result.exit_code == 0
+    assert paused.resumed == [("abc123", "")]
+    assert "capitals: 5/5 runs" in result.stderr
+    assert "COMPLETED in 1.2 s: 5 runs, 5 completed" in result.stdout
+    assert json.loads(promptlooper("resume", "abc", "--json", "-q").stdout)["generation"] == 2
+
+
+def test_exit_codes_of_resume_are_those_of_run(promptlooper: Any, paused: Any) -> None:
+    paused.failed_runs = 1
+    assert promptlooper("resume", "abc").exit_code == 1
+    assert promptlooper("resume", "nope").exit_code == 1
+
+
+def test_resume_writes_files(promptlooper: Any, paused: Any, make: Any, tmp_path: Path) -> None:
+    paused.runs["abc123"] = [make.run(0), make.run(1)]
+    assert promptlooper("resume", "abc", "-o", "rows.jsonl").exit_code == 0
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", ["resume", "retry"])
+def test_detached_on_a_server_prints_the_id_and_leaves(promptlooper: Any, paused: Any, command: str) -> None:
+    assert promptlooper(command, "abc", "--detach").exit_code == 2
+    assert paused.resumed == paused.retried == []
+    result = promptlooper(command, "abc", "--detach", *SERVER)
+    assert (result.exit_code, result.stdout) == (0, "abc123\n")
+    assert paused.watches == []
+
+
+def test_what_starts_on_a_server_always_has_a_request_id(promptlooper: Any, paused: Any) -> None:
+    promptlooper("resume", "abc", "--detach", *SERVER)
+    promptlooper("resume", "abc", "--detach", "--request-id", "mine", *SERVER)
+    promptlooper("run", "--resume", "abc", "--detach", "--request-id", "other", *SERVER)
+    promptlooper("retry", "abc", "--detach", *SERVER)
+    ids = [request_id for _, request_id in (*paused.resumed, *paused.retried)]
+    assert all(ids)
+    assert ids[1:3] == ["mine", "other"]
+    assert len(set(ids)) == 4
+
+
+@pytest.mark.parametrize("command", [["resume"], ["retry"], ["run", "--resume"]])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_names_the_command_that_resumes(
+    promptlooper: Any, paused: Any, command: list[str], signum: signal.Signals, code: int
+) -> None:
+    paused.hold = asyncio.Event()
+    paused.on_watch = lambda: os.kill(os.getpid(), signum)
+    result = promptlooper(*command, "abc", "-o", "rows.csv")
+    assert result.exit_code == code
+    assert "\n  promptlooper run --resume abc123 -o rows.csv\n" in result.stderr
+
+
+def test_retry_runs_failed_runs_again(promptlooper: Any, runner: Any, make: Any) -> None:
+    counts = RunCounts(total=3, completed=1, failed=2)
+    runner.experiments = [make.experiment(counts=counts)]
+    result = promptlooper("retry", "latest", "--json", "-q")
+    assert result.exit_code == 0
+    assert runner.retried == [("abc123", "")]
+    document = json.loads(result.stdout)
+    assert (document["generation"], document["counts"]["failed"]) == (2, 0)
+    again = promptlooper("retry", "latest", "-q")
+    assert "No run of experiment abc123 has failed: there is nothing to retry." in again.stderr
+    assert again.exit_code == 0
+
+
+def test_retry_of_a_cancelled_experiment_is_told_what_to_do(promptlooper: Any, paused: Any) -> None:
+    async def retry(experiment_id: str, request_id: str = "") -> Any:
+        raise ExperimentCancelled("Experiment 'abc123' was cancelled: resume it instead.")
+
+    paused.retry = retry
+    result = promptlooper("retry", "abc", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["reason"] == "EXPERIMENT_CANCELLED"
+
+
+def test_update_changes_what_is_given_and_prints_what_holds_now(promptlooper: Any, paused: Any) -> None:
+    result = promptlooper("update", "abc", "-j", "3", "--budget-usd", "2.5")
+    assert result.exit_code == 0
+    assert paused.updated == [ExperimentUpdate(3, 2_500_000_000, None)]
+    assert result.stderr == "Experiment abc123: at most 3 runs at once, a budget of $2.50.\n"
+    document = json.loads(promptlooper("update", "abc", "--budget-tokens", "9", "--json").stdout)
+    assert (document["max_concurrency"], document["budget_usd"], document["budget_tokens"]) == (3, 2.5, 9)
+
+
+@pytest.mark.parametrize("flags", [[], ["-j", "0"], ["--budget-usd", "0"], ["--budget-tokens", "x"]])
+def test_update_without_a_right_limit_is_usage(promptlooper: Any, paused: Any, flags: list[str]) -> None:
+    assert promptlooper("update", "abc", *flags).exit_code == 2
+    assert paused.updated == []
+
+
+@pytest.fixture
+def many_events(runner: Any, make: Any) -> Any:
+    runner.experiments = [make.experiment()]
+    at = make.experiment().created_at
+    runner.events = [
+        Event("abc123", seq, "default", "run.completed" if seq % 2 else "run.started", at, 1, seq, {})
+        for seq in range(1, 1_202)
+    ]
+    return runner
+
+
+def test_events_are_read_to_the_last_page(promptlooper: Any, many_events: Any) -> None:
+    lines = promptlooper("events", "latest").stdout.splitlines()
+    assert len(lines) == 1_201
+    assert lines[0].endswith("#1  run.completed  run 1")
+    assert lines[-1].endswith("#1201  run.completed  run 1201")
+
+
+def test_events_are_json_lines(promptlooper: Any, many_events: Any) -> None:
+    out = promptlooper("events", "abc", "--after", "600", "--kind", "run.started", "--json").stdout
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [event["event_seq"] for event in found] == list(range(602, 1_202, 2))
+    assert list(found[0])[:4] == ["experiment_id", "event_seq", "project", "kind"]
+
+
+def test_events_end_at_the_limit(promptlooper: Any, many_events: Any) -> None:
+    assert len(promptlooper("events", "abc", "-n", "700").stdout.splitlines()) == 700
+    assert many_events.event_pages == [(0, 500), (0, 200)]
+
+
+def test_run_resume_goes_on_instead_of_creating(promptlooper: Any, paused: Any) -> None:
+    result = promptlooper("run", "--resume", "latest")
+    assert result.exit_code == 0
+    assert paused.resumed == [("abc123", "")]
+    assert paused.created == []
+    assert "COMPLETED in 1.2 s: 5 runs, 5 completed" in result.stdout
+
+
+def test_run_resume_of_a_completed_experiment_prints_its_report(promptlooper: Any, paused: Any) -> None:
+    result = promptlooper("run", "--resume", "old", "--json", "-q")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["state"] == "COMPLETED"
+
+
+def test_run_resume_with_its_file_checks_that_it_is_the_same(
+    promptlooper: Any, runner: Any, make: Any, file: Path
+) -> None:
+    same = body_sha256(read_experiment(file).spec)
+    runner.experiments = [make.experiment(spec_sha256=same)]
+    assert promptlooper("run", "promptlooper.yaml", "--resume", "latest").exit_code == 0
+    other = promptlooper("run", "promptlooper.yaml", "--resume", "latest", "-n", "1", "--json")
+    assert other.exit_code == 2
+    message = json.loads(other.stdout)["error"]["message"]
+    assert message == (
+        "Experiment abc123 was made of something else than 'promptlooper.yaml' with these flags. Go on with it as it "
+        "is with `promptlooper run --resume abc123`, or leave --resume out to make a new one."
+    )
+    assert len(runner.resumed) == 1
+
+
+@pytest.mark.parametrize("flags", [["-j", "1"], ["--budget-usd", "3"]])
+def test_run_resume_with_another_limit_names_update(
+    promptlooper: Any, runner: Any, make: Any, file: Path, flags: list[str]
+) -> None:
+    runner.experiments = [make.experiment(spec_sha256=body_sha256(read_experiment(file).spec))]
+    result = promptlooper("run", "--resume", "abc", *flags)
+    assert result.exit_code == 2
+    assert "`promptlooper update abc123` changes its limits." in result.stderr
+
+
+def test_run_resume_of_older_data_compares_nothing(promptlooper: Any, paused: Any, file: Path) -> None:
+    assert promptlooper("run", "promptlooper.yaml", "--resume", "latest").exit_code == 0
+
+
+def test_run_resume_latest_with_a_file_looks_in_its_project(
+    promptlooper: Any, paused: Any, make: Any, file: Path
+) -> None:
+    paused.experiments.append(make.experiment("found", project="search"))
+    file.write_text(EXPERIMENT + "project: search\n")
+    assert promptlooper("run", "promptlooper.yaml", "--resume", "latest").exit_code == 0
+    assert promptlooper("run", "--resume", "latest").exit_code == 0
+    assert promptlooper("run", "--resume", "latest", "--project", "search").exit_code == 0
+    assert [name for name, _ in paused.resumed] == ["found", "abc123", "found"]
+
+
+def test_run_resume_needs_no_file(promptlooper: Any, paused: Any, tmp_path: Path) -> None:
+    assert list(tmp_path.glob("*.yaml")) == []
+    assert promptlooper("run", "--resume", "abc").exit_code == 0
+    assert promptlooper("run", "nope.yaml", "--resume", "abc").exit_code == 2
+
+
+def test_pause_by_someone_else_is_said_where_it_is_followed(promptlooper: Any, paused: Any) -> None:
+    async def stays(experiment_id: str, request_id: str = "") -> Any:
+        return await paused.get(experiment_id)
+
+    paused.resume = stays
+    assert "is paused: `promptlooper resume abc123` goes on" in promptlooper("resume", "abc").stderr
+
+
+def test_resume_of_what_is_being_cancelled_says_so(promptlooper: Any, runner: Any, make: Any) -> None:
+    runner.experiments = [make.experiment(state=ExperimentState.CANCELLING)]
+    result = promptlooper("resume", "abc")
+    assert result.exit_code == 1
+    assert "still being cancelled" in result.stderr
