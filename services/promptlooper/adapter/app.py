@@ -61,7 +61,7 @@ async def run(settings: AdapterSettings) -> None:
             on_drain=core.drain,
         ) as server:
             _log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-            await until_signalled()
+            await until_signalled(settings.lame_duck + settings.grace)
 
 
 def _allow_many_connections() -> None:

@@ -32,4 +32,4 @@ async def run(settings: CacheSettings) -> None:
         ) as server,
     ):
         log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-        await until_signalled()
+        await until_signalled(settings.lame_duck + settings.grace)

@@ -25,4 +25,4 @@ async def run(settings: ScorerSettings) -> None:
         lame_duck=settings.lame_duck,
     ) as server:
         log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-        await until_signalled()
+        await until_signalled(settings.lame_duck + settings.grace)

@@ -4,58 +4,82 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence, Set
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from types import TracebackType
 
 import grpc
 
-from promptlooper.clients.completion_stream import CompletionStream
+from promptlooper.clients.completion_stream import CompletionStream, Lost
 from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo
-from promptlooper.errors import TooLarge
-from promptlooper.rpc.client import domain_errors, open_channel
+from promptlooper.errors import ServiceUnavailable, TooLarge
+from promptlooper.rpc.client import domain_errors, open_channel, replicas_of
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.completion import check_from_pb, model_from_pb, request_to_pb
 from promptlooper.wire.limits import MAX_MESSAGE
 
 MARGIN = 2.0  # seconds that an answer may take to travel: the Adapter ends what takes longer than its timeout
-MAX_AGE = 300.0  # seconds after which a stream gives way to a new one, which may reach another replica
+MAX_AGE = 300.0  # seconds after which a stream gives way to a new one, which may reach another replica of a name
+REST = 1.0  # seconds that a replica which lost a question comes last
+_RANKS = {grpc.ChannelConnectivity.READY: 0, grpc.ChannelConnectivity.TRANSIENT_FAILURE: 2}  # others: 1
 
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[AdapterClient]:
-    async with (
-        open_channel(address, pb.DESCRIPTOR.services_by_name["AdapterService"]) as channel,
-        AdapterClient(channel, address) as client,
-    ):
-        yield client
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        channel = await enter(open_channel(address, pb.DESCRIPTOR.services_by_name["AdapterService"]))
+        parts = replicas_of(address)
+        channels = [await enter(open_channel(part)) for part in parts] if len(parts) > 1 else []
+        yield await enter(AdapterClient(channel, address, channels))
 
 
 class AdapterClient(CompletionGateway):
-    """Questions travel on one long-lived CompleteMany stream per address of `address`; what is ready in one tick of the
-    event loop goes in one message. A stream that breaks fails the questions on it with ServiceUnavailable, and the next
-    question opens another. Close it before its channel."""
+    """Questions travel on long-lived CompleteMany streams, one for each of `replicas`, by default one for `channel`,
+    which takes the other calls; what is ready in one tick of the event loop goes in one message. A question whose
+    stream breaks, or whose Adapter is leaving, is put to another replica at once, to each but once; then
+    ServiceUnavailable is raised. Close it before its channels."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, address: str, *, margin: float = MARGIN, max_age: float = MAX_AGE
+        self,
+        channel: grpc.aio.Channel,
+        address: str,
+        replicas: Sequence[grpc.aio.Channel] = (),
+        *,
+        margin: float = MARGIN,
+        max_age: float = MAX_AGE,
     ) -> None:
         self._stub = AdapterServiceStub(channel)
         self._address = address
         self._margin = margin
-        self._max_age = max_age
-        self._width = address.count(",") + 1
-        self._streams: list[CompletionStream] = []  # those that take questions
-        self._running: set[CompletionStream] = set()  # those, and the ones that wait for their last answers
+        self._replicas = [_Replica(one, address, max_age) for one in replicas or (channel,)]  # the last used is last
         self._ids = count(1)
+        self._closed = False
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        item = pb.CompletionItem(item_id=next(self._ids), request=request_to_pb(request))
-        size = item.ByteSize()
-        if size > MAX_MESSAGE:
-            raise TooLarge(f"the prompt to {request.model!r} has {size} bytes, and at most {MAX_MESSAGE} can be sent")
-        return await self._stream().ask(item, size, request.timeout + self._margin)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + request.timeout
+        left, tried = request.timeout, set[_Replica]()
+        while True:
+            item = pb.CompletionItem(item_id=next(self._ids), request=request_to_pb(request))
+            size = item.ByteSize()
+            if size > MAX_MESSAGE:
+                raise TooLarge(
+                    f"the prompt to {request.model!r} has {size} bytes, and at most {MAX_MESSAGE} can be sent"
+                )
+            replica = self._next_replica(tried)
+            try:
+                return await replica.stream().ask(item, size, left + self._margin)
+            except Lost as lost:
+                replica.rest()
+                tried.add(replica)
+                left = deadline - loop.time()
+                if self._closed or left <= 0 or len(tried) == len(self._replicas):
+                    raise ServiceUnavailable(str(lost), address=self._address) from lost
+                request = replace(request, timeout=left)
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         with domain_errors(self._address, "adapter"):
@@ -69,7 +93,8 @@ class AdapterClient(CompletionGateway):
 
     async def aclose(self) -> None:
         """Questions that have no answer yet fail with ServiceUnavailable."""
-        await asyncio.gather(*(stream.aclose() for stream in self._running))
+        self._closed = True
+        await asyncio.gather(*(replica.aclose() for replica in self._replicas))
 
     async def __aenter__(self) -> AdapterClient:
         return self
@@ -79,22 +104,53 @@ class AdapterClient(CompletionGateway):
     ) -> None:
         await self.aclose()
 
-    def _stream(self) -> CompletionStream:
-        """The stream with the fewest questions; a new one where one is missing or has grown old."""
+    def _next_replica(self, tried: Set[_Replica]) -> _Replica:
+        """Of those that were not tried and are there the one with the fewest questions, and of equals the one that was
+        used the longest ago."""
+        if len(self._replicas) == 1:
+            return self._replicas[0]
+        chosen = min((one for one in self._replicas if one not in tried), key=_Replica.rank)
+        self._replicas.remove(chosen)
+        self._replicas.append(chosen)
+        return chosen
+
+
+class _Replica:
+    """One Adapter, or what one name stands for: the stream that takes questions, and those that wait for their last
+    answers."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, max_age: float) -> None:
+        self._channel = channel
+        self._stub = AdapterServiceStub(channel)
+        self._address = address
+        self._max_age = max_age
+        self._current: CompletionStream | None = None
+        self._running: set[CompletionStream] = set()
+        self._rests_until = 0.0
+
+    def rank(self) -> tuple[bool, int, int]:
+        """Lower is better. Also lets an idle channel connect, so that a replica that is back is found."""
+        state = self._channel.get_state(try_to_connect=True)
+        resting = asyncio.get_running_loop().time() < self._rests_until
+        return resting, _RANKS.get(state, 1), sum(len(stream) for stream in self._running)
+
+    def rest(self) -> None:
+        """A question was lost here: until the connection is known to be lost too, others come first."""
+        self._rests_until = asyncio.get_running_loop().time() + REST
+
+    def stream(self) -> CompletionStream:
+        """A new one where it is missing or has grown old."""
         now = asyncio.get_running_loop().time()
-        for stream in [stream for stream in self._streams if stream.retired or now >= stream.retire_at]:
-            self._streams.remove(stream)
+        stream = self._current
+        if stream is not None and not stream.retired and now >= stream.retire_at:
             stream.retire()
-        if len(self._streams) < self._width:
+        if stream is None or stream.retired:
             # Not all Runners at once: each stream gets an age of its own.
             retire_at = now + self._max_age * random.uniform(0.8, 1.0)
-            stream = CompletionStream(self._stub.CompleteMany, self._address, retire_at, on_end=self._ended)
-            self._streams.append(stream)
+            stream = CompletionStream(self._stub.CompleteMany, self._address, retire_at, self._running.discard)
+            self._current = stream
             self._running.add(stream)
-            return stream
-        return min(self._streams, key=len)
+        return stream
 
-    def _ended(self, stream: CompletionStream) -> None:
-        self._running.discard(stream)
-        if stream in self._streams:
-            self._streams.remove(stream)
+    async def aclose(self) -> None:
+        await asyncio.gather(*(stream.aclose() for stream in self._running))

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from promptlooper.completion import Completion
-from promptlooper.errors import DeadlineExceeded, DomainError, Draining, ServiceUnavailable
+from promptlooper.errors import DeadlineExceeded, DomainError, Draining
 from promptlooper.rpc.client import domain_errors
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.wire.completion import completion_from_pb, error_from_pb
@@ -21,6 +21,10 @@ _CLOSED = "this process closed its connection to the Adapter"
 
 _log = logging.getLogger(__name__)
 _Call: TypeAlias = grpc.aio.StreamStreamCall[pb.CompleteManyRequest, pb.CompleteManyResponse]
+
+
+class Lost(Exception):
+    """The stream ended without an answer, or the Adapter is leaving: another replica may be asked at once."""
 
 
 class CompletionStream:
@@ -50,7 +54,7 @@ class CompletionStream:
         return len(self._pending)
 
     async def ask(self, item: pb.CompletionItem, size: int, limit: float) -> Completion:
-        """The answer to one question. Ids grow from one to the next. After `limit` seconds it is given up."""
+        """The answer to one question, or Lost. Ids grow from one to the next. After `limit` seconds it is given up."""
         loop = asyncio.get_running_loop()
         item_id = item.item_id
         future: asyncio.Future[Completion] = loop.create_future()
@@ -118,7 +122,7 @@ class CompletionStream:
         self._on_end(self)
         for future in self._pending.values():
             if not future.done():
-                error = ServiceUnavailable(message, address=self._address)
+                error = Lost(message)
                 error.__cause__ = cause
                 future.set_exception(error)
         self._pending.clear()
@@ -164,7 +168,8 @@ class CompletionStream:
             future.set_result(completion_from_pb(result.completion))
             return
         error = error_from_pb(result.error)
-        if isinstance(error, Draining):  # it was not asked; the next question finds another replica
+        if isinstance(error, Draining):  # it was not asked
             self.retire()
-            error = ServiceUnavailable(error.message, address=self._address)
+            future.set_exception(Lost(error.message))
+            return
         future.set_exception(error)

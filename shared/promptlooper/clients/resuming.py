@@ -12,6 +12,7 @@ from promptlooper.rpc.client import domain_errors
 
 FIRST_WAIT = 0.25  # seconds; doubles with every attempt that brings nothing
 LONGEST_WAIT = 5.0
+LASTING = 1.0  # seconds that a call was open, for its loss to be news and not the next of many
 
 MessageT = TypeVar("MessageT")
 
@@ -19,9 +20,10 @@ MessageT = TypeVar("MessageT")
 class ResumedStream:
     """Messages of a server-streaming RPC, over as many calls as it takes.
 
-    `open_call` starts where the caller has got to. A call that is cut is followed by another after a random wait (full
-    jitter); `reconnect_for` seconds without a message end it with the ServiceUnavailable of the last attempt. Errors
-    that another attempt does not mend are raised as they come.
+    `open_call` starts where the caller has got to. A call that is cut is followed by another: at once where it had
+    lasted, since another replica may be there, else after a random wait (full jitter). `reconnect_for` seconds of
+    attempts without a message end it with the ServiceUnavailable of the last one. Errors that another attempt does not
+    mend are raised as they come.
     """
 
     def __init__(
@@ -41,13 +43,15 @@ class ResumedStream:
         """Ends with the first call that ends well; where there is an `until`, once that is true: before, a call that
         ends well was cut too."""
         loop = asyncio.get_running_loop()
-        heard, attempt = loop.time(), 0
+        lost_at: float | None = None
+        attempt = 0
         while True:
+            opened = loop.time()
             call = open_call()
             try:
                 while (message := await self._next(call, kind)) is not None:
                     yield message
-                    heard, attempt = loop.time(), 0
+                    lost_at, attempt = None, 0
                 if until is None or until():
                     return
                 cut: DomainError = ServiceUnavailable(
@@ -59,8 +63,12 @@ class ResumedStream:
                 cut = error
             finally:
                 call.cancel()
+            now = loop.time()
+            lost_at = now if lost_at is None else lost_at
             wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt))
-            if loop.time() + wait - heard > self._reconnect_for:
+            if attempt == 0 and now - opened > LASTING:
+                wait = 0.0
+            if now + wait - lost_at > self._reconnect_for:
                 raise self._given_up(cut) from cut
             await self._sleep(wait)
             attempt += 1

@@ -27,6 +27,12 @@ from promptlooper.rpc.status import error_of
 
 Code = grpc.StatusCode
 
+# Attempts and the first wait, in seconds, which doubles: 2.2 s of waiting in all, and 0.7 s for calls with a short
+# deadline: a deadline that ends the attempts would hide what is wrong. In a rolling restart the replica that is back
+# may not be connected again when the next one goes. More than 5 attempts grpc does not make.
+_PATIENT, _BRIEF = (5, 0.15), (4, 0.1)
+_SHORT = 2.0  # seconds: a deadline that needs the brief ones
+
 
 @asynccontextmanager
 async def open_channel(
@@ -35,8 +41,8 @@ async def open_channel(
     """A channel to `address`: HOST:PORT, a list (`10.0.0.1:7052,10.0.0.2:7052`), `dns:///NAME:PORT` or `unix:PATH`.
 
     Calls without a timeout get the RPC's usual one, `default_deadline` where it is not one of ours. Calls are spread
-    over all addresses. Unary methods of `descriptors` that are safe to repeat are repeated when a server is
-    UNAVAILABLE. Connects when first used; an address that can't be read raises InvalidArgument.
+    over all addresses that answer. Unary methods of `descriptors` that are safe to repeat are repeated when a server is
+    gone or going. Connects when first used; an address that can't be read raises InvalidArgument.
     """
     async with grpc.aio.insecure_channel(target_of(address), options=_options(*descriptors)) as channel:
         yield _Channel(channel, default_deadline)
@@ -50,6 +56,11 @@ def target_of(address: str) -> str:
         return address
     host_and_port(address)
     return f"dns:///{address}"
+
+
+def replicas_of(address: str) -> list[str]:
+    """The addresses of a list, each fit for a channel of its own; of a name only itself, whatever stands behind it."""
+    return [_list_target([part.strip()]) for part in address.split(",")] if "," in address else [address]
 
 
 def _list_target(addresses: list[str]) -> str:
@@ -73,33 +84,40 @@ def _list_target(addresses: list[str]) -> str:
 
 
 def service_config(*descriptors: ServiceDescriptor | FileDescriptor) -> str:
-    """Round robin, and retries of UNAVAILABLE for the unary methods whose idempotency level allows it.
+    """Round robin, and retries for the unary methods whose idempotency level allows it.
 
     Holds no timeouts: grpc ends them too early.
     """
     services = [s for d in descriptors for s in (d.services_by_name.values() if isinstance(d, FileDescriptor) else [d])]
-    safe = [
-        {"service": service.full_name, "method": method.name}
-        for service in services
-        for method in service.methods
-        if not method.client_streaming
-        and not method.server_streaming
-        and method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
-    ]
-    retry = {
-        "maxAttempts": 3,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "1s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
+    safe: dict[tuple[int, float], list[dict[str, str]]] = {}
+    for service in services:
+        for method in service.methods:
+            if method.client_streaming or method.server_streaming:
+                continue
+            if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN:
+                seconds = usual_deadline(f"/{service.full_name}/{method.name}", otherwise=None)
+                attempts = _BRIEF if seconds is not None and seconds <= _SHORT else _PATIENT
+                safe.setdefault(attempts, []).append({"service": service.full_name, "method": method.name})
     config: dict[str, Any] = {
         "loadBalancingConfig": [{"round_robin": {}}],
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        # Each failure takes a token, each success brings a tenth; below half nothing is repeated. A connection that is
+        # lost fails all its calls at once, so there must be more than those.
+        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.1},
     }
     if safe:
-        config["methodConfig"] = [{"name": safe, "retryPolicy": retry}]
+        config["methodConfig"] = [{"name": names, "retryPolicy": _retry(*attempts)} for attempts, names in safe.items()]
     return orjson.dumps(config).decode()
+
+
+def _retry(attempts: int, first_wait: float) -> dict[str, Any]:
+    return {
+        "maxAttempts": attempts,
+        "initialBackoff": f"{first_wait}s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        # A server of Python that stops drops a call which it has taken but not started: CANCELLED.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+    }
 
 
 def _options(*descriptors: ServiceDescriptor | FileDescriptor) -> list[tuple[str, Any]]:
@@ -114,10 +132,10 @@ def _options(*descriptors: ServiceDescriptor | FileDescriptor) -> list[tuple[str
         ("grpc.http2.ping_timeout_ms", 10_000),  # else a frozen server is seen after a minute more
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A service that comes back is found again in seconds; by default up to two minutes pass.
-        ("grpc.initial_reconnect_backoff_ms", 200),
+        # A service that comes back is found again within a second; by default up to two minutes pass.
+        ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
-        ("grpc.max_reconnect_backoff_ms", 3_000),
+        ("grpc.max_reconnect_backoff_ms", 300),
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         ("grpc.use_local_subchannel_pool", 1),  # each channel has connections of its own
     ]

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 
 from promptlooper.errors import DomainError, InvalidArgument
@@ -14,6 +15,7 @@ from promptlooper.telemetry import set_up_logging
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_CLEANING_UP = 3.0  # seconds beyond the grace of calls, for what comes after them
 
 
 def run_service(main: Callable[[], Awaitable[None]], *, name: str | None = None) -> None:
@@ -61,8 +63,12 @@ def _run(main: Callable[[], Awaitable[None]]) -> int:
     return 0
 
 
-async def until_signalled() -> signal.Signals:
-    """Waits for SIGTERM or SIGINT and says which. From then on a second one ends the process at once."""
+async def until_signalled(grace: float | None = None) -> signal.Signals:
+    """Waits for SIGTERM or SIGINT and says which. From then on a second one ends the process at once.
+
+    With `grace` the process has so many seconds, and a few more, to end: then it is ended, whatever holds it. The exit
+    code is 128 + signal in both cases.
+    """
     loop = asyncio.get_running_loop()
     first: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -70,12 +76,26 @@ async def until_signalled() -> signal.Signals:
         if first.done():
             os._exit(128 + number)
         first.set_result(number)
+        if grace is not None:
+            _leave_after(grace + _CLEANING_UP, number)
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, receive, number)
     number = await first
     _log.info("%s: stopping; once more stops at once", number.name)
     return number
+
+
+def _leave_after(seconds: float, number: signal.Signals) -> None:
+    """In a thread: what holds the process may hold the event loop."""
+
+    def leave() -> None:
+        _log.error("still not stopped %g s after %s: leaving what there is", seconds, number.name)
+        os._exit(128 + number)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -51,8 +51,8 @@ async def serving(
     """Serves `services` (full name to what registers it) on `listen`, with health there and, alone, on its own port.
 
     Port 0 takes a free one. `health_listen` is the port of `listen` + 100 unless given. On leaving it drains: health
-    says NOT_SERVING, `lame_duck` seconds later `on_drain` tells long streams to end, and what still runs gets `grace`
-    seconds. Raises CannotListen where an address is taken.
+    says NOT_SERVING, `lame_duck` seconds later clients are told to send no more calls, `on_drain` tells long streams to
+    end, and what still runs gets `grace` seconds. Raises CannotListen where an address is taken.
     """
     answers = Health(services)
     async with AsyncExitStack() as stack:
@@ -80,10 +80,13 @@ async def serving(
         finally:
             answers.drain()
             await asyncio.sleep(lame_duck)
+            # Connections first: who comes again because a stream has ended then comes to another replica.
+            stopping = asyncio.create_task(server.stop(grace))
+            await asyncio.sleep(0)
             answers.end_watches()
             if on_drain is not None:
                 on_drain()
-            await server.stop(grace)
+            await stopping
 
 
 def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
@@ -91,7 +94,9 @@ def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),  # by default two servers share a port, in silence
         ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-        ("grpc.max_concurrent_streams", 200),
+        # What a connection asks for beyond this waits, or is refused where it has many short calls (seen from 300 on at
+        # a limit of 200): so more than any client of ours has.
+        ("grpc.max_concurrent_streams", 1_000),
         # All three are needed: without ping_timeout a frozen peer is seen after a minute more.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),

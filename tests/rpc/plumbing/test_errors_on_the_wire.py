@@ -40,7 +40,7 @@ async def test_every_error_arrives_as_what_was_raised(connect: Any, reason: str)
     async with connect(raising(sent)) as wire:
         with pytest.raises(DomainError) as caught, domain_errors(wire.address):
             await wire.lookup()
-        assert wire.servicer.calls == (3 if reason in ("DRAINING", "STORE_UNAVAILABLE") else 1)
+        assert wire.servicer.calls == (4 if reason in ("DRAINING", "STORE_UNAVAILABLE") else 1)
     got = caught.value
     assert type(got) is cls
     assert (got.message, got.reason, got.retry_after, got.metadata) == ("who knows ¿…?", reason, 1.25, {"field": "x"})
