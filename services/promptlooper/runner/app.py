@@ -49,6 +49,7 @@ async def runner_core(
     scores = Scores(scoring, renderer, failpoints=failpoints)
     parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints)
     engine = Engine(parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, registered=registered)
+    hub.when_changed(engine.hint)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(answers.aclose)
         stack.push_async_callback(scores.aclose)
@@ -63,7 +64,9 @@ async def run(settings: RunnerSettings) -> None:
     from promptlooper.rpc.process import until_signalled
     from promptlooper.rpc.server import serving
     from promptlooper.runner import servicer
+    from promptlooper.runner.events.hints import Hints
     from promptlooper.runner.events.relay import Relay
+    from promptlooper.runner.events.retention import Retention
 
     # A frozen Runner must lose its locks before it loses its lease.
     database = Database(settings.database_url, idle_at_most=min(IDLE_AT_MOST, settings.lease_ttl / 2))
@@ -77,6 +80,9 @@ async def run(settings: RunnerSettings) -> None:
         scoring = await enter(scorer.connected(settings.scorer_address))
         if settings.nats_url:
             await enter(Relay(database, hub, settings.nats_url, failpoints=failpoints).running())
+            await enter(Hints(hub, settings.nats_url).running())
+        relayed = bool(settings.nats_url)
+        await enter(Retention(database, SystemClock(), settings.event_retention, relayed=relayed).running())
         core = await enter(
             runner_core(
                 database,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-import nats
+import sqlalchemy as sa
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -24,7 +24,8 @@ from nats.js.errors import APIError, NotFoundError
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Event
-from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.events.connection import AFTER_FAILURE, connected
+from promptlooper.runner.events.hub import Hub, News
 from promptlooper.runner.store import event_log, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.settings import masked
@@ -33,11 +34,11 @@ from promptlooper.wire.events import event_to_pb
 log = logging.getLogger("runner.relay")
 STREAM = "PROMPTLOOPER_EVENTS"
 SUBJECTS = "promptlooper.v1.events.>"
+MANY = 500  # experiments with news: then it is cheaper to look at all
 PAGE = 500  # events published before their acks are awaited
 POLL = 1.0  # seconds
 EVERYTHING = 5.0  # seconds between looks at all experiments: other processes' commits, and what was left over
 ACK_TIMEOUT = 5.0
-AFTER_FAILURE = 0.5
 # After NATS was away, plain subscribers get time to come back (nats-py waits 2 s by default), and what was published in
 # the last seconds before is published again: a server that is killed may not have passed it on.
 SETTLE = 3.0
@@ -97,41 +98,58 @@ class Relay:
     async def _run(self) -> None:
         client = await self._connected()
         try:
-            jetstream = client.jetstream(publish_async_max_pending=2 * PAGE)
-            ready = False
-            while True:
-                try:
-                    async with self._database.advisory_lock(LOCK) as held:
-                        while held:
-                            if self._interrupted_at is not None and client.is_connected:
-                                await asyncio.sleep(SETTLE)
-                                await self._publish_again(jetstream, self._interrupted_at)
-                                self._interrupted_at = None
-                            if not ready:
-                                await _declare_stream(jetstream)
-                                ready = True
-                            if time.monotonic() >= self._look_at_all:
-                                await self._publish_all(jetstream, None)
-                                self._look_at_all = time.monotonic() + EVERYTHING
-                            await self._publish_all(jetstream, await self._hub.anything(POLL))
-                    await asyncio.sleep(POLL)  # another Runner's relay holds the lock
-                except StoreUnavailable as error:
-                    self._look_at_all = 0.0
-                    log.warning("events wait, the database does not answer: %s", error)
-                    await asyncio.sleep(AFTER_FAILURE)
-                except (NatsError, APIError, OSError, TimeoutError) as error:
-                    # Kept for the next try: a stream that is gone (its storage was lost) is declared again.
-                    ready, self._look_at_all = False, 0.0
-                    if not self._down:
-                        log.warning("events wait in the database, NATS does not take them: %r", error)
-                    self._down = True
-                    await asyncio.sleep(AFTER_FAILURE)
-                except Exception:
-                    log.exception("the relay met a fault; it goes on")
-                    ready, self._look_at_all = False, 0.0
-                    await asyncio.sleep(POLL)
+            with self._hub.listening() as news:
+                await self._relay(client, news)
         finally:
             await client.close()
+
+    async def _relay(self, client: Client, news: News) -> None:
+        jetstream = client.jetstream(publish_async_max_pending=2 * PAGE)
+        ready = False
+        while True:
+            try:
+                async with self._database.advisory_lock(LOCK) as held:
+                    while held:
+                        if self._interrupted_at is not None and client.is_connected:
+                            await asyncio.sleep(SETTLE)
+                            await self._publish_again(jetstream, self._interrupted_at)
+                            self._interrupted_at = None
+                        if not ready:
+                            await _declare_stream(jetstream)
+                            ready = True
+                        await self._publish_news(jetstream, news)
+                news.take()  # another Runner's relay holds the lock
+                await asyncio.sleep(POLL)
+            except StoreUnavailable as error:
+                self._look_at_all = 0.0
+                log.warning("events wait, the database does not answer: %s", error)
+                await asyncio.sleep(AFTER_FAILURE)
+            except (NatsError, APIError, OSError, TimeoutError) as error:
+                # Kept for the next try: a stream that is gone (its storage was lost) is declared again.
+                ready, self._look_at_all = False, 0.0
+                if not self._down:
+                    log.warning("events wait in the database, NATS does not take them: %r", error)
+                self._down = True
+                await asyncio.sleep(AFTER_FAILURE)
+            except Exception:
+                log.exception("the relay met a fault; it goes on")
+                ready, self._look_at_all = False, 0.0
+                await asyncio.sleep(POLL)
+
+    async def _publish_news(self, jetstream: JetStreamContext, news: News) -> None:
+        """Waits for news or for the time to look at all experiments, and publishes what there is."""
+        if time.monotonic() < self._look_at_all:
+            await news.some(POLL)
+            changed, advanced = news.take()
+            if changed:
+                await self._publish_deletions(jetstream)
+            if advanced:
+                await self._publish_all(jetstream, advanced if len(advanced) < MANY else None)
+        else:
+            news.take()
+            await self._publish_deletions(jetstream)
+            await self._publish_all(jetstream, None)
+            self._look_at_all = time.monotonic() + EVERYTHING
 
     async def _connected(self) -> Client:
         """Goes on until NATS is there, and reconnects for ever after."""
@@ -146,24 +164,7 @@ class Relay:
         async def interrupted() -> None:
             self._interrupted_at = self._interrupted_at or time.monotonic()
 
-        while True:
-            try:
-                return await nats.connect(
-                    self._url,
-                    name="promptlooper-runner",
-                    error_cb=report,
-                    disconnected_cb=interrupted,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,
-                    connect_timeout=2,
-                    ping_interval=10,
-                    max_outstanding_pings=2,
-                    # Nothing is held back for later: what is not acknowledged is read from SQL again, in order.
-                    pending_size=0,
-                )
-            except (NatsError, OSError, TimeoutError) as error:
-                await report(error)
-                await asyncio.sleep(AFTER_FAILURE)
+        return await connected(self._url, "promptlooper-runner", report=report, interrupted=interrupted)
 
     async def _publish_all(self, jetstream: JetStreamContext, among: list[str] | None) -> None:
         """Publishes page after page of what is new, of all experiments or `among` some."""
@@ -172,25 +173,33 @@ class Relay:
 
     async def _publish_pages(self, jetstream: JetStreamContext, behind: list[tuple[str, str, int, int]]) -> None:
         """One page of each experiment."""
-        for experiment_id, project, published, _ in behind:
+        for experiment_id, project, published, event_seq in behind:
             read = partial(
-                event_log.events_after,
-                experiment_id=experiment_id,
-                project=project,
-                event_seq=published,
-                limit=PAGE,
+                event_log.kept_after, experiment_id=experiment_id, project=project, event_seq=published, limit=PAGE
             )
             page = await self._database.read(read)
-            if not page:
-                continue
-            await _publish(jetstream, page, self._failpoints)
-            self._failpoints.hit("ack_after")
-            self._remember(experiment_id, published)
-            if self._down:
-                self._down = False
-                log.info("NATS takes events again")
-            record = partial(event_log.record_published, published={experiment_id: page[-1].event_seq})
-            await self._database.write(record)
+            if page:
+                await self._publish(jetstream, page)
+                self._remember(experiment_id, published)
+            # No page: they were deleted, by retention before NATS was in use or with the experiment.
+            done = page[-1].event_seq if page else event_seq
+            await self._database.write(partial(event_log.record_published, published={experiment_id: done}))
+
+    async def _publish_deletions(self, jetstream: JetStreamContext) -> None:
+        """What NATS was not told before of a deleted experiment went with it."""
+        while page := await self._database.read(partial(event_log.deletions, limit=PAGE)):
+            await self._publish(jetstream, page)
+            for event in page:
+                self._remember(event.experiment_id, event.event_seq - 1)
+            names = [event.experiment_id for event in page]
+            await self._database.write(partial(event_log.record_deletions_published, experiment_ids=names))
+
+    async def _publish(self, jetstream: JetStreamContext, page: list[Event]) -> None:
+        await _publish(jetstream, page, self._failpoints)
+        self._failpoints.hit("ack_after")
+        if self._down:
+            self._down = False
+            log.info("NATS takes events again")
 
     def _remember(self, experiment_id: str, before: int) -> None:
         now = time.monotonic()
@@ -206,19 +215,18 @@ class Relay:
         for published_at, experiment_id, before in list(self._recent):
             if published_at < oldest:
                 continue
-            try:
-                experiment = await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=0))
-            except ExperimentNotFound:  # deleted since
-                continue
-            read = partial(
-                event_log.events_after,
-                experiment_id=experiment_id,
-                project=experiment.project,
-                event_seq=before,
-                limit=PAGE,
-            )
+            read = partial(_kept_after, experiment_id=experiment_id, event_seq=before)
             await _publish(jetstream, await self._database.read(read), self._failpoints)
         self._recent.clear()
+
+
+def _kept_after(connection: sa.Connection, experiment_id: str, event_seq: int) -> list[Event]:
+    """Also of an experiment that was deleted since."""
+    try:
+        project = repository.get(connection, experiment_id, now_us=0).project
+    except ExperimentNotFound:
+        return event_log.deletions(connection, 1, only=experiment_id)
+    return event_log.kept_after(connection, experiment_id, project, event_seq, PAGE)
 
 
 async def _publish(jetstream: JetStreamContext, page: list[Event], failpoints: Failpoints) -> None:
