@@ -28,7 +28,7 @@ from promptlooper.testing.proxy import FaultProxy
 
 HOST = "127.0.0.1"
 RECONNECT_FOR = 120.0  # seconds
-LINES_SHOWN = 40  # of each log, where a test failed
+LINES_SHOWN, LETTERS_SHOWN = 40, 250  # of each log, where a test failed
 _taken: set[int] = set()
 
 
@@ -128,7 +128,7 @@ class Node:
         return [line for line in self._lines() if text in line]
 
     def last_words(self) -> str:
-        return "\n".join(self._lines()[-LINES_SHOWN:])
+        return "\n".join(line[:LETTERS_SHOWN] for line in self._lines()[-LINES_SHOWN:])
 
     def _lines(self) -> list[str]:
         return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
@@ -171,6 +171,7 @@ class Cluster:
             yield client
 
     def kill(self, runner: Node) -> None:
+        assert runner.is_alive, f"{runner.name} has ended by itself:\n{runner.last_words()}"
         self.kills.append(Kill(time.monotonic(), runner.name))
         runner.kill()
 
