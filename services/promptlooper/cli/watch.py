@@ -136,6 +136,8 @@ def event_line(event: Event) -> str:
             parts.append("cached")
     if detail.get("error_reason"):
         parts.append(one_line(f"{detail['error_reason']}: {detail.get('error_message') or ''}"))
+    if event.kind == "experiment.updated" and detail.get("max_concurrency"):
+        parts.append(f"at most {detail['max_concurrency']} at once")
     if event.run_index is None and detail.get("reason"):
         parts.append(one_line(str(detail["reason"])))
     return "  ".join(parts)

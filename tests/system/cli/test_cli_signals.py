@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ limits: {max_concurrency: 4}
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[FakeProvider]:
+async def provider(shell: Any) -> AsyncIterator[FakeProvider]:
     """Answers quick questions; slow ones are never answered."""
     never = asyncio.Event()
 
@@ -31,44 +30,34 @@ async def provider() -> AsyncIterator[FakeProvider]:
         return Reply("ok", until=never if "slow" in request.question else None)
 
     async with FakeProvider(answer) as provider:
+        shell.env["OPENAI_BASE_URL"] = provider.base_url
         yield provider
-
-
-async def promptlooper(folder: Path, provider: FakeProvider, *args: str) -> asyncio.subprocess.Process:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PROMPTLOOPER_", "OPENAI_"))}
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "promptlooper.cli.main", *args),
-        cwd=folder,
-        env={**kept, "OPENAI_BASE_URL": provider.base_url},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_signal_stops_calls_and_keeps_what_was_answered(
-    tmp_path: Path, provider: FakeProvider, signum: signal.Signals, code: int
+    shell: Any, tmp_path: Path, provider: FakeProvider, signum: signal.Signals, code: int
 ) -> None:
     (tmp_path / "promptlooper.yaml").write_text(EXPERIMENT)
-    run = await promptlooper(tmp_path, provider, "run")
+    run = await shell.start("run")
     await provider.eventually(lambda p: p.calls["slow 3"] == 1 and p.open == 3)
     run.send_signal(signum)
     _, stderr = await run.communicate()
     assert run.returncode == code
     assert b"Traceback" not in stderr
     assert f"Stopped by {signum.name}".encode() in stderr
+    assert b"promptlooper run --resume " in stderr
     assert b"promptlooper show" in stderr
     await provider.eventually(lambda p: p.open == 0)
 
-    show = await promptlooper(tmp_path, provider, "show", "latest", "--json")
+    show = await shell.start("show", "latest", "--json")
     stdout, _ = await show.communicate()
     assert json.loads(stdout)["counts"]["completed"] == 2
 
 
-async def test_second_signal_leaves_at_once(tmp_path: Path, provider: FakeProvider) -> None:
+async def test_second_signal_leaves_at_once(shell: Any, tmp_path: Path, provider: FakeProvider) -> None:
     (tmp_path / "promptlooper.yaml").write_text(EXPERIMENT)
-    run = await promptlooper(tmp_path, provider, "run")
+    run = await shell.start("run")
     await provider.eventually(lambda p: p.open == 3)
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGINT)
@@ -76,28 +65,30 @@ async def test_second_signal_leaves_at_once(tmp_path: Path, provider: FakeProvid
     assert run.returncode == 130
 
 
-async def test_interrupted_experiment_can_be_cancelled_and_deleted(tmp_path: Path, provider: FakeProvider) -> None:
+async def test_interrupted_experiment_can_be_cancelled_and_deleted(
+    shell: Any, tmp_path: Path, provider: FakeProvider
+) -> None:
     (tmp_path / "promptlooper.yaml").write_text(EXPERIMENT)
-    run = await promptlooper(tmp_path, provider, "run")
+    run = await shell.start("run")
     await provider.eventually(lambda p: p.open == 3)
     run.send_signal(signal.SIGINT)
     await run.communicate()
     for command in (["cancel", "latest"], ["delete", "latest", "--yes"]):
-        process = await promptlooper(tmp_path, provider, *command)
+        process = await shell.start(*command)
         _, stderr = await process.communicate()
         assert process.returncode == 0, stderr
 
 
-async def test_reader_that_leaves_early_is_no_fault(tmp_path: Path, provider: FakeProvider) -> None:
+async def test_reader_that_leaves_early_is_no_fault(shell: Any, tmp_path: Path, provider: FakeProvider) -> None:
     rows = "\n".join(f"  - quick {i}" for i in range(300))
     (tmp_path / "promptlooper.yaml").write_text(f"inputs:\n{rows}\nmodel: mock/echo\nprompt: '{{{{ input }}}}'\n")
-    run = await promptlooper(tmp_path, provider, "run", "-q")
+    run = await shell.start("run", "-q")
     await run.communicate()
     assert run.returncode == 0
-    export = await promptlooper(tmp_path, provider, "export")
+    export = await shell.start("export")
     assert export.stdout is not None
     assert export.stderr is not None
     assert json.loads(await export.stdout.readline())["run_index"] == 0
-    export.stdout._transport.close()  # type: ignore[attr-defined]
+    export.stdout._transport.close()
     assert b"Traceback" not in await export.stderr.read()
     await export.wait()
