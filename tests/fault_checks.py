@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fault_lab import Kill
+from fault_lab import Death
 
-from promptlooper.experiment import Experiment, ExperimentState
+from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
 from promptlooper.experiments import Experiments, WatchMessage
 from promptlooper.run import Event, Run, RunState
 from promptlooper.testing.provider import ProviderCall
@@ -80,6 +80,13 @@ async def told(client: Experiments, experiment_id: str) -> Told:
             break
     runs = [run async for run in client.export(experiment_id)]
     return Told(await client.get(experiment_id), runs, events)
+
+
+async def undisturbed(client: Experiments, spec: ExperimentSpec) -> Told:
+    """What comes of an experiment when nothing is done to it."""
+    created = await client.create(spec)
+    await Watched().follow(client.watch(created.experiment_id))
+    return await told(client, created.experiment_id)
 
 
 def check(*problems: Sequence[str]) -> None:
@@ -260,13 +267,13 @@ class Calls:
     questions: int
     calls: int
     repeated: int
-    bound: int  # calls that were in flight or not committed at the kills
+    bound: int  # calls that were in flight or not committed at the deaths
     problems: tuple[str, ...]
 
 
-def calls_of(history: Sequence[ProviderCall], kills: Sequence[Kill], runs: Sequence[Run], watched: Watched) -> Calls:
-    """Each question belongs to one stage of one run. A call is repeated only if its asker was killed after it began and
-    before it is repeated; what was seen to be committed is never asked again."""
+def calls_of(history: Sequence[ProviderCall], deaths: Sequence[Death], runs: Sequence[Run], watched: Watched) -> Calls:
+    """Each question belongs to one stage of one run. A call is repeated only if its asker died after it began and before
+    it is repeated; what was seen to be committed is never asked again."""
     places = {_question(run, n): (run.run_index, n) for run in runs for n in range(len(run.stages))}
     committed = watched.committed()
     by_question: dict[str, list[ProviderCall]] = defaultdict(list)
@@ -279,28 +286,34 @@ def calls_of(history: Sequence[ProviderCall], kills: Sequence[Kill], runs: Seque
             problems.append(f"{question!r} was asked, and is in no row")
             continue
         for before, after in itertools.pairwise(calls):
-            if not any(_excuses(kill, before, after) for kill in kills):
+            if not any(_excuses(death, before, after) for death in deaths):
                 problems.append(
                     f"{question!r} was asked by {before.asker} and, {after.started - before.started:.3f} s later and"
-                    f" nobody killed, by {after.asker} again;{_kills_near(kills, before)}"
+                    f" nobody dead, by {after.asker} again;{_deaths_near(deaths, before)}"
                 )
         if calls[-1].started > committed.get(place, calls[-1].started):
             problems.append(f"{question!r} was asked again after its answer was committed")
     problems += [f"{question!r} is in a row and was never asked" for question in places.keys() - by_question.keys()]
-    bound = sum(_open_at(kill, by_question, places, committed) for kill in kills)
+    bound = sum(_open_at(death, by_question, places, committed) for death in deaths)
     repeated = sum(len(calls) - 1 for calls in by_question.values())
     if repeated > bound:
-        problems.append(f"{repeated} calls were repeated, and {bound} were open at kills")
+        problems.append(f"{repeated} calls were repeated, and {bound} were open at deaths")
     return Calls(len(by_question), len(history), repeated, bound, tuple(problems))
 
 
-def _excuses(kill: Kill, before: ProviderCall, after: ProviderCall) -> bool:
-    return kill.name == before.asker and before.started - UNDER_WAY <= kill.at <= after.started
+def _excuses(death: Death, before: ProviderCall, after: ProviderCall) -> bool:
+    """The first was in flight or not committed when its asker died, or one of the two was made by a frozen Runner that
+    had claimed it and did not know yet that it was dead."""
+    if death.name == before.asker and before.started - UNDER_WAY <= death.until and death.at <= after.started:
+        return True
+    return death.name == after.asker and death.at <= after.started <= death.until
 
 
-def _kills_near(kills: Sequence[Kill], call: ProviderCall) -> str:
-    near = [kill.at - call.started for kill in kills if kill.name == call.asker and abs(kill.at - call.started) < 10]
-    return f" the asker was killed at {[f'{at:+.3f}' for at in near]} s from the first call"
+def _deaths_near(deaths: Sequence[Death], call: ProviderCall) -> str:
+    near = [
+        death.at - call.started for death in deaths if death.name == call.asker and abs(death.at - call.started) < 10
+    ]
+    return f" the asker died at {[f'{at:+.3f}' for at in near]} s from the first call"
 
 
 def _question(run: Run, stage: int) -> str:
@@ -308,14 +321,14 @@ def _question(run: Run, stage: int) -> str:
 
 
 def _open_at(
-    kill: Kill,
+    death: Death,
     by_question: Mapping[str, Sequence[ProviderCall]],
     places: Mapping[str, tuple[int, int]],
     committed: Mapping[tuple[int, int], float],
 ) -> int:
-    """Calls of the killed one that it had made, and whose answer nobody had seen committed."""
+    """Calls of the dead one that it had made, and whose answer nobody had seen committed."""
     return sum(
-        committed.get(places.get(question, (-1, -1)), float("inf")) >= kill.at
-        and any(call.asker == kill.name and call.started - UNDER_WAY <= kill.at for call in calls)
+        committed.get(places.get(question, (-1, -1)), float("inf")) >= death.at
+        and any(call.asker == death.name and call.started - UNDER_WAY <= death.until for call in calls)
         for question, calls in by_question.items()
     )

@@ -134,12 +134,14 @@ class Node:
         return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """When (monotonic) which Runner was about to be killed."""
+@dataclass(slots=True)
+class Death:
+    """When (monotonic) a Runner was about to be killed or frozen, and until when it did not know that it counts as
+    dead: a killed one makes no call after its death, one that was frozen may make those it had claimed."""
 
-    at: float
     name: str
+    at: float
+    until: float
 
 
 @dataclass
@@ -157,7 +159,7 @@ class Cluster:
     cache: Node
     scorer: Node
     proxies: dict[str, list[FaultProxy]]
-    kills: list[Kill] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
 
     @property
     def nodes(self) -> list[Node]:
@@ -172,7 +174,8 @@ class Cluster:
 
     def kill(self, runner: Node) -> None:
         assert runner.is_alive, f"{runner.name} has ended by itself:\n{runner.last_words()}"
-        self.kills.append(Kill(time.monotonic(), runner.name))
+        now = time.monotonic()
+        self.deaths.append(Death(runner.name, now, now))
         runner.kill()
 
     def show_logs(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 from fault_checks import (
-    Told,
     Watched,
     calls_of,
     check,
@@ -15,13 +15,12 @@ from fault_checks import (
     result_problems,
     row_problems,
     told,
+    undisturbed,
     watch_problems,
 )
 from fault_lab import Cluster, answering, cluster
 from fault_specs import three_stages
 
-from promptlooper.experiment import ExperimentSpec
-from promptlooper.experiments import Experiments
 from promptlooper.testing.eventually import eventually
 from promptlooper.testing.provider import FakeProvider
 
@@ -29,17 +28,15 @@ RUNS, KILLS, RUNNERS = 300, 30, 3
 pytestmark = pytest.mark.timeout(900)
 
 
-async def undisturbed(client: Experiments, spec: ExperimentSpec) -> Told:
-    created = await client.create(spec)
-    await Watched().follow(client.watch(created.experiment_id))
-    return await told(client, created.experiment_id)
+def reached(watched: Watched, point: int) -> bool:
+    return len(watched.events) >= point or watched.terminal is not None
 
 
 async def killing(lab: Cluster, watched: Watched, chance: random.Random, ends_at: int) -> None:
     """Kills a Runner at random points of the experiment's progress, and starts it again at once."""
     points = sorted(chance.sample(range(10, ends_at - 30), KILLS))
     for point in points:
-        await eventually(lambda point=point: len(watched.events) >= point or watched.terminal, within=300)
+        await eventually(partial(reached, watched, point), within=300)
         assert watched.terminal is None, "the experiment ended before the last kill"
         runner = chance.choice(lab.runners)
         lab.kill(runner)
@@ -58,7 +55,7 @@ async def test_thirty_kills_of_three_runners_lose_nothing_and_repeat_only_what_w
                 tasks.create_task(watched.follow(client.watch(created.experiment_id)))
                 tasks.create_task(killing(lab, watched, chance, RUNS * 5))
             known = await told(client, created.experiment_id)
-        calls = calls_of(provider.history, lab.kills, known.runs, watched)
+        calls = calls_of(provider.history, lab.deaths, known.runs, watched)
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),
@@ -67,7 +64,7 @@ async def test_thirty_kills_of_three_runners_lose_nothing_and_repeat_only_what_w
             calls.problems,
         )
         print(
-            f"{len(lab.kills)} kills of {RUNNERS} Runners; {len(known.runs)} runs, {len(known.events)} events;"
+            f"{len(lab.deaths)} kills of {RUNNERS} Runners; {len(known.runs)} runs, {len(known.events)} events;"
             f" {calls.questions} questions, {calls.calls} calls: {calls.repeated} repeated,"
             f" {calls.bound} were in flight or not committed at a kill"
         )

@@ -6,16 +6,18 @@ import asyncio
 from collections import Counter
 
 import pytest
-from fault_checks import Watched, check, event_problems, row_problems, told
+from fault_checks import Watched, calls_of, check, event_problems, row_problems, told, watch_problems
 from fault_lab import answering, cluster
 from fault_specs import three_stages
 
 from promptlooper.errors import RequestIdReused
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.testing.provider import FakeProvider
+from promptlooper.testing.proxy import Cut
 
 pytestmark = pytest.mark.timeout(300)
 AT_ONCE = 100
+COMMITTED = b"C\0\0\0\x0bCOMMIT\0"  # PostgreSQL's answer to COMMIT: CommandComplete, its length, its tag
 
 
 async def test_a_hundred_creates_at_once_with_one_request_id_make_one_experiment(seed: int) -> None:
@@ -38,3 +40,46 @@ async def test_a_hundred_creates_at_once_with_one_request_id_make_one_experiment
                 await client.create(three_stages(6), "all-the-same")
             assert len((await client.list_experiments(ExperimentFilter())).experiments) == 1
         print(f"{AT_ONCE} creates over 3 Runners: {len(answers)} experiment, {len(provider.history)} calls")
+
+
+async def test_a_create_whose_commit_was_not_heard_is_answered_by_its_retry(seed: int) -> None:
+    """The connection ends after the COMMIT: nobody here knows whether it happened, and the client asks again."""
+    proxied = ("postgres",)
+    async with FakeProvider(answering(seed, 0.0, 0.02)) as provider, cluster(provider, proxied=proxied) as lab:
+        (proxy,) = lab.proxies["postgres"]
+        proxy.cut_at = Cut(before=COMMITTED, after=b"INSERT INTO experiments", times=9)
+        async with lab.client() as client:
+            spec = three_stages(5)
+            created = await client.create(spec, "heard-late")
+            assert proxy.cut_at.made == 1, "the first one was committed, so the second stores nothing"
+            watched = Watched()
+            await watched.follow(client.watch(created.experiment_id))
+            known = await told(client, created.experiment_id)
+            check(event_problems(known.events), row_problems(known))
+            assert max(provider.calls.values()) == 1
+            again = await client.create(spec, "heard-late")
+            assert again.experiment_id == created.experiment_id
+            listed = await client.list_experiments(ExperimentFilter())
+            assert [experiment.experiment_id for experiment in listed.experiments] == [created.experiment_id]
+        print(f"{proxy.cut_at.made} answer to a COMMIT lost, {len(listed.experiments)} experiment")
+
+
+async def test_turns_whose_commits_were_not_heard_lose_and_repeat_nothing(seed: int) -> None:
+    """Every seventh COMMIT of any kind goes unheard: of turns, of renewals, of creates, of reads."""
+    proxied = ("postgres",)
+    async with FakeProvider(answering(seed, 0.01, 0.1)) as provider:
+        async with cluster(provider, runners=2, lease_ttl=5, proxied=proxied) as lab, lab.client() as client:
+            created = await client.create(three_stages(100), "cut")
+            for proxy in lab.proxies["postgres"]:
+                proxy.cut_at = Cut(before=COMMITTED, every=7, times=15)
+            watched = Watched()
+            await watched.follow(client.watch(created.experiment_id))
+            known = await told(client, created.experiment_id)
+            calls = calls_of(provider.history, (), known.runs, watched)
+            check(
+                watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems
+            )
+            adopted = sum(len(runner.said("after an uncertain commit")) for runner in lab.runners)
+            cuts = sum(proxy.cut_at.made for proxy in lab.proxies["postgres"] if proxy.cut_at)
+            assert cuts >= 10
+        print(f"{cuts} answers to COMMIT lost, {adopted} times runs adopted, {calls.calls} calls, none repeated")

@@ -1,0 +1,80 @@
+"""B3: a Runner that is frozen for longer than its lease and wakes up changes nothing, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+from fault_checks import (
+    Watched,
+    calls_of,
+    check,
+    event_problems,
+    result_problems,
+    row_problems,
+    told,
+    undisturbed,
+    watch_problems,
+)
+from fault_lab import Cluster, Death, answering, cluster
+from fault_specs import three_stages
+
+from promptlooper.testing.eventually import eventually
+from promptlooper.testing.provider import FakeProvider
+
+RUNS, FREEZES = 600, 4
+pytestmark = pytest.mark.timeout(600)
+
+
+async def freeze_past_its_lease(lab: Cluster, watched: Watched, chance: random.Random) -> None:
+    """Freezes the first Runner at a random point of its work until the second has taken its runs."""
+    asleep, awake = lab.runners
+
+    def asked() -> int:
+        return sum(call.asker == asleep.name for call in lab.provider.history)
+
+    until = asked() + chance.randrange(5, 40)
+    await eventually(lambda: asked() >= until or watched.terminal, within=60)
+    assert watched.terminal is None, "the experiment ended before the last freeze"
+    taken, lost = len(awake.said("back from dead runners")), len(asleep.said("lost its lease"))
+    death = Death(asleep.name, time.monotonic(), float("inf"))
+    lab.deaths.append(death)
+    asleep.stop()
+    try:
+        await eventually(lambda: len(awake.said("back from dead runners")) > taken, within=60)
+    finally:
+        asleep.cont()
+    await eventually(lambda: len(asleep.said("lost its lease")) > lost, within=60)
+    death.until = time.monotonic()
+
+
+async def test_a_runner_that_wakes_after_its_lease_has_run_out_changes_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+    async with FakeProvider(answering(seed, 0.05, 0.5)) as provider, cluster(provider, runners=2) as lab:
+        asleep, awake = lab.runners
+        async with lab.client(awake) as client:
+            quiet = await undisturbed(client, three_stages(RUNS))
+            provider.history.clear()
+            created = await client.create(three_stages(RUNS), "frozen")
+            watched = Watched()
+            following = asyncio.create_task(watched.follow(client.watch(created.experiment_id)))
+            for _ in range(FREEZES):
+                await freeze_past_its_lease(lab, watched, chance)
+            await following
+            known = await told(client, created.experiment_id)
+        calls = calls_of(provider.history, lab.deaths, known.runs, watched)
+        check(
+            watch_problems(watched, known.events),
+            event_problems(known.events),
+            row_problems(known),
+            result_problems(known.runs, quiet.runs),
+            calls.problems,
+        )
+        refused = asleep.said("outcomes refused")
+        print(
+            f"{FREEZES} times frozen for longer than the lease: {len(asleep.said('lost its lease'))} times it said that"
+            f" its lease was lost, {len(refused)} turns had outcomes refused; {calls.repeated} calls repeated of"
+            f" {calls.bound} that were open"
+        )
