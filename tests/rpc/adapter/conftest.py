@@ -153,3 +153,8 @@ def adapter_with() -> Callable[..., Any]:
 async def adapter() -> AsyncIterator[Adapter]:
     async with running() as adapter:
         yield adapter
+
+
+@pytest.fixture
+def new_gateway() -> type[ScriptedGateway]:
+    return ScriptedGateway
