@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import pytest
@@ -70,6 +70,30 @@ async def test_watch_survives_a_restart_of_the_server(runner_with: Any, new_core
         await channel_context.__aexit__(None, None, None)
     assert told(messages) == WHOLE
     assert after.calls == [("watch", "exp1", "3", [], None)]
+
+
+async def test_watch_goes_on_at_another_runner_when_its_own_leaves(runner_with: Any, new_core: Any) -> None:
+    cores = [new_core(), new_core()]
+    for core in cores:
+        core.events = 3
+        core.held.set()
+    async with AsyncExitStack() as stack:
+        runners = [runner_with(core) for core in cores]
+        running = [await runner.__aenter__() for runner in runners]
+        address = ",".join(one.address for one in running)
+        channel = await stack.enter_async_context(open_channel(address))
+        watch = await stack.enter_async_context(aclosing(RunnerClient(channel, address).watch("exp1")))
+        messages = [await anext(watch) for _ in range(4)]
+        first = 0 if cores[0].calls else 1
+        other = cores[1 - first]
+        other.events = 6
+        other.held.clear()
+        await runners[first].__aexit__(None, None, None)
+        stack.push_async_exit(runners[1 - first])
+        messages += [message async for message in watch]
+    assert told(messages) == WHOLE
+    assert len(cores[first].calls) == 1
+    assert other.calls == [("watch", "exp1", "3", [], None)]
 
 
 @pytest.mark.parametrize("cut_with", [StoreUnavailable("the database is down"), None])

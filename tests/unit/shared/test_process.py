@@ -119,3 +119,23 @@ def test_each_mistake_in_a_file_is_a_line_of_its_own() -> None:
         "runner p.yaml:2: one",
         "runner p.yaml:3: two",
     ]
+
+
+@pytest.mark.parametrize("holding", ["time.sleep(1000)", "await asyncio.Event().wait()"])
+def test_service_that_does_not_end_after_its_grace_is_ended(holding: str) -> None:
+    process = service(f"""
+import time
+import promptlooper.rpc.process
+promptlooper.rpc.process._CLEANING_UP = 0.1
+
+async def main():
+    print("ready", flush=True)
+    await until_signalled(0.1)
+    {holding}
+""")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert code == 143
+    assert "ERROR runner still not stopped 0.2 s after SIGTERM: leaving what there is" in err
