@@ -177,9 +177,12 @@ async def test_an_experiment_is_deleted_only_after_its_end_and_then_it_is_gone(l
         lab.model.go.set()
         await ended(runner, created.experiment_id)
         await runner.delete(created.experiment_id)
-        for call in (runner.get, runner.delete, runner.cancel, runner.summarize):
+        for call in (runner.get, runner.cancel, runner.pause, runner.resume, runner.retry, runner.summarize):
             with pytest.raises(ExperimentNotFound):
                 await call(created.experiment_id)
+        await runner.delete(created.experiment_id)  # again: its first answer may have been lost
+        with pytest.raises(ExperimentNotFound):
+            await runner.delete("never-there")
 
 
 async def test_a_summary_compares_variants_and_judges_gates(lab: Lab) -> None:

@@ -49,6 +49,9 @@ def ledger(**changes: Any) -> Ledger:
         event_seq=0,
         started_us=None,
         ended_us=None,
+        timeout_us=None,
+        deadline_us=None,
+        first_event_seq=1,
     )
     return replace(base, **changes)
 
