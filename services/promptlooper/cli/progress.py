@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _WINDOW = 30.0  # seconds that the rate looks back
 _SHOWN_FAILURES = 5
 _BAR = 14  # columns
+_SIGNS = 4  # columns of the spinner and of spaces between
 _LINE_EVERY = 5.0  # seconds between two plain lines
 _HALTED = (ExperimentState.PAUSED, ExperimentState.CANCELLING)
 
@@ -139,18 +140,19 @@ def progress_line(experiment: Experiment, pace: Pace) -> str:
     return f"{one_line(experiment.name, 60)}: {', '.join(parts)}"
 
 
-def bar_text(experiment: Experiment, pace: Pace) -> str:
-    """As much as fits beside a bar on 80 columns."""
+def bar_text(experiment: Experiment, pace: Pace, room: int | None = None) -> str:
+    """What stands beside the bar. Without the guess at the whole cost where that does not fit into `room` columns."""
     counts = experiment.counts
-    parts = [
+    cost = spent(experiment.cost_nanousd, experiment.cost_unknown_calls)
+    before = [
         *_halted(experiment),
         f"{ended(experiment)}/{counts.total}",
         f"{counts.failed} failed",
         *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
-        spent(experiment.cost_nanousd, experiment.cost_unknown_calls) + _in_all(experiment),
-        *_pace_parts(experiment, pace, "/s"),
     ]
-    return " · ".join(parts)
+    after = _pace_parts(experiment, pace, "/s")
+    text = " · ".join([*before, cost + _in_all(experiment), *after])
+    return text if room is None or len(text) <= room else " · ".join([*before, cost, *after])
 
 
 def _halted(experiment: Experiment) -> list[str]:
@@ -207,13 +209,14 @@ class LiveBar:
 
     def update(self, experiment: Experiment) -> None:
         bar = self._opened()
+        name = one_line(experiment.name, 16)
         self._pace.saw(self._now(), ended(experiment))
         bar.update(
             bar.task_ids[0],
-            description=one_line(experiment.name, 16),
+            description=name,
             total=experiment.counts.total,
             completed=ended(experiment),
-            state=bar_text(experiment, self._pace),
+            state=bar_text(experiment, self._pace, bar.console.width - len(name) - _BAR - _SIGNS),
         )
         bar.start()
 

@@ -62,7 +62,8 @@ def test_what_it_may_cost_in_all_is_said_where_it_can_be_guessed(make: Any) -> N
     assert progress_line(now, Pace()) == (
         "capitals: 10/100 runs, 0 failed, 0 cached, spent $0.0025 of about $0.01, budget $0.02"
     )
-    assert bar_text(now, Pace()) == "10/100 · 0 failed · $0.0025 of about $0.01"
+    assert bar_text(now, Pace(), 43) == "10/100 · 0 failed · $0.0025 of about $0.01"
+    assert bar_text(now, Pace(), 41) == "10/100 · 0 failed · $0.0025"
     assert "about" not in progress_line(replace(now, state=ExperimentState.COMPLETED), Pace())
 
 

@@ -154,6 +154,8 @@ CASES: dict[str, tuple[str, int, str]] = {
     "budget that is no number": (GOOD + "limits: {budget_usd: .nan}\n", 3, ".nan is not a number that JSON has"),
     "budget_tokens": (GOOD + "limits: {budget_tokens: 0}\n", 3, "'budget_tokens' must be at least 1"),
     "stage_timeout": (GOOD + "limits: {stage_timeout: 5x}\n", 3, "is not a duration"),
+    "run_timeout": (GOOD + "limits:\n  run_timeout: soon\n", 4, "run_timeout: the text 'soon' is not a duration"),
+    "experiment_timeout": (GOOD + "limits:\n  experiment_timeout: 366d\n", 4, "'experiment_timeout' must be above 0 and at most 365 days"),
     "cache mode": (GOOD + "cache:\n  mode: readwrite\n", 4, "did you mean 'read_write'?"),
     "bare cache mode": (GOOD + "cache: of\n", 3, "did you mean 'off'?"),
     "too many runs": (GOOD + "repeats: 100000\nsweep: {seed: [1,2,3]}\ninputs: " + str(list(range(99))) + "\n", 1, "29,700,000 runs"),
@@ -205,10 +207,6 @@ CASES: dict[str, tuple[str, int, str]] = {
     # later
     **{
         f"later: {key}": (GOOD + f"{key}: x\n", 3, f"'{key}' {LATER}") for key in ("judge", "metrics", "baseline")
-    },
-    **{
-        f"later: {key} of limits": (GOOD + f"limits:\n  {key}: 3\n", 4, f"'{key}' {LATER}")
-        for key in ("run_timeout", "experiment_timeout")
     },
     **{
         f"later: {key} of gates": (GOOD + f"gates:\n  - {key}: 3\n", 4, f"'{key}' {LATER}")

@@ -224,6 +224,13 @@ def test_durations_have_units_or_are_seconds(desk: Any, written: str, seconds: f
     assert (spec.limits.stage_timeout, spec.cache.max_age) == (seconds, seconds)
 
 
+def test_runs_and_experiments_have_no_time_limit_unless_one_is_given(desk: Any) -> None:
+    free = desk.spec("model: a/b\nprompt: Hi\n").limits
+    assert (free.run_timeout, free.experiment_timeout) == (None, None)
+    bound = desk.spec("model: a/b\nprompt: Hi\nlimits: {run_timeout: 5m, experiment_timeout: 2h}\n").limits
+    assert (bound.run_timeout, bound.experiment_timeout) == (300.0, 7200.0)
+
+
 def test_money_is_exact(desk: Any) -> None:
     for dollars, nano in (("0.1", 100_000_000), ("0.000000001", 1), ("5", 5_000_000_000), ("1.23", 1_230_000_000)):
         spec = desk.spec(f"model: a/b\nprompt: Hi\nlimits: {{budget_usd: {dollars}}}\n")
