@@ -70,6 +70,7 @@ class Holder:
 
     process: Process
     current: Callable[[], str]  # the id that the process goes by now
+    works: Callable[[], bool]  # False once it has ended
     troubled_at: Callable[[], float]  # when something last went wrong for it alone
 
 
@@ -146,7 +147,7 @@ class Observer:
         """A Runner that ran and could renew its lease must not be taken for dead."""
         holder = self.holders[runner_id]
         process = holder.process
-        if process is writer or process.state is not ProcessState.RUNNING:
+        if process is writer or process.state is not ProcessState.RUNNING or not holder.works():
             return
         if self._loop.time() - holder.troubled_at() > 2 * LEASE_TTL + self.longest_outage:
             self.breaks(f"{writer.name} took {runner_id} for dead, which lives and had no trouble of its own")

@@ -73,7 +73,7 @@ class Model:
         call = Call(Asked.by(prompt), prompt, process, self.loop.time())
         latency = chance.uniform(0.02, self.longest_call)
         limited, fails = chance.random() < odds.rate_limited, chance.random() < odds.model_fails
-        wait = chance.uniform(0.5, 3.0)
+        wait = chance.uniform(0.5, 1.5)
         if limited:
             call.outcome = "refused"
         self.begins(call)

@@ -18,8 +18,8 @@ from promptlooper.experiment import (
     Stage,
 )
 
-LEASE_TTL = 1.5  # seconds
-TROUBLE_UNTIL = 6.0  # seconds: from then on nothing new goes wrong
+LEASE_TTL = 0.9  # seconds
+TROUBLE_UNTIL = 3.0  # seconds: from then on nothing new goes wrong
 MAX_TOKENS = 40
 LIKELY = 0.35  # that a kind of fault happens in a schedule at all
 
@@ -77,19 +77,22 @@ class Schedule:
 def schedule_of(seed: int) -> Schedule:
     chance = Random(f"schedule {seed}")
     runners = chance.choice((2, 2, 3))
+    slow = chance.random() < 0.2
     return Schedule(
         seed,
         slots=tuple(chance.randint(1, 4) for _ in range(runners)),
         skews=tuple(chance.choice((0.0, 0.0, round(chance.uniform(-0.5, 0.5), 3))) for _ in range(runners)),
-        longest_call=chance.choice((0.2, 0.6, 0.6, 2 * LEASE_TTL)),
-        experiments=tuple(_experiment(chance, number) for number in range(chance.choice((1, 1, 2)))),
+        longest_call=2 * LEASE_TTL if slow else chance.choice((0.05, 0.2, 0.4)),
+        experiments=tuple(_experiment(chance, number, slow=slow) for number in range(chance.choice((1, 1, 2)))),
         strikes=tuple(sorted(_strikes(chance, runners), key=lambda strike: strike.at)),
         odds=_odds(chance),
     )
 
 
-def _experiment(chance: Random, number: int) -> PlannedExperiment:
-    rows, stages = chance.randint(3, 8), chance.randint(1, 3)
+def _experiment(chance: Random, number: int, *, slow: bool) -> PlannedExperiment:
+    rows, stages = (
+        (chance.randint(2, 4), chance.randint(1, 2)) if slow else (chance.randint(2, 7), chance.randint(1, 3))
+    )
     names = [f"e{number} s{stage} n{{{{ input.n }}}}" for stage in range(stages)]
     prompts = [name if stage == 0 else name + " after {{ prev_output }}" for stage, name in enumerate(names)]
     budget = chance.random() < LIKELY
@@ -99,8 +102,8 @@ def _experiment(chance: Random, number: int) -> PlannedExperiment:
         max_concurrency=chance.randint(1, 4),
         budget_nanousd=int(worst * share) if budget and chance.random() < 0.7 else None,
         budget_tokens=int(rows * stages * 160 * share) if budget and chance.random() < 0.5 else None,
-        run_timeout=chance.choice((None, None, None, None, 4.0)),
-        experiment_timeout=chance.choice((None, None, None, None, 5.0)),
+        run_timeout=chance.choice((None, None, None, None, 3.0)),
+        experiment_timeout=chance.choice((None, None, None, None, 4.0)),
     )
     cached = chance.random() < 0.25
     spec = ExperimentSpec(
@@ -120,13 +123,13 @@ def _experiment(chance: Random, number: int) -> PlannedExperiment:
         limits=limits,
         cache=CachePolicy(mode=CacheMode.READ_WRITE if cached else CacheMode.OFF),
     )
-    return PlannedExperiment(round(chance.uniform(0, 1), 3), spec, tuple(_commands(chance, rows)))
+    return PlannedExperiment(round(chance.uniform(0, 0.6), 3), spec, tuple(_commands(chance, rows)))
 
 
 def _commands(chance: Random, rows: int) -> list[Command]:
     """Everything ends in the end: whoever pauses resumes."""
-    at = round(chance.uniform(0.2, 3), 3)
-    then = round(at + chance.uniform(0.05, 3), 3)
+    at = round(chance.uniform(0.1, 2), 3)
+    then = round(at + chance.uniform(0.05, 2), 3)
     match chance.choice(("", "", "", "cancel", "cancel", "pause", "pause", "retry", "update", "cancel_run")):
         case "cancel":
             return [Command(at, "cancel"), *([Command(then, "resume")] if chance.random() < 0.6 else [])]

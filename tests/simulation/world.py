@@ -39,7 +39,7 @@ from promptlooper.testing.simulation import Process, ProcessState, SimulatedCloc
 
 T = TypeVar("T")
 RPC_TIMEOUT = 3.0  # seconds
-TO_THE_END = 120.0  # seconds without trouble in which everything must end
+TO_THE_END = 60.0  # seconds without trouble in which everything must end
 RESTART_AFTER = 0.3  # seconds
 
 
@@ -88,7 +88,9 @@ class Runner:
         def registered(runner_id: str) -> None:
             nonlocal current
             current = runner_id
-            world.observer.holders[runner_id] = Holder(process, lambda: current, lambda: self._troubled_at)
+            world.observer.holders[runner_id] = Holder(
+                process, lambda: current, lambda: self.process is process, lambda: self._troubled_at
+            )
 
         async with runner_core(
             cast(Database, SimulatedDatabase(world.server, process, self._troubled)),
@@ -183,16 +185,22 @@ class World:
             runner.start()
         clients = [asyncio.create_task(self._client(planned)) for planned in self.schedule.experiments]
         strikes = [asyncio.create_task(self._strike(strike)) for strike in self.schedule.strikes]
-        await asyncio.gather(*strikes)
-        if not all(client.done() for client in clients) or not self._all_ended():
-            await self._until(lambda: self.loop.time() >= TROUBLE_UNTIL or self._is_over(clients), TROUBLE_UNTIL)
+        await self._until(
+            lambda: (
+                self._is_over(clients)
+                or (self.loop.time() >= TROUBLE_UNTIL and all(strike.done() for strike in strikes))
+            ),
+            TO_THE_END,
+        )
+        for strike in strikes:
+            strike.cancel()
         self._heal()
         if not await self._until(lambda: self._is_over(clients), TO_THE_END):
             states = [row.state for row in self.observer.progress.values()]
             self.observer.breaks(f"not everything ended within {TO_THE_END:g} s without trouble: {states}")
             for client in clients:
                 client.cancel()
-        await asyncio.sleep(self.chance.uniform(0, LEASE_TTL))
+        await asyncio.sleep(self.chance.uniform(0, LEASE_TTL / 2))
         await self._close()
         for client in clients:
             if client.done() and not client.cancelled() and (error := client.exception()) is not None:

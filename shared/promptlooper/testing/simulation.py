@@ -40,6 +40,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         super().__init__()
         self._seconds = 0.0
         self._turns = 0
+        self._processes: list[Process] = []
         self.faults: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, fault: self.faults.append(fault))
         self.set_task_factory(_task)
@@ -48,11 +49,22 @@ class SimulatedLoop(base_events.BaseEventLoop):
         return self._seconds
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        """Runs `main` to its end and closes the loop."""
+        """Runs `main` to its end, ends what is left then, and closes the loop. Raises Stuck."""
         try:
             return self.run_until_complete(main)
         finally:
+            self._turns = 0
+            self.run_until_complete(self._end())
             self.close()
+
+    async def _end(self) -> None:
+        for process in self._processes:
+            await process.bury()
+        left = [task for task in asyncio.all_tasks(self) if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=60)
 
     def _run_once(self) -> None:
         """One round, in place of BaseEventLoop's, which would wait."""
@@ -105,6 +117,7 @@ class Process:
     def __init__(self, loop: SimulatedLoop, name: str) -> None:
         self.name, self.state = name, ProcessState.RUNNING
         self._loop = loop
+        loop._processes.append(self)
         self._context = copy_context()
         self._context.run(_process.set, self)
         self._tasks: list[asyncio.Task[Any]] = []
