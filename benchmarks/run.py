@@ -148,11 +148,11 @@ def _through_services(folder: Path, data: Path, database: str, runs: int, postma
     measured(["run", str(written(folder, 100, 100)), "-q", "--server", server], {})  # warm-up
     for name in ("asked", "every answer cached"):
         pids = {part["name"]: part["pid"] for part in parts}
-        before = {part: _cpu(pid) for part, pid in pids.items()}
-        postgres_before = _tree_cpu(postmaster) if postmaster else 0.0
+        before = {part: cpu_of(pid) for part, pid in pids.items()}
+        postgres_before = tree_cpu_of(postmaster) if postmaster else 0.0
         used = measured(["run", str(written(folder, runs, 100)), "-q", "--server", server], {})
-        spent = {part: _cpu(pid) - before[part] for part, pid in pids.items()}
-        postgres = _tree_cpu(postmaster) - postgres_before if postmaster else 0.0
+        spent = {part: cpu_of(pid) - before[part] for part, pid in pids.items()}
+        postgres = tree_cpu_of(postmaster) - postgres_before if postmaster else 0.0
         ours = {part: cpu for part, cpu in spent.items() if not part.startswith(("nats", "redis"))}
         ours["cli"] = used.cpu
         theirs = {part: cpu for part, cpu in spent.items() if part not in ours}
@@ -167,7 +167,7 @@ def _through_services(folder: Path, data: Path, database: str, runs: int, postma
     print(f"  peak memory, MB: {peaks}")
 
 
-def _cpu(pid: int) -> float:
+def cpu_of(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
@@ -179,12 +179,12 @@ def _peak_mb(pid: int) -> float:
     return int(peak.split()[1]) / 1024
 
 
-def _tree_cpu(pid: int) -> float:
+def tree_cpu_of(pid: int) -> float:
     """Of PostgreSQL: its server processes, and those that ended."""
     process = psutil.Process(pid)
     times = process.cpu_times()
     own = times.user + times.system + times.children_user + times.children_system
-    return float(own + sum(_cpu(child.pid) for child in process.children(recursive=True)))
+    return float(own + sum(cpu_of(child.pid) for child in process.children(recursive=True)))
 
 
 def main() -> None:

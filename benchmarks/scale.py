@@ -1,0 +1,219 @@
+"""A hundred thousand runs, and several Runners on one experiment, on PostgreSQL.
+
+`python -m benchmarks.scale [big] [spread]` (default: both). Whole stacks, as `promptlooper up` starts them. CPU is user +
+system of whole processes; where several Runners are compared, each does its share of the same load, so the ratios say
+more than the rates, which two cores bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.run import CLI, cpu_of, provider, tree_cpu_of
+from promptlooper.clients.runner import RunnerClient, connected
+from promptlooper.experiment import (
+    ExperimentSpec,
+    InputRow,
+    Limits,
+    MessageTemplate,
+    ModelEntry,
+    Pipeline,
+    ScorerSpec,
+    Stage,
+)
+from promptlooper.testing.servers import postgres_server
+
+OURS = ("runner", "adapter", "cache", "scorer")
+BIG_INPUTS, BIG_REPEATS, BIG_CONCURRENCY = 1_000, 100, 100
+SPREAD_SLOTS, SPREAD_DELAY, SPREAD_RUNS = 20, 0.2, 2_000  # runs per Runner
+KILL_AT = 0.9
+
+
+def spec_of(inputs: int, repeats: int, concurrency: int) -> ExperimentSpec:
+    prompt = "Capital of {{ input.country }}? This is question {{ input.n }} of a series; answer with one word."
+    return ExperimentSpec(
+        "scale",
+        (Pipeline("direct", (Stage((MessageTemplate("user", prompt),)),), (ModelEntry("fast", "openai/fast"),)),),
+        tuple(InputRow("", {"country": "France", "n": n}, "Paris") for n in range(inputs)),
+        params={"max_tokens": 16, "temperature": 0},
+        repeats=repeats,
+        scorers=(ScorerSpec("contains", "contains", "{{ expected }}"),),
+        limits=Limits(max_concurrency=concurrency),
+    )
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack that is up."""
+
+    data: Path
+    postmaster: int
+
+    def parts(self) -> list[dict[str, object]]:
+        told = subprocess.run([CLI, "status", "--json", "--data", str(self.data)], check=True, capture_output=True)
+        parts: list[dict[str, object]] = json.loads(told.stdout)
+        return parts
+
+    def pids(self, kind: str) -> list[int]:
+        return [int(str(part["pid"])) for part in self.parts() if part["kind"] == kind]
+
+    def server(self) -> str:
+        return ",".join(str(part["address"]) for part in self.parts() if part["kind"] == "runner")
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds by kind of part, so far."""
+        spent = {kind: sum(cpu_of(pid) for pid in self.pids(kind)) for kind in (*OURS, "nats", "redis")}
+        return {**spent, "postgres": tree_cpu_of(self.postmaster)}
+
+
+@contextmanager
+def stack(folder: Path, runners: int, slots: int, delay: float) -> Iterator[Stack]:
+    with provider(delay) as url, postgres_server() as postgres:
+        assert postgres.process is not None
+        data = folder / f"up-{runners}-{slots}"
+        env = {**os.environ, "OPENAI_BASE_URL": url, "PROMPTLOOPER_SLOTS": str(slots)}
+        words = ["--port-base", "0", "--data", str(data), "--database-url", postgres.url, "--runners", str(runners)]
+        subprocess.run([CLI, "up", "-d", *words], env=env, check=True, stdout=subprocess.DEVNULL)
+        try:
+            yield Stack(data, postgres.process.pid)
+        finally:
+            subprocess.run([CLI, "down", "--data", str(data)], check=True, stdout=subprocess.DEVNULL)
+
+
+def said(title: str, before: dict[str, float], after: dict[str, float], runs: int) -> float:
+    """Prints who used how much CPU; returns the milliseconds of ours per run."""
+    per_run = {kind: (after[kind] - before[kind]) / runs * 1e3 for kind in before}
+    ours = sum(per_run[kind] for kind in OURS)
+    shown = ", ".join(f"{kind} {ms:.2f}" for kind, ms in per_run.items())
+    print(f"  {title}: {ours:.2f} ms CPU per run over our processes ({shown})")
+    return ours
+
+
+async def started_after(client: RunnerClient, experiment_id: str, event_seq: int) -> float:
+    """Unix time of the first run.started after an event."""
+    while True:
+        page = await client.list_events(experiment_id, event_seq, 1, kinds=["run.started"])
+        if page.events:
+            return page.events[0].event_time.timestamp()
+        await asyncio.sleep(0.02)
+
+
+async def ended(client: RunnerClient, experiment_id: str) -> float:
+    """Waits for the end; returns the experiment's duration in seconds."""
+    async for message in client.watch(experiment_id, kinds=["experiment.completed"]):
+        if message.terminal is not None:
+            assert message.terminal.counts.completed == message.terminal.counts.total, message.terminal
+            return message.terminal.duration_ms / 1e3
+    raise AssertionError("the watch ended without a terminal message")
+
+
+async def reached(client: RunnerClient, experiment_id: str, runs: int) -> None:
+    async for message in client.watch(experiment_id, kinds=["experiment.completed"], bookmark_interval=0.2):
+        seen = message.snapshot or message.bookmark or message.terminal
+        if seen is not None and seen.counts.completed >= runs:
+            return
+
+
+async def big(folder: Path) -> None:
+    total = BIG_INPUTS * BIG_REPEATS
+    print(f"\n{total:,} runs ({BIG_INPUTS:,} inputs x {BIG_REPEATS} repeats), one Runner, provider 0 ms")
+    with stack(folder, 1, 1_000, 0) as up:
+        async with connected(up.server(), reconnect_for=120) as client:
+            warm = await client.create(spec_of(100, 1, BIG_CONCURRENCY))
+            await ended(client, warm.experiment_id)
+            before, began = up.cpu(), time.time()
+            name = (await client.create(spec_of(BIG_INPUTS, BIG_REPEATS, BIG_CONCURRENCY))).experiment_id
+            answered = time.time()
+            first = await started_after(client, name, 0)
+            print(f"  create answered in {answered - began:.2f} s; first run {first - answered:+.2f} s after the answer")
+            for share in (0.1, 0.5, KILL_AT):
+                await reached(client, name, int(total * share))
+                print(f"  Runner's memory at {share:.0%}: {_rss_mb(up.pids('runner')[0]):.0f} MB")
+            middle = up.cpu()
+            said(f"to {KILL_AT:.0%}", before, middle, int(total * KILL_AT))
+            (killed,) = up.pids("runner")
+            at = time.time()
+            os.kill(killed, signal.SIGKILL)
+            pid = await _another(up, killed)
+            seq = (await _until_there(client, name)).event_seq
+            first = await started_after(client, name, 0 if first > at else await _last_before(client, name, seq, at))
+            made = psutil.Process(pid).create_time()
+            print(f"  killed at {KILL_AT:.0%}: first run {first - made:.2f} s after the new Runner's process began")
+            seconds = await ended(client, name)
+            rss = _rss_mb(up.pids("runner")[0])
+            print(f"  all {total:,} in {seconds:.0f} s; the new Runner's memory at the end: {rss:.0f} MB")
+
+
+async def _another(up: Stack, old: int) -> int:
+    while True:
+        pids = [part["pid"] for part in up.parts() if part["kind"] == "runner" and part["healthy"]]
+        if pids and pids[0] != old:
+            return int(str(pids[0]))
+        await asyncio.sleep(0.05)
+
+
+async def _until_there(client: RunnerClient, experiment_id: str):  # type: ignore[no-untyped-def]
+    return await client.get(experiment_id)
+
+
+async def _last_before(client: RunnerClient, experiment_id: str, event_seq: int, at: float) -> int:
+    """The last event before a time: looked for backwards, in pages."""
+    after = event_seq
+    while after > 0:
+        after = max(0, after - 1_000)
+        page = (await client.list_events(experiment_id, after, 1_000)).events
+        earlier = [event for event in page if event.event_time.timestamp() <= at]
+        if earlier:
+            return earlier[-1].event_seq
+    return 0
+
+
+async def spread(folder: Path) -> None:
+    print(f"\nseveral Runners, {SPREAD_SLOTS} slots each, provider {SPREAD_DELAY * 1e3:.0f} ms")
+    rates: dict[int, float] = {}
+    costs: dict[int, float] = {}
+    for runners in (1, 2, 3):
+        runs = SPREAD_RUNS * runners
+        with stack(folder, runners, SPREAD_SLOTS, SPREAD_DELAY) as up:
+            async with connected(up.server()) as client:
+                warm = await client.create(spec_of(100 * runners, 1, SPREAD_SLOTS * runners))
+                await ended(client, warm.experiment_id)
+                before = up.cpu()
+                made = await client.create(spec_of(runs, 1, SPREAD_SLOTS * runners))
+                seconds = await ended(client, made.experiment_id)
+                rates[runners] = runs / seconds
+                title = f"{runners} Runners, {runs:,} runs in {seconds:.1f} s, {rates[runners]:.0f} runs/s"
+                costs[runners] = said(title, before, up.cpu(), runs)
+    for runners in (2, 3):
+        print(
+            f"  {runners} Runners do {rates[runners] / rates[1]:.2f} times the runs of one, "
+            f"at {costs[runners] / costs[1]:.2f} times its CPU per run"
+        )
+
+
+def _rss_mb(pid: int) -> float:
+    return psutil.Process(pid).memory_info().rss / 2**20
+
+
+def main() -> None:
+    known = {"big": big, "spread": spread}
+    with tempfile.TemporaryDirectory(prefix="promptlooper-scale-") as folder:
+        for name in sys.argv[1:] or list(known):
+            asyncio.run(known[name](Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
