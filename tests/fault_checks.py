@@ -272,7 +272,7 @@ class Calls:
 
 
 def calls_of(history: Sequence[ProviderCall], deaths: Sequence[Death], runs: Sequence[Run], watched: Watched) -> Calls:
-    """Each question belongs to one stage of one run. A call is repeated only if its asker died after it began and before
+    """Each question belongs to one stage of a run. A call is repeated only if its asker died after it began and before
     it is repeated; what was seen to be committed is never asked again."""
     places = {_question(run, n): (run.run_index, n) for run in runs for n in range(len(run.stages))}
     committed = watched.committed()

@@ -31,7 +31,7 @@ NAMES = (
     "checkpoint_after_commit",
     "score_before",
     "score_after",
-    "terminal_before_commit",  # of a turn that ends a run
+    "terminal_before_commit",  # of the turn that ends an experiment
     "terminal_after_commit",
     "publish_before",  # to NATS
     "publish_after",  # given to the socket, not acknowledged
