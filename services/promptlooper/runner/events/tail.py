@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -115,42 +115,58 @@ class Tail:
         moved.set()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Followed:
+    tail: Tail
+    task: asyncio.Task[None]
+    look: asyncio.Event  # set to read now
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a watcher has of a tail."""
+
+    tail: Tail
+    place: Place
+    followed: _Followed
+
+
 class Tails:
     """A tail for each experiment that is watched here: it begins with the first watcher and ends with the last."""
 
     def __init__(self, database: Database, hub: Hub, clock: Clock, *, ring_events: int = RING_EVENTS) -> None:
         self._database, self._hub, self._clock, self._ring_events = database, hub, clock, ring_events
-        self._tails: dict[str, tuple[Tail, asyncio.Task[None], asyncio.Event]] = {}
+        self._tails: dict[str, _Followed] = {}
         hub.when_drained(self._wake_all)
 
     def __len__(self) -> int:
         return len(self._tails)
 
-    @asynccontextmanager
-    async def joined(
-        self, experiment: Experiment, event_seq: int, kinds: Collection[str] = ()
-    ) -> AsyncIterator[tuple[Tail, Place]]:
-        """The tail of an experiment that was just read, and a place in it after event_seq. No kinds are all."""
-        experiment_id = experiment.experiment_id
+    def join(self, experiment: Experiment, event_seq: int, kinds: Collection[str] = ()) -> Seat:
+        """A seat at the tail of an experiment that was just read, after event_seq. No kinds are all. Not a context
+        manager made of a generator: a loop that ends closes all of them at once, and a watch is one itself."""
+        experiment_id, wanted = experiment.experiment_id, frozenset(kinds) or None
         found = self._tails.get(experiment_id)
-        if found is None or found[0].error is not None:
+        if found is None or found.tail.error is not None:
             tail, look = Tail(experiment, ring_events=self._ring_events), asyncio.Event()
-            place = tail.join(frozenset(kinds) or None, event_seq)
+            place = tail.join(wanted, event_seq)
             task = asyncio.create_task(self._follow(tail, look), name=f"tail of {experiment_id}")
-            self._tails[experiment_id] = tail, task, look
+            self._tails[experiment_id] = found = _Followed(tail, task, look)
         else:
-            tail, task, look = found
-            place = tail.join(frozenset(kinds) or None, event_seq)
-            if experiment.event_seq > tail.event_seq:
-                look.set()
-        try:
-            yield tail, place
-        finally:
-            if tail.leave(place):
-                if self._tails.get(experiment_id) == (tail, task, look):
-                    del self._tails[experiment_id]
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            place = found.tail.join(wanted, event_seq)
+            if experiment.event_seq > found.tail.event_seq:
+                found.look.set()
+        return Seat(found.tail, place, found)
+
+    async def leave(self, seat: Seat) -> None:
+        followed = seat.followed
+        if not seat.tail.leave(seat.place):
+            return
+        experiment_id = seat.tail.experiment.experiment_id
+        if self._tails.get(experiment_id) is followed:
+            del self._tails[experiment_id]
+        followed.task.cancel()
+        await asyncio.gather(followed.task, return_exceptions=True)
 
     async def _follow(self, tail: Tail, look: asyncio.Event) -> None:
         """Reads on whenever there is news. What goes wrong is every watcher's to hear."""
@@ -188,5 +204,5 @@ class Tails:
         return page.event_seq < experiment.event_seq
 
     def _wake_all(self) -> None:
-        for tail, _, _ in self._tails.values():
-            tail.tell()
+        for followed in self._tails.values():
+            followed.tail.tell()

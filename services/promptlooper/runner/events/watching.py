@@ -70,7 +70,9 @@ class Watching:
                 return
         wanted = sorted({*kinds, *TERMINAL_KINDS}) if kinds else []
         told = self._clock.monotonic()
-        async with self._tails.joined(experiment, seq, wanted) as (tail, place):
+        seat = self._tails.join(experiment, seq, wanted)
+        tail = seat.tail
+        try:
             while not self._hub.draining:
                 moved = tail.moved
                 if tail.error is not None:
@@ -80,13 +82,13 @@ class Watching:
                     page = await self._caught_up(experiment, seq, wanted, tail.event_seq)
                 for event in page.events:
                     if not kinds or event.kind in kinds:
-                        place.event_seq = seq = event.event_seq
+                        seat.place.event_seq = seq = event.event_seq
                         if every == BOOKMARK_EVERY:  # a shorter one keeps counts fresh, between events too
                             told = self._clock.monotonic()
                         yield WatchMessage(token_of(experiment_id, seq), seq, event=event)
                         if self._hub.draining:
                             return
-                place.event_seq = seq = max(seq, page.event_seq)
+                seat.place.event_seq = seq = max(seq, page.event_seq)
                 experiment = tail.experiment
                 # Equal, for a tail that another watch left behind may still tell of an end before this watch's start.
                 if experiment.state.ended and seq == experiment.event_seq:
@@ -100,6 +102,8 @@ class Watching:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(left if left > 0 else None):  # wait_for may swallow a cancellation
                             await moved.wait()
+        finally:
+            await self._tails.leave(seat)
 
     async def list_events(
         self,
