@@ -172,6 +172,22 @@ async def test_call_that_follows_the_end_of_a_stream_reaches_another_replica() -
         assert calls["leaving"] == before
 
 
+async def test_server_says_that_it_leaves_before_it_refuses_calls() -> None:
+    replica = Replica()
+    services = {CACHE: replica.register}
+    going = serving("127.0.0.1:0", services, health_listen="127.0.0.1:0", lame_duck=1_000.0)
+    server = await going.__aenter__()
+    async with open_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=CACHE))
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        leaving = asyncio.create_task(going.__aexit__(None, None, None))
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await CacheServiceStub(channel).Lookup(pb.LookupRequest())
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        assert replica.calls == 1
+
+
 async def test_reader_that_is_frozen_holds_a_leaving_server_for_its_grace_only() -> None:
     written = asyncio.Event()
     stopped = asyncio.Event()
