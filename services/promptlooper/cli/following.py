@@ -188,9 +188,9 @@ def _farewell(stop: Interrupted, target: Target, experiment: Experiment | None, 
     if experiment.state.ended:
         again = f"promptlooper run --resume {name}{files}{option}"
         return f"Stopped by {stop}; experiment {name} had ended. Its results:\n  {again}"
-    kept = f"{ended(experiment):,} of {count(experiment.counts.total, 'run')}"
+    kept = f"{ended(experiment):,} of {count(experiment.counts.total, 'run')}"  # a moment ago: more may have ended
     return (
-        f"Stopped by {stop}. About {kept} of experiment {name} had ended; what was answered is kept. Run the rest:\n"
+        f"Stopped by {stop}. At least {kept} of experiment {name} had ended; what was answered is kept. Run the rest:\n"
         f"  promptlooper run --resume {name}{files}{option}\n"
         "See what there is, or end it:\n"
         f"  promptlooper show {name}{option}\n"

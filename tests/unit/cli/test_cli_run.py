@@ -298,3 +298,14 @@ def test_signal_without_a_server_names_the_command_that_resumes(
     assert result.exit_code == code
     assert "\n  promptlooper run --resume new1 -o 'my rows.csv' --env-file my.env\n" in result.stderr
     assert "\n  promptlooper cancel new1 --env-file my.env\n" in result.stderr
+
+
+def test_signal_after_the_end_says_how_to_get_the_results(promptlooper: Any, runner: Any, experiment: Path) -> None:
+    async def killed(experiment_id: str) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    runner.summarize = killed
+    result = promptlooper("run", "-o", "rows.csv")
+    assert result.exit_code == 143
+    assert "experiment new1 had ended. Its results:\n  promptlooper run --resume new1 -o rows.csv\n" in result.stderr
