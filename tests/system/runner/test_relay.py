@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import nats
 import pytest
@@ -18,6 +19,8 @@ from promptlooper.backing import NatsServer
 from promptlooper.run import Event
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.events.relay import STREAM, headers_of
+from promptlooper.runner.store import event_log
+from promptlooper.runner.store.database import Database
 from promptlooper.testing.eventually import eventually
 from promptlooper.testing.servers import nats_server
 from promptlooper.v1.events_pb2 import Event as EventMessage
@@ -151,6 +154,55 @@ async def test_a_deleted_experiment_does_not_stop_the_relay_after_an_outage(lab:
         done = await ended(runner, second.experiment_id)
         async with connected(broker) as client:
             await eventually(lambda: has(client, second.experiment_id, done.event_seq), within=30)
+
+
+async def test_that_an_experiment_is_deleted_is_its_last_event_also_after_an_outage(
+    lab: Lab, broker: NatsServer
+) -> None:
+    async with lab.runner(nats_url=broker.url) as runner, connected(broker) as client:
+        told = await runner.create(experiment("x", project="team-1"))
+        end = await ended(runner, told.experiment_id)
+        await eventually(lambda: has(client, told.experiment_id, end.event_seq))
+        await runner.delete(told.experiment_id)
+        await eventually(lambda: has(client, told.experiment_id, end.event_seq + 1))
+        last = (await in_stream(client, told.experiment_id))[-1]
+        assert (last.kind, last.event_seq, last.project) == ("experiment.deleted", end.event_seq + 1, "team-1")
+        assert (last.generation, last.experiment.state) == (1, "COMPLETED")
+        await asyncio.to_thread(broker.stop)
+        untold = await runner.create(experiment("y"))
+        end = await ended(runner, untold.experiment_id)
+        await runner.delete(untold.experiment_id)
+        await asyncio.to_thread(broker.start)
+        await eventually(lambda: has(client, untold.experiment_id, 1), within=30)
+        (only,) = await in_stream(client, untold.experiment_id)
+        assert (only.kind, only.event_seq) == ("experiment.deleted", end.event_seq + 1)
+
+
+async def test_events_that_were_deleted_before_nats_was_in_use_do_not_stop_the_relay(
+    lab: Lab, broker: NatsServer
+) -> None:
+    async with lab.runner() as runner:
+        gone = await runner.create(experiment("x"))
+        half_gone = await runner.create(experiment("x"))
+        for created in (gone, half_gone):
+            end = await ended(runner, created.experiment_id)
+    database = Database(lab.database_url)
+    try:
+        for experiment_id, limit in ((gone.experiment_id, 1_000), (half_gone.experiment_id, 3)):
+            delete = partial(
+                event_log.delete_old_events, experiment_id=experiment_id, before_us=1 << 60, limit=limit, relayed=False
+            )
+            await database.write(delete)
+    finally:
+        database.close()
+    async with lab.runner(nats_url=broker.url) as runner, connected(broker) as client:
+        after = await runner.create(experiment("x"))
+        await ended(runner, after.experiment_id)
+        await eventually(lambda: has(client, after.experiment_id, end.event_seq))
+        assert [e.event_seq for e in await in_stream(client, half_gone.experiment_id)] == list(
+            range(4, end.event_seq + 1)
+        )
+        assert await in_stream(client, gone.experiment_id) == []
 
 
 async def has(client: Client, experiment_id: str, count: int) -> bool:
