@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 import pytest
-from runner_lab import Lab, ended, experiment, watched
-from watch_lab import NEVER, WatchedRunner, on_the_wire, own_connections, seqs, watched_runner
+import sqlalchemy as sa
+from runner_lab import Lab, ScriptedModel, ended, experiment, watched
+from watch_lab import NEVER, CountingDatabase, WatchedRunner, on_the_wire, own_connections, seqs, watched_runner
 
 from promptlooper.clock import SystemClock
-from promptlooper.errors import ExperimentNotFound, ResumeTokenInvalid
+from promptlooper.errors import ExperimentNotFound, ResumeTokenInvalid, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.experiments import WatchMessage
 from promptlooper.runner.events.hub import Hub
@@ -18,6 +21,7 @@ from promptlooper.runner.events.watching import Watching, token_of
 from promptlooper.testing.eventually import eventually
 
 ROWS = [{"n": n} for n in range(70)]
+T = TypeVar("T")
 
 
 async def held(runner: WatchedRunner, lab: Lab) -> str:
@@ -239,3 +243,52 @@ async def test_a_token_of_another_experiment_or_of_the_future_is_refused(lab: La
                 await anext(runner.core.watch(created.experiment_id, token))
         (only,) = await watched(runner.core, created.experiment_id, token_of(created.experiment_id, end.event_seq))
         assert only.terminal == end
+
+
+async def test_when_the_database_does_not_answer_every_watcher_hears_it_and_the_next_watch_goes_on(lab: Lab) -> None:
+    async with watched_runner(lab, Hub(NEVER)) as runner:
+        experiment_id = await held(runner, lab)
+        away = Hub(NEVER)
+        database = FailingDatabase(lab.database_url)
+        watching = Watching(database, away, SystemClock())
+        watches = [watching.watch(experiment_id) for _ in range(5)]
+        for watch in watches:
+            token = (await anext(watch)).resume_token
+        waits = [asyncio.ensure_future(anext(watch)) for watch in watches]
+        await eventually(lambda: database.reads["news_after"])
+        database.fails = True
+        away.advanced(experiment_id)
+        for wait in waits:
+            with pytest.raises(StoreUnavailable):
+                await wait
+        database.fails = False
+        await runner.append(experiment_id, 1)
+        again = watching.watch(experiment_id, token)
+        assert (await anext(again)).event is not None
+        await again.aclose()
+        database.close()
+
+
+class FailingDatabase(CountingDatabase):
+    fails = False
+
+    async def read(self, fn: Callable[[sa.Connection], T], **settings: float) -> T:
+        if self.fails:
+            raise StoreUnavailable("the database does not answer: gone")
+        return await super().read(fn, **settings)
+
+
+def test_a_watch_that_nobody_closes_ends_quietly_with_the_loop(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    left: list[object] = []
+
+    async def leave_a_watch() -> None:
+        lab.model = ScriptedModel(hold=True)
+        async with watched_runner(lab) as runner:
+            experiment_id = await held(runner, lab)
+            watch = runner.core.watch(experiment_id, token_of(experiment_id, 0))
+            left.append(watch)
+            await anext(watch)
+
+    asyncio.run(leave_a_watch())
+    assert left
+    assert not [record for record in caplog.records if record.name == "asyncio"]
