@@ -105,7 +105,7 @@ async def run(settings: RunnerSettings) -> None:
             on_drain=hub.drain,
         ) as server:
             log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-            await until_signalled()
+            await until_signalled(settings.lame_duck + settings.grace)
             # Beside the calls of clients: both end within the grace, with some of it left to hand runs back.
             draining = asyncio.create_task(core.drain(0.8 * settings.grace))
         await draining

@@ -161,7 +161,7 @@ class RunnerCore:
     ) -> Experiment:
         _check_request_id(request_id)
         await self.get(experiment_id)
-        who = control.Restart(experiment_id, request_id, sha256_hex([verb, experiment_id]))
+        who = control.Restart(experiment_id, request_id, sha256_hex([verb, experiment_id]), self._engine.own_only)
         await self._database.write(partial(restart, who=who, now_us=self._now_us()), within=LONG_WORK)
         self._engine.take_up(experiment_id)
         return await self._changed(experiment_id)

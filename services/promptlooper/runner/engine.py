@@ -61,7 +61,7 @@ class Engine:
         lease_ttl: float = LEASE_TTL,
         registered: Callable[[str], None] = lambda runner_id: None,
     ) -> None:
-        self._parts, self._new_id, self.slots, self._own_only = parts, new_id, slots, own_only
+        self._parts, self._new_id, self.slots, self.own_only = parts, new_id, slots, own_only
         self._lease_ttl, self._registered = lease_ttl, registered
         self._own: set[str] = set()
         self.runner_id = ""
@@ -90,7 +90,7 @@ class Engine:
 
     def take_up(self, experiment_id: str) -> None:
         """An experiment was created or resumed here: look at it now."""
-        if self._own_only:
+        if self.own_only:
             self._own.add(experiment_id)
         self._hint.set()
 
@@ -146,14 +146,12 @@ class Engine:
         """Starts loops for what is active, and tells each its share."""
         database, clock = self._parts.database, self._parts.clock
         active, living = await database.read(repository.active)
-        mine = [a for a in active if not self._own_only or a.experiment_id in self._own]
+        mine = [a for a in active if not self.own_only or a.experiment_id in self._own]
         self._forget_ended()
         if self._draining:
             return
         now_us = microseconds(clock.now())
         for experiment in mine:
-            if experiment.is_overdue(now_us):
-                await self._time_is_over(experiment.experiment_id, now_us)
             if experiment.experiment_id not in self._tasks and experiment.has_work:
                 self._start(experiment.experiment_id)
         for experiment_id in sorted(self._loops.keys() - {a.experiment_id for a in mine}):
@@ -165,6 +163,9 @@ class Engine:
             if experiment.state is ExperimentState.CANCELLING:
                 loop.cancel()
             loop.look(shares[experiment.experiment_id], experiment.room)
+        for experiment in mine:
+            if experiment.is_overdue(now_us):
+                await self._time_is_over(experiment.experiment_id, now_us)
 
     async def _time_is_over(self, experiment_id: str, now_us: int) -> None:
         log.info("experiment %s is cancelled: limits.experiment_timeout is over", experiment_id)

@@ -204,6 +204,8 @@ class ExperimentLoop:
                 self.cancel()
             await self._start([*result.claims, *result.continuing], executor)
             self._wait_until(result.next_due_us)
+            if self._draining and not self._held:
+                self._wake.set()
 
     async def _plan(self, spec: ExperimentSpec, total: int) -> Plan | None:
         """Prices and endpoints of the models, once. Waits for an Adapter that can't be reached; None when stopped."""

@@ -45,6 +45,7 @@ class Restart:
     experiment_id: str
     request_id: str
     body_sha256: str
+    took_up: bool = False  # an embedded Runner takes up what was interrupted
 
 
 def cancel(connection: sa.Connection, experiment_id: str, now_us: int, reason: str = "USER") -> None:
@@ -90,6 +91,9 @@ def resume(connection: sa.Connection, who: Restart, now_us: int) -> None:
         ledger.cancelled = 0
         ledger.restart(now_us)
     else:
+        if who.took_up and not ledger.ended and not ledger.running:
+            ledger.set_deadline(now_us)  # its time was not running while nobody worked on it
+            number_events(connection, ledger, (), now_us)
         return
     _say(connection, ledger, "experiment.resumed", now_us)
 

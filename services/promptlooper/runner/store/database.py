@@ -23,6 +23,7 @@ T = TypeVar("T")
 # SQLSTATE classes: read-only (in a failover), out of resources, shut down by an operator.
 UNAVAILABLE_CLASSES = ("25", "53", "57")
 ANSWER_WITHIN = 8.0  # seconds: less than callers wait
+PING_AFTER = 1.0  # seconds that a connection was not used
 IDLE_AT_MOST = 8.0  # seconds that a frozen Runner may hold a lock: less than its lease
 
 
@@ -76,14 +77,11 @@ class Database:
                 "-c application_name=promptlooper-runner"
             )
             connect = {"connect_timeout": 3, "options": options, "keepalives_idle": 30, "keepalives_interval": 10}
-            return sa.create_engine(
-                self.url,
-                hide_parameters=True,
-                pool_size=1 if writes else 4,
-                max_overflow=0,
-                pool_pre_ping=True,
-                connect_args=connect,
+            engine = sa.create_engine(
+                self.url, hide_parameters=True, pool_size=1 if writes else 4, max_overflow=0, connect_args=connect
             )
+            _ping_after_a_pause(engine)
+            return engine
         engine = sa.create_engine(
             self.url,
             hide_parameters=True,  # they are prompts and outputs, and errors go to the log
@@ -181,6 +179,24 @@ class Database:
         self._writer.shutdown(wait=True)
         self._read_engine.dispose()
         self._write_engine.dispose()
+
+
+def _ping_after_a_pause(engine: sa.Engine) -> None:
+    """Finds connections that the server has ended. Not each time, as the pool's own ping would: that is a tenth of what
+    a turn costs."""
+
+    @sa.event.listens_for(engine, "checkin")
+    def _used(_: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    @sa.event.listens_for(engine, "checkout")
+    def _ping(connection: Any, record: Any, _: Any) -> None:
+        if time.monotonic() - record.info.get("used", time.monotonic()) <= PING_AFTER:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except Exception as error:
+            raise sa.exc.DisconnectionError from error  # the pool takes another
 
 
 def _cause(error: Exception) -> str:

@@ -135,19 +135,31 @@ class TurnResult:
     next_due_us: int | None  # when another run that came back may start; None where none may before other news
 
 
+LIVING = sa.select(runners.c.runner_id).where(runners.c.runner_id == sa.bindparam("r"), runners.c.dead.is_(False))
+LOCK = (
+    sa.select(*LEDGER_COLUMNS, LIVING.scalar_subquery())
+    .where(progress.c.experiment_id == sa.bindparam("x"))
+    .with_for_update(of=progress, key_share=True)
+)
+
+
 def locked_ledger(connection: sa.Connection, experiment_id: str) -> Ledger:
     """The progress row, locked until the transaction ends. It is the lock of everything of the experiment."""
-    query = sa.select(*LEDGER_COLUMNS).where(progress.c.experiment_id == experiment_id).with_for_update(key_share=True)
-    row = connection.execute(query).one_or_none()
+    return _locked(connection, experiment_id, "")[0]
+
+
+def _locked(connection: sa.Connection, experiment_id: str, runner_id: str) -> tuple[Ledger, bool]:
+    """Also says whether the Runner is alive."""
+    row = connection.execute(LOCK, {"x": experiment_id, "r": runner_id}).one_or_none()
     if row is None:
         raise ExperimentNotFound(f"there is no experiment {experiment_id!r}", experiment_id=experiment_id)
-    return Ledger(*row)
+    *columns, living = row
+    return Ledger(*columns), living is not None
 
 
 def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoints: Failpoints) -> TurnResult:
     """One turn. Raises ExperimentNotFound where the experiment was deleted."""
-    ledger = locked_ledger(connection, request.experiment_id)
-    alive = runner_is_alive(connection, request.runner_id)
+    ledger, alive = _locked(connection, request.experiment_id, request.runner_id)
     decided = Turn(ledger, request.runner_id, now_us, request.run_timeout_us, alive and request.going_on)
     decided.take(request.outcomes, _rows(connection, request.experiment_id, {o.run_index for o in request.outcomes}))
     next_due_us = None
@@ -170,11 +182,6 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
         due.append(next_due_us)
     next_us, stored = min(due, default=None), bool(decided.stage_results)
     return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, stored, next_us)
-
-
-def runner_is_alive(connection: sa.Connection, runner_id: str) -> bool:
-    query = sa.select(runners.c.dead).where(runners.c.runner_id == runner_id)
-    return connection.execute(query).scalar() is False
 
 
 def run_row(row: sa.Row[Any]) -> RunRow:
