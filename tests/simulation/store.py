@@ -100,8 +100,8 @@ class SimulatedDatabase:
 
     is_sqlite = True
 
-    def __init__(self, server: DatabaseServer, process: Process, troubled: Callable[[], None]) -> None:
-        """`troubled` hears of each request of this Runner alone that goes wrong."""
+    def __init__(self, server: DatabaseServer, process: Process, troubled: Callable[[float], None]) -> None:
+        """`troubled` hears of each request of this Runner alone that goes wrong, and for how many seconds."""
         self._server, self._process, self._troubled = server, process, troubled
         self._waiting: deque[_Request] = deque()
         self._writing = False
@@ -147,7 +147,7 @@ class SimulatedDatabase:
         latency = chance.uniform(0.0005, 0.01)
         if chance.random() < server.odds.request_slow:
             latency = chance.uniform(0.05, 2 * LEASE_TTL)
-            self._fault("request slow")
+            self._fault("request slow", latency)
         # What is on the wire arrives, whatever becomes of its sender; else the sender must be awake to send it.
         on_the_wire = chance.random() < 0.5
         context = server.context.copy() if on_the_wire else self._process.context()
@@ -195,6 +195,6 @@ class SimulatedDatabase:
             self._writing = False
             self._next_write()
 
-    def _fault(self, kind: str) -> None:
+    def _fault(self, kind: str, seconds: float = 0.0) -> None:
         self._server.faults[kind] += 1
-        self._troubled()
+        self._troubled(seconds)

@@ -119,8 +119,8 @@ class Runner:
             self.process = self.core = None
             self._world.loop.call_later(RESTART_AFTER, self.start)
 
-    def _troubled(self) -> None:
-        self._troubled_at = self._world.loop.time()
+    def _troubled(self, seconds: float = 0.0) -> None:
+        self._troubled_at = max(self._troubled_at, self._world.loop.time() + seconds)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -302,7 +302,7 @@ class World:
                     return
                 if error.reason != "EXPERIMENT_NOT_ENDED":
                     raise
-                await asyncio.sleep(0.2)  # it is being cancelled
+                await asyncio.sleep(self.chance.choice((0.01, 0.2)))  # it is being cancelled
             row = self.observer.progress[experiment_id]
             if command.verb == "pause" and row.ended:
                 return
