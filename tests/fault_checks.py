@@ -61,6 +61,16 @@ class Watched:
         }
 
 
+def committed_by_clock(events: Sequence[Event]) -> dict[tuple[int, int], float]:
+    """The same from the times in events, for who had no watch open: only on the machine of the Runner."""
+    began = time.monotonic() - time.time()
+    return {
+        (event.run_index or 0, int(event.detail["stage_index"])): began + event.event_time.timestamp()
+        for event in events
+        if event.kind == "run.stage_completed"
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """Everything that a client can know of an experiment."""
@@ -271,11 +281,15 @@ class Calls:
     problems: tuple[str, ...]
 
 
-def calls_of(history: Sequence[ProviderCall], deaths: Sequence[Death], runs: Sequence[Run], watched: Watched) -> Calls:
+def calls_of(
+    history: Sequence[ProviderCall],
+    deaths: Sequence[Death],
+    runs: Sequence[Run],
+    committed: Mapping[tuple[int, int], float],
+) -> Calls:
     """Each question belongs to one stage of a run. A call is repeated only if its asker died after it began and before
-    it is repeated; what was seen to be committed is never asked again."""
+    it is repeated; what was known to be committed is never asked again."""
     places = {_question(run, n): (run.run_index, n) for run in runs for n in range(len(run.stages))}
-    committed = watched.committed()
     by_question: dict[str, list[ProviderCall]] = defaultdict(list)
     for call in sorted(history, key=lambda call: call.started):
         by_question[call.question].append(call)

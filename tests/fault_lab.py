@@ -46,7 +46,7 @@ def steady_port() -> int:
             return port
 
 
-def _inherited_environment() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """Ours, without what would set up a service or lead to a real provider."""
     ours = ("_API_KEY", "_TOKEN", "_BASE_URL")
     return {k: v for k, v in os.environ.items() if not k.startswith("PROMPTLOOPER_") and not k.endswith(ours)}
@@ -59,7 +59,7 @@ class Node:
         self.name, self._module, self.log = name, module, folder / f"{name}.log"
         self.address, self.health_address = f"{HOST}:{steady_port()}", f"{HOST}:{steady_port()}"
         self._env = {
-            **_inherited_environment(),
+            **inherited_environment(),
             "PROMPTLOOPER_LISTEN": self.address,
             "PROMPTLOOPER_HEALTH_LISTEN": self.health_address,
             **env,

@@ -58,7 +58,7 @@ async def test_no_call_starts_after_a_cancel(seed: int, with_nats: bool) -> None
             await following
             known = await told(client, created.experiment_id)
         last = max(call.started for call in provider.history) - answered
-        calls = calls_of(provider.history, (), known.runs, watched)
+        calls = calls_of(provider.history, (), known.runs, watched.committed())
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),
@@ -93,7 +93,7 @@ async def test_a_dollar_on_three_runners_is_never_overshot(seed: int) -> None:
             watched = Watched()
             await watched.follow(client.watch(created.experiment_id))
             known = await told(client, created.experiment_id)
-        calls = calls_of(provider.history, (), known.runs, watched)
+        calls = calls_of(provider.history, (), known.runs, watched.committed())
         check(watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems)
         experiment = known.experiment
         assert (experiment.state, experiment.reason) == (ExperimentState.CANCELLED, "BUDGET")

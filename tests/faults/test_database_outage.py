@@ -102,7 +102,7 @@ async def test_an_outage_of_the_database_loses_and_repeats_nothing(
             await following
             known = await told(client, created.experiment_id)
             listed = await client.list_experiments(ExperimentFilter())
-        calls = calls_of(provider.history, (), known.runs, watched)
+        calls = calls_of(provider.history, (), known.runs, watched.committed())
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),

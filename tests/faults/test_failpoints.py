@@ -59,7 +59,7 @@ async def dies_at(lab: Cluster, name: str, hit: int) -> str:
         watched = Watched()
         await watched.follow(client.watch(experiment.experiment_id))
         known = await told(client, experiment.experiment_id)
-    calls = calls_of(lab.provider.history, [Death(runner.name, now, now)], known.runs, watched)
+    calls = calls_of(lab.provider.history, [Death(runner.name, now, now)], known.runs, watched.committed())
     check(watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems)
     runner.kill()
     return f"{calls.calls} calls, {calls.repeated} repeated"

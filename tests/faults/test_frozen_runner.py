@@ -64,7 +64,7 @@ async def test_a_runner_that_wakes_after_its_lease_has_run_out_changes_nothing(s
                 await freeze_past_its_lease(lab, watched, chance)
             await following
             known = await told(client, created.experiment_id)
-        calls = calls_of(provider.history, lab.deaths, known.runs, watched)
+        calls = calls_of(provider.history, lab.deaths, known.runs, watched.committed())
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),

@@ -55,7 +55,7 @@ async def test_thirty_kills_of_three_runners_lose_nothing_and_repeat_only_what_w
                 tasks.create_task(watched.follow(client.watch(created.experiment_id)))
                 tasks.create_task(killing(lab, watched, chance, RUNS * 5))
             known = await told(client, created.experiment_id)
-        calls = calls_of(provider.history, lab.deaths, known.runs, watched)
+        calls = calls_of(provider.history, lab.deaths, known.runs, watched.committed())
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),

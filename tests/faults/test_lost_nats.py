@@ -45,7 +45,7 @@ async def test_an_experiment_does_not_notice_that_nats_lost_everything(seed: int
             known = await told(first, created.experiment_id)
         last = known.experiment.event_seq
         again = await eventually(partial(stream_holds, lab.nats.url, created.experiment_id, last), within=30)
-        calls = calls_of(provider.history, (), known.runs, watches[0])
+        calls = calls_of(provider.history, (), known.runs, watches[0].committed())
         check(
             *(problems_of(watched, known.events) for watched in watches),
             event_problems(known.events),

@@ -75,7 +75,7 @@ async def test_turns_whose_commits_were_not_heard_lose_and_repeat_nothing(seed: 
             watched = Watched()
             await watched.follow(client.watch(created.experiment_id))
             known = await told(client, created.experiment_id)
-            calls = calls_of(provider.history, (), known.runs, watched)
+            calls = calls_of(provider.history, (), known.runs, watched.committed())
             check(
                 watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems
             )
