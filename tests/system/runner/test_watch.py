@@ -217,14 +217,17 @@ async def test_slow_watchers_are_caught_up_from_sql_and_miss_nothing(lab: Lab) -
         assert numbers == list(range(first + 1, last + 1))
 
 
-async def test_an_unfiltered_watcher_that_joins_filtered_ones_gets_every_kind(lab: Lab) -> None:
+@pytest.mark.parametrize("after_a_read", [False, True])
+async def test_an_unfiltered_watcher_that_joins_filtered_ones_gets_every_kind(lab: Lab, after_a_read: bool) -> None:
     async with watched_runner(lab) as runner:
         experiment_id = await held(runner, lab)
         watching = Watching(runner.database, runner.hub, SystemClock())
-        failures = watching.watch(experiment_id, kinds=["run.failed"])
+        failures = watching.watch(experiment_id, kinds=["run.failed"], bookmark_interval=0.2)
         start = (await anext(failures)).event_seq
-        following = asyncio.ensure_future(_all(failures))
         await runner.append(experiment_id, 40)
+        while after_a_read and (await anext(failures)).event_seq < start + 40:
+            pass
+        following = asyncio.ensure_future(_all(failures))
         everything = watching.watch(experiment_id, token_of(experiment_id, start))
         heard = [(await anext(everything)).event_seq for _ in range(40)]
         await runner.append(experiment_id, 1, kind="run.failed")

@@ -58,7 +58,9 @@ async def two_runners(
         for n in range(2):
             (folder := lab.folder / str(n)).mkdir()
             of_its_own = Lab(lab.database_url, folder, lab.model)
-            runner = await stack.enter_async_context(watched_runner(of_its_own, Hub(look_again), slots=0 if n else 100))
+            # The second one takes no part in the work: its engine's turns would tell its watchers, too.
+            idle = {"slots": 0, "own_only": True} if n else {}
+            runner = await stack.enter_async_context(watched_runner(of_its_own, Hub(look_again), **idle))
             await stack.enter_async_context(Hints(runner.hub, nats_url).running())
             if relays:
                 await stack.enter_async_context(Relay(runner.database, runner.hub, nats_url).running())
@@ -128,14 +130,19 @@ async def test_the_relay_hears_of_what_other_runners_commit(
     lab: Lab, broker: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "EVERYTHING", NEVER)
-    subject = "promptlooper.v1.events.*.*.experiment.completed"
+    subject = "promptlooper.v1.events.>"
+    lab.model.go.clear()
     async with listening(broker) as (_, heard), listening(broker, subject) as (_, published):
         async with two_runners(lab, broker.url, look_again=NEVER, relays=True) as runners:
             await both_hint(runners, heard)
             await eventually(lambda: sum(runner.database.reads["unpublished"] for runner in runners))
-            for runner in runners:  # one of them is not the one that publishes
-                created = await runner.core.create(experiment("x"))
-                await eventually(lambda name=created.experiment_id: any(name.encode() in event for event in published))
+            created = await runners[0].core.create(experiment("x"))
+            await lab.model.called.wait()
+            start = (await runners[0].core.get(created.experiment_id)).event_seq
+            await eventually(lambda: len(published) == start)
+            for n, runner in enumerate(runners, 1):  # one of them is not the one that publishes
+                await runner.append(created.experiment_id, 1)
+                await eventually(lambda n=n: len(published) == start + n)
 
 
 async def test_without_nats_watchers_of_another_runner_hear_by_looking(lab: Lab, broker: NatsServer) -> None:
