@@ -157,7 +157,7 @@ class Engine:
         for experiment_id in sorted(self._loops.keys() - {a.experiment_id for a in mine}):
             self._loops[experiment_id].check()
         here = [(a, self._loops[a.experiment_id]) for a in mine if a.experiment_id in self._loops]
-        wants = {a.experiment_id: loop.wanted(a, living, clock.monotonic()) for a, loop in here}
+        wants = {a.experiment_id: loop.wanted(a, 1 if self.own_only else living) for a, loop in here}
         shares = fair_shares(self.slots, wants)
         for experiment, loop in here:
             if experiment.state is ExperimentState.CANCELLING:

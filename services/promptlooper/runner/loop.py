@@ -17,8 +17,10 @@ from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUna
 from promptlooper.experiment import ExperimentSpec, ExperimentState
 from promptlooper.run import RunError, RunState
 from promptlooper.runner.execution import Plan, RunExecutor
+from promptlooper.runner.fairness import Portion
 from promptlooper.runner.held import Held, InputRows
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
+from promptlooper.runner.pace import SHORTEST, Pace
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
 from promptlooper.runner.store import control, leases, repository
 from promptlooper.runner.store.rows import microseconds
@@ -30,12 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("runner.loop")
 T = TypeVar("T")
-TURN_INTERVAL = 0.025  # seconds: a turn costs about the same for 1 outcome as for 50
 TURN_OUTCOMES = 128
 OUTCOMES_AT_MOST = 2_000  # in one turn: PostgreSQL takes at most 65,535 parameters
 STARTED_AT_ONCE = 16
 AFTER_OUTAGE = 0.5  # seconds
-UNUSED = 0.4  # seconds that others may leave room of an experiment unused
 
 
 class ExperimentLoop:
@@ -45,14 +45,14 @@ class ExperimentLoop:
         self.experiment_id, self._parts, self._engine = experiment_id, parts, engine
         self.share = 0
         self._room = 0
-        self._living, self._extra, self._room_since = 0, 0, parts.clock.monotonic()
+        self._portion = Portion(parts.clock.monotonic())
         self._outcomes: list[Outcome] = []
         self._held: dict[int, Held] = {}
         self._wake, self._full = asyncio.Event(), asyncio.Event()
         self._cancelling = self._stopping = self._hand_back = self._draining = self._changed_elsewhere = False
         self._timer: asyncio.TimerHandle | None = None  # for the next run that came back
         self._checkpoint: asyncio.TimerHandle | None = None  # for last stages whose scores are not there yet
-        self._earliest = 0.0  # monotonic time of the next turn
+        self._pace = Pace()
         self._event_seq = -1  # of the newest event
         self._inputs = InputRows(experiment_id, self._read)
 
@@ -60,17 +60,9 @@ class ExperimentLoop:
     def in_flight(self) -> int:
         return len(self._held)
 
-    def wanted(self, experiment: repository.Active, living: int, now: float) -> int:
-        """How many runs this Runner wants of an experiment: its part among the Runners that live, and what those leave
-        unused for longer than a look takes."""
-        part = -(-experiment.max_concurrency // max(1, living))
-        if living != self._living:
-            self._living, self._extra = living, 0
-        if not experiment.room:
-            self._room_since = now
-        elif now - self._room_since >= UNUSED:
-            self._extra, self._room_since = self._extra + experiment.room, now
-        return min(part + self._extra, self.in_flight + experiment.room)
+    def wanted(self, experiment: repository.Active, living: int) -> int:
+        """How many runs this Runner wants of it, `living` Runners being there."""
+        return self._portion.wanted(experiment, living, self.in_flight, self._parts.clock.monotonic())
 
     def look(self, share: int, room: int) -> None:
         """Wakes the loop where it could start something or must stop something. `room` is how many more runs could run,
@@ -227,19 +219,21 @@ class ExperimentLoop:
         """Until there is something to do, and not sooner than the interval after the last turn unless many outcomes
         wait."""
         await self._wake.wait()
-        pause = self._earliest - self._parts.clock.monotonic()
+        pause = self._pace.pause(self._parts.clock.monotonic())
         if pause > 0 and len(self._outcomes) < TURN_OUTCOMES and not self._stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):  # wait_for may swallow a cancellation
                     await self._full.wait()
-        self._earliest = self._parts.clock.monotonic() + TURN_INTERVAL
+        self._pace.turn_begins(self._parts.clock.monotonic())
 
     def _report(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
+        if isinstance(outcome, StageDone) and not outcome.result.cached:
+            self._pace.answered(outcome.result.latency_ms / 1e3)
         if not (isinstance(outcome, StageDone) and outcome.last):
             self._wake.set()
         elif self._checkpoint is None:  # mostly its score is there at once, and one turn takes both
-            self._checkpoint = asyncio.get_running_loop().call_later(TURN_INTERVAL, self._checkpoint_due)
+            self._checkpoint = asyncio.get_running_loop().call_later(SHORTEST, self._checkpoint_due)
         if len(self._outcomes) >= TURN_OUTCOMES:
             self._full.set()
 
