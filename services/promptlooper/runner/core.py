@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
 
 from promptlooper.caching import CacheStats, ResponseCache
 from promptlooper.clock import Clock, IdMaker
@@ -17,7 +14,6 @@ from promptlooper.errors import (
     ExperimentNotFound,
     InvalidArgument,
     InvalidExperiment,
-    PageTokenInvalid,
     Problem,
     RunNotFound,
     TemplateError,
@@ -33,8 +29,8 @@ from promptlooper.experiments import (
     WatchMessage,
 )
 from promptlooper.failpoints import Failpoints
-from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Run, RunState
+from promptlooper.runner import page_tokens
 from promptlooper.runner.bounds import LARGEST, Bound, call_bound
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
@@ -51,7 +47,7 @@ from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.summary import summarize
 from promptlooper.scoring import ScorerInfo, ScoringService
 
-DEFAULT_PAGE, LARGEST_PAGE, EXPORT_PAGE = 50, 1_000, 200
+EXPORT_PAGE = 200
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
 LONGEST_INPUT_ID = 200  # characters: it is in every event
 LONG_WORK, LONGEST_WORK = 25.0, 55.0  # seconds: less than callers wait
@@ -126,17 +122,19 @@ class RunnerCore:
     ) -> ExperimentPage:
         bound_to = ["experiments", where.project, where.tags, where.metadata, [s.value for s in where.states]]
         bound_to.append(where.experiment_id_prefix)
-        after = _place_of(page_token, bound_to)
+        after = page_tokens.place_of(page_token, bound_to)
         found, following = await self._database.read(
             partial(
                 repository.page,
                 where=where,
-                limit=_page_size(page_size),
+                limit=page_tokens.page_size_of(page_size),
                 after=None if after is None else (after[0], after[1]),
                 now_us=self._now_us(),
             )
         )
-        return ExperimentPage(tuple(found), "" if following is None else _page_token(list(following), bound_to))
+        return ExperimentPage(
+            tuple(found), "" if following is None else page_tokens.page_token(list(following), bound_to)
+        )
 
     async def cancel(self, experiment_id: str) -> Experiment:
         await self.get(experiment_id)
@@ -227,8 +225,8 @@ class RunnerCore:
         full: bool = False,
     ) -> RunPage:
         bound_to = ["runs", experiment_id, [state.value for state in states], full]
-        after = _place_of(page_token, bound_to)
-        limit = _page_size(page_size)
+        after = page_tokens.place_of(page_token, bound_to)
+        limit = page_tokens.page_size_of(page_size)
         source = await self._source(experiment_id)
         start = 0 if after is None else after[0]
         read = partial(read_runs, source=source, start=start, limit=limit + 1, full=full, states=states)
@@ -238,7 +236,7 @@ class RunnerCore:
             rest = await self._database.read(
                 partial(read_runs, source=source, start=shown[-1].run_index + 1, limit=1, full=False, states=states)
             )
-        return RunPage(tuple(shown), _page_token([rest[0].run_index], bound_to) if rest else "")
+        return RunPage(tuple(shown), page_tokens.page_token([rest[0].run_index], bound_to) if rest else "")
 
     async def cancel_run(self, run_id: str) -> Run:
         experiment_id, run_index = _run_place(run_id)
@@ -335,27 +333,3 @@ def _check_update(update: ExperimentUpdate) -> None:
 
 def _no_run(run_id: str) -> RunNotFound:
     return RunNotFound(f"there is no run {run_id!r}, or it has not started; see `list` and `export`", run_id=run_id)
-
-
-def _page_size(asked: int) -> int:
-    if asked < 0:
-        raise InvalidArgument(f"page_size {asked} is negative; 0 is {DEFAULT_PAGE}", field="page_size")
-    return min(asked or DEFAULT_PAGE, LARGEST_PAGE)
-
-
-def _page_token(place: list[int | str], bound_to: Sequence[object]) -> str:
-    """Opaque to clients, and good only for the filter that it was made with."""
-    text = json_text([sha256_hex(list(bound_to))[:12], *place])
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _place_of(token: str, bound_to: Sequence[object]) -> list[Any] | None:
-    if not token:
-        return None
-    try:
-        digest, *place = list[Any](json_value(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))))
-    except (ValueError, TypeError, binascii.Error) as error:
-        raise PageTokenInvalid(f"page token {token!r} was not given by this server; start without it") from error
-    if digest != sha256_hex(list(bound_to))[:12]:
-        raise PageTokenInvalid("the page token is of another filter; start without it")
-    return place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SHORTEST, LONGEST = 0.025, 0.1  # seconds between the beginnings of two turns
-LATENCY_SHARE = 0.1  # where answers take long, an outcome may wait up to a tenth of that
+LATENCY_SHARE = 0.2  # where answers take long, an outcome may wait up to a fifth of that
 NEWEST = 0.1  # how much the newest answer counts in the mean
 
 

@@ -69,9 +69,9 @@ def test_turns_are_less_frequent_where_answers_take_long() -> None:
     pace.turn_begins(10.0)
     assert pace.pause(10.0) == pytest.approx(SHORTEST)
     for _ in range(100):
-        pace.answered(0.6)
+        pace.answered(0.4)
     pace.turn_begins(20.0)
-    assert pace.pause(20.0) == pytest.approx(0.06, rel=0.01)
+    assert pace.pause(20.0) == pytest.approx(0.08, rel=0.01)
     for _ in range(100):
         pace.answered(30.0)
     pace.turn_begins(30.0)
