@@ -43,8 +43,8 @@ up: setup ## the whole stack on this machine
 bench: setup ## CPU per run, runs per second, memory
 	$(BIN)/python -m benchmarks.run
 
-faults: setup ## the heavy fault tests
-	$(BIN)/python -m pytest tests/faults
+faults: setup ## kill, freeze and cut off real processes: about a quarter of an hour
+	$(BIN)/python -m pytest tests/faults -v -s
 
 constraints: ## record the installed versions
 	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt

@@ -23,6 +23,7 @@ ENDS = {
     "experiment.cancelled": ExperimentState.CANCELLED,
     "experiment.failed": ExperimentState.FAILED,
 }
+AFTER_THE_END = frozenset({"experiment.updated"})
 # Seconds: what a Runner has sent may reach the provider after its death. Its next life needs longer to begin.
 UNDER_WAY = 0.5
 RUN_ENDS = {
@@ -147,7 +148,7 @@ def event_problems(events: Sequence[Event]) -> list[str]:
     if generations != sorted(generations):
         found.append("generations go back")
     for generation in sorted(set(generations)):
-        kinds = [event.kind for event in events if event.generation == generation]
+        kinds = [e.kind for e in events if e.generation == generation and e.kind not in AFTER_THE_END]
         ends = [number for number, kind in enumerate(kinds) if kind in ENDS]
         if ends != [len(kinds) - 1]:
             found.append(f"generation {generation} has {len(ends)} terminal events, or they are not its last")
