@@ -162,6 +162,8 @@ class Engine:
         for experiment, loop in here:
             if experiment.state is ExperimentState.CANCELLING:
                 loop.cancel()
+            else:
+                loop.uncancel()
             loop.look(shares[experiment.experiment_id], experiment.room)
         for experiment in mine:
             if experiment.is_overdue(now_us):
@@ -231,7 +233,7 @@ class Engine:
 
     async def _reap(self) -> None:
         database, runner_id = self._parts.database, self.runner_id
-        await database.write(partial(leases.mark_expired_runners, runner_id=runner_id))
+        await database.write(partial(leases.mark_expired_runners, runner_id=runner_id, ttl=self._lease_ttl))
         for experiment_id in await database.read(leases.orphaned):
             now_us = microseconds(self._parts.clock.now())
             take = partial(leases.give_back_orphans, experiment_id=experiment_id, now_us=now_us)

@@ -82,6 +82,10 @@ class ExperimentLoop:
         self._changed_elsewhere = True
         self._wake.set()
 
+    def uncancel(self) -> None:
+        """The experiment is not CANCELLING any more: it was resumed before this loop saw its end."""
+        self._cancelling = False
+
     def cancel(self) -> None:
         """The experiment is CANCELLING: stops what runs, each run ends as CANCELLED."""
         if not self._cancelling:

@@ -215,8 +215,9 @@ class Turn:
 
     def take_back(self, rows: Sequence[RunRow]) -> None:
         """Gives back the runs of a dead Runner; a later outcome of it is refused, as the next claim raises the
-        epoch."""
+        epoch. What they reserved is spent: calls may have been under way."""
         for row in rows:
+            self.ledger.spend_reservation(row)
             if self._is_cancelled(row):
                 self._end(row, RunState.CANCELLED)
                 self.events.append(NewEvent("run.cancelled", row.run_index, {}))

@@ -38,6 +38,12 @@ from promptlooper.runner.turn import NewEvent, Turn, experiment_facts
 CANCELLED, FAILED = RunState.CANCELLED.value, RunState.FAILED.value
 
 
+SELECT_CANCELLED = sa.select(runs.c.experiment_id, runs.c.run_index).where(
+    runs.c.owner == sa.bindparam("r"),
+    sa.text("cancel_requested AND state = 'RUNNING'"),  # literals, so that the partial index serves
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Restart:
     """Who asks to resume or retry an experiment; `request_id` may be ""."""
@@ -95,7 +101,10 @@ def resume(connection: sa.Connection, who: Restart, now_us: int) -> None:
             ledger.set_deadline(now_us)  # its time was not running while nobody worked on it
             number_events(connection, ledger, (), now_us)
         return
-    _say(connection, ledger, "experiment.resumed", now_us)
+    decided = Turn(ledger, "", now_us)
+    decided.events.append(NewEvent("experiment.resumed", None, experiment_facts(ledger)))
+    decided.settle(list)  # all its runs may have ended while it was being cancelled
+    write(connection, decided, Failpoints())
 
 
 def retry(connection: sa.Connection, who: Restart, now_us: int) -> None:
@@ -178,12 +187,7 @@ def cancel_run(connection: sa.Connection, experiment_id: str, run_index: int, no
 
 def requested_cancels(connection: sa.Connection, runner_id: str) -> list[tuple[str, int]]:
     """(experiment_id, run_index) of a Runner's runs that somebody wants stopped."""
-    query = sa.select(runs.c.experiment_id, runs.c.run_index).where(
-        runs.c.owner == runner_id,
-        # Literals, so that the partial index serves.
-        sa.text("cancel_requested AND state = 'RUNNING'"),
-    )
-    return [(row.experiment_id, row.run_index) for row in connection.execute(query)]
+    return [(row.experiment_id, row.run_index) for row in connection.execute(SELECT_CANCELLED, {"r": runner_id})]
 
 
 def delete(connection: sa.Connection, experiment_id: str, now_us: int) -> None:

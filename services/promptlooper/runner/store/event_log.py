@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -16,6 +17,33 @@ from promptlooper.runner.store.models import deleted, events, experiments, progr
 from promptlooper.runner.store.rows import event_of, moment_of
 from promptlooper.runner.store.turns import locked_ledger
 
+LAST = 2**62  # beyond any event
+# Statements that are run many times a second are made once: making one costs more than running it.
+SELECT_EVENTS = (
+    sa.select(events)
+    .where(
+        events.c.experiment_id == sa.bindparam("x"),
+        events.c.event_seq > sa.bindparam("after"),
+        events.c.event_seq <= sa.bindparam("up_to"),
+    )
+    .order_by(events.c.event_seq)
+    .limit(sa.bindparam("most"))
+)
+SELECT_KINDS = SELECT_EVENTS.where(events.c.kind.in_(sa.bindparam("kinds", expanding=True)))
+SELECT_UNPUBLISHED = (
+    sa.select(relay.c.experiment_id, experiments.c.project, relay.c.published_seq, progress.c.event_seq)
+    .join(progress, progress.c.experiment_id == relay.c.experiment_id)
+    .join(experiments, experiments.c.experiment_id == relay.c.experiment_id)
+    .where(progress.c.event_seq > relay.c.published_seq)
+    .order_by(experiments.c.created_us)
+    .limit(sa.bindparam("most"))
+)
+SELECT_UNPUBLISHED_AMONG = SELECT_UNPUBLISHED.where(relay.c.experiment_id.in_(sa.bindparam("among", expanding=True)))
+UPDATE_PUBLISHED = (
+    sa.update(relay)
+    .where(relay.c.experiment_id == sa.bindparam("x"), relay.c.published_seq < sa.bindparam("n"))
+    .values(published_seq=sa.bindparam("n"))
+)
 FIXED_BYTES = 400  # of an event, beside its detail: more than ids, kind and numbers have on the wire
 
 
@@ -73,15 +101,11 @@ def page_after(
 ) -> LogPage:
     """Up to `limit` events after event_seq, none beyond `up_to`; at least one where there is one. Raises
     ResumeTokenExpired where one of them is gone, and ExperimentNotFound where the experiment is."""
-    query = (
-        sa.select(events)
-        .where(events.c.experiment_id == experiment_id, events.c.event_seq > event_seq, events.c.event_seq <= up_to)
-        .order_by(events.c.event_seq)
-        .limit(limit)
-    )
+    values = {"x": experiment_id, "after": event_seq, "up_to": up_to, "most": limit}
     if kinds:
-        query = query.where(events.c.kind.in_(kinds))
-    rows = connection.execute(query).all()
+        rows = connection.execute(SELECT_KINDS, {**values, "kinds": kinds}).all()
+    else:
+        rows = connection.execute(SELECT_EVENTS, values).all()
     found: list[Event] = []
     sizes: list[int] = []
     room = at_most_bytes
@@ -123,13 +147,8 @@ def check_kept(connection: sa.Connection, experiment_id: str, event_seq: int) ->
 
 def kept_after(connection: sa.Connection, experiment_id: str, project: str, event_seq: int, limit: int) -> list[Event]:
     """Events after event_seq that are kept, for the relay."""
-    query = (
-        sa.select(events)
-        .where(events.c.experiment_id == experiment_id, events.c.event_seq > event_seq)
-        .order_by(events.c.event_seq)
-        .limit(limit)
-    )
-    return [event_of(row, project) for row in connection.execute(query)]
+    values = {"x": experiment_id, "after": event_seq, "up_to": LAST, "most": limit}
+    return [event_of(row, project) for row in connection.execute(SELECT_EVENTS, values)]
 
 
 def unpublished(
@@ -137,26 +156,16 @@ def unpublished(
 ) -> list[tuple[str, str, int, int]]:
     """(experiment_id, project, published_seq, event_seq) of experiments with events that the relay has not published,
     of all or only `among` some."""
-    query = (
-        sa.select(relay.c.experiment_id, experiments.c.project, relay.c.published_seq, progress.c.event_seq)
-        .join(progress, progress.c.experiment_id == relay.c.experiment_id)
-        .join(experiments, experiments.c.experiment_id == relay.c.experiment_id)
-        .where(progress.c.event_seq > relay.c.published_seq)
-        .order_by(experiments.c.created_us)
-        .limit(limit)
-    )
-    if among is not None:
-        query = query.where(relay.c.experiment_id.in_(among))
-    return [(r[0], r[1], r[2], r[3]) for r in connection.execute(query)]
+    values: dict[str, Any] = {"most": limit}
+    if among is None:
+        rows = connection.execute(SELECT_UNPUBLISHED, values)
+    else:
+        rows = connection.execute(SELECT_UNPUBLISHED_AMONG, {**values, "among": among})
+    return [(r[0], r[1], r[2], r[3]) for r in rows]
 
 
 def record_published(connection: sa.Connection, published: Mapping[str, int]) -> None:
-    statement = (
-        sa.update(relay)
-        .where(relay.c.experiment_id == sa.bindparam("x"), relay.c.published_seq < sa.bindparam("n"))
-        .values(published_seq=sa.bindparam("n"))
-    )
-    connection.execute(statement, [{"x": experiment_id, "n": seq} for experiment_id, seq in published.items()])
+    connection.execute(UPDATE_PUBLISHED, [{"x": experiment_id, "n": seq} for experiment_id, seq in published.items()])
 
 
 def deletions(connection: sa.Connection, limit: int, only: str | None = None) -> list[Event]:

@@ -32,13 +32,19 @@ def renew_runner(connection: sa.Connection, runner_id: str, ttl: float) -> bool:
     return connection.execute(statement.values(lease_until_us=until)).rowcount == 1
 
 
-def mark_expired_runners(connection: sa.Connection, runner_id: str) -> None:
+def mark_expired_runners(connection: sa.Connection, runner_id: str, ttl: float) -> None:
     """Marks Runners dead whose lease has run out, but not this one. Only for a Runner with one unbroken lease term of
-    its own behind it: after an outage of the database nobody's lease is worth anything."""
+    its own behind it: after an outage of the database nobody's lease is worth anything. Nor is it where this statement
+    was on its way while the database was frozen: so the own lease must have been renewed within a third of its term."""
+    now_us, own = _database_now_us(connection), runners.alias()
+    renewed = sa.select(own.c.runner_id).where(
+        own.c.runner_id == runner_id, own.c.dead.is_(False), own.c.lease_until_us > now_us + int(ttl * 2e6 / 3)
+    )
     expired = sa.and_(
         runners.c.dead.is_(False),
-        runners.c.lease_until_us < _database_now_us(connection),
+        runners.c.lease_until_us < now_us,
         runners.c.runner_id != runner_id,
+        sa.exists(renewed),
     )
     connection.execute(sa.update(runners).where(expired).values(dead=True))
 

@@ -31,6 +31,14 @@ EXPERIMENT = sa.select(
     *(c for c in experiments.c if c.name != "spec_json"), *(c for c in progress.c if c.name != "experiment_id")
 ).join(progress, progress.c.experiment_id == experiments.c.experiment_id)
 ACTIVE = [state.value for state in ExperimentState if not state.ended]
+# Statements that are run many times a second are made once: making one costs more than running it.
+SELECT_ACTIVE = sa.select(
+    *(progress.c[name] for name in ("experiment_id", "state", "running", "total", "next_index", "returned")),
+    progress.c.max_concurrency,
+    progress.c.deadline_us,
+).where(progress.c.state.in_(ACTIVE))
+COUNT_LIVING = sa.select(sa.func.count()).where(runners.c.dead.is_(False))
+GET = EXPERIMENT.where(experiments.c.experiment_id == sa.bindparam("x"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int, failpoint
 
 
 def get(connection: sa.Connection, experiment_id: str, now_us: int) -> Experiment:
-    row = connection.execute(EXPERIMENT.where(experiments.c.experiment_id == experiment_id)).one_or_none()
+    row = connection.execute(GET, {"x": experiment_id}).one_or_none()
     if row is None:
         raise _not_found(experiment_id)
     return experiment_of(row, now_us)
@@ -189,9 +197,7 @@ def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> li
 
 def active(connection: sa.Connection) -> tuple[list[Active], int]:
     """The experiments that have not ended, and how many Runners live."""
-    living = connection.execute(sa.select(sa.func.count()).where(runners.c.dead.is_(False))).scalar() or 0
-    names = ("experiment_id", "state", "running", "total", "next_index", "returned", "max_concurrency", "deadline_us")
-    query = sa.select(*(progress.c[name] for name in names)).where(progress.c.state.in_(ACTIVE))
+    living = connection.execute(COUNT_LIVING).scalar() or 0
     found = [
         Active(
             r.experiment_id,
@@ -201,7 +207,7 @@ def active(connection: sa.Connection) -> tuple[list[Active], int]:
             r.max_concurrency,
             r.deadline_us,
         )
-        for r in connection.execute(query)
+        for r in connection.execute(SELECT_ACTIVE)
     ]
     return found, living
 

@@ -184,6 +184,11 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
     return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, stored, next_us)
 
 
+SELECT_RUNS = sa.select(*RUN_COLUMNS).where(
+    runs.c.experiment_id == sa.bindparam("x"), runs.c.run_index.in_(sa.bindparam("indexes", expanding=True))
+)
+
+
 def run_row(row: sa.Row[Any]) -> RunRow:
     """Of a row with RUN_COLUMNS."""
     values = row._mapping
@@ -193,8 +198,8 @@ def run_row(row: sa.Row[Any]) -> RunRow:
 def _rows(connection: sa.Connection, experiment_id: str, indexes: set[int]) -> dict[int, RunRow]:
     if not indexes:
         return {}
-    query = sa.select(*RUN_COLUMNS).where(runs.c.experiment_id == experiment_id, runs.c.run_index.in_(sorted(indexes)))
-    return {row[0]: run_row(row) for row in connection.execute(query)}
+    found = connection.execute(SELECT_RUNS, {"x": experiment_id, "indexes": sorted(indexes)})
+    return {row[0]: run_row(row) for row in found}
 
 
 def _pending(decided: Turn) -> sa.Select[Any]:
