@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import nats
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from promptlooper.runner.events.relay import STREAM
+from promptlooper.testing.eventually import eventually
 
 
 async def streamed(nats_url: str, experiment_id: str) -> list[int]:
@@ -27,9 +30,16 @@ async def streamed(nats_url: str, experiment_id: str) -> list[int]:
     return found
 
 
-async def stream_holds(nats_url: str, experiment_id: str, last: int) -> list[int]:
+async def whole_stream(nats_url: str, experiment_id: str, last: int, within: float = 30.0) -> list[int]:
     """The same, once the last event is there: the relay may be behind."""
-    found = await streamed(nats_url, experiment_id)
-    assert found, f"the stream has no event of {experiment_id}"
-    assert found[-1] == last, f"the stream ends with event {found[-1]} of {last}"
-    return found
+
+    async def ended() -> list[int]:
+        found = await streamed(nats_url, experiment_id)
+        assert found, f"the stream has no event of {experiment_id}"
+        assert found[-1] == last, f"the stream ends with event {found[-1]} of {last}"
+        return found
+
+    def ask() -> list[int] | Awaitable[list[int]]:
+        return ended()
+
+    return await eventually(ask, within)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -86,7 +86,7 @@ async def refused_all_the_time(lab: Cluster, experiment_id: str) -> Counter[str]
 
 @pytest.mark.parametrize("outage", [stopped, frozen])
 async def test_an_outage_of_the_database_loses_and_repeats_nothing(
-    seed: int, outage: Callable[[Cluster], AsyncIterator[None]]
+    seed: int, outage: Callable[[Cluster], AbstractAsyncContextManager[None]]
 ) -> None:
     async with FakeProvider(answering(seed, 0.05, 0.4)) as provider, cluster(provider, runners=2) as lab:
         async with lab.client() as client:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 import signal
 import time
-from functools import partial
 
 import pytest
 from fault_checks import Watched, calls_of, check, event_problems, row_problems, told, watch_problems
 from fault_lab import Cluster, Death, answering, cluster
 from fault_specs import three_stages
-from fault_stream import stream_holds
+from fault_stream import whole_stream
 
 from promptlooper.errors import DeadlineExceeded, ServiceUnavailable
 from promptlooper.experiment import CacheMode, Experiment, ExperimentSpec
@@ -62,7 +61,7 @@ async def dies_at(lab: Cluster, name: str, hit: int) -> str:
         await watched.follow(client.watch(experiment.experiment_id))
         known = await told(client, experiment.experiment_id)
     last = known.experiment.event_seq
-    in_stream = await eventually(partial(stream_holds, lab.nats.url, experiment.experiment_id, last), within=30)
+    in_stream = await whole_stream(lab.nats.url, experiment.experiment_id, last)
     assert in_stream == list(range(1, last + 1)), "the stream does not have each event once and in order"
     calls = calls_of(lab.provider.history, [Death(runner.name, now, now)], known.runs, watched.committed())
     check(watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems)

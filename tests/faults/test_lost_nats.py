@@ -11,7 +11,7 @@ from fault_checks import Watched, calls_of, check, event_problems, result_proble
 from fault_checks import watch_problems as problems_of
 from fault_lab import answering, cluster, running
 from fault_specs import three_stages
-from fault_stream import stream_holds
+from fault_stream import whole_stream
 
 from promptlooper.testing.eventually import eventually
 from promptlooper.testing.provider import FakeProvider
@@ -44,7 +44,7 @@ async def test_an_experiment_does_not_notice_that_nats_lost_everything(seed: int
                 await running(lab.nats)
             known = await told(first, created.experiment_id)
         last = known.experiment.event_seq
-        again = await eventually(partial(stream_holds, lab.nats.url, created.experiment_id, last), within=30)
+        again = await whole_stream(lab.nats.url, created.experiment_id, last)
         calls = calls_of(provider.history, (), known.runs, watches[0].committed())
         check(
             *(problems_of(watched, known.events) for watched in watches),
