@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,9 @@ def up(
     A part that dies later is started again. More than one Runner needs a PostgreSQL.
     Provider keys (OPENAI_API_KEY and the like, also from .env) reach the Adapter and no other part.
     """
+    # Before grpc is imported, which asks parts for their health: its handlers of fork crash one child in ten, as its
+    # threads run on beside them.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     replicas = {"runner": runners, "adapter": adapters, "cache": caches, "scorer": scorers}
     _refuse_second(data)
     _check_settings(database_url, providers)

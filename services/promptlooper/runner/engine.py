@@ -110,6 +110,12 @@ class Engine:
         """There may be something new to do: look now."""
         self._hint.set()
 
+    @property
+    def may_call(self) -> bool:
+        """Whether the lease was renewed within its term: a Runner that was frozen must not begin what it has claimed,
+        others may have it."""
+        return self._parts.clock.monotonic() - self._renewed < self._lease_ttl
+
     def in_flight(self) -> int:
         return sum(loop.in_flight for loop in self._loops.values())
 
@@ -241,6 +247,7 @@ class Engine:
                 count = await database.write(take)
             except ExperimentNotFound:  # deleted in between
                 continue
-            log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
-            self.hint()
+            if count:  # another Runner may have been first
+                log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
+                self.hint()
         await database.write(leases.forget_dead_runners)

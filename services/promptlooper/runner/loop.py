@@ -250,7 +250,7 @@ class ExperimentLoop:
         """How many runs may be claimed: this experiment's share and the Runner's slots, less what goes on after the
         turn."""
         ending = len({o.run_index for o in sent if isinstance(o, RunEnded | RunReturned)})
-        if self._cancelling or self._draining:
+        if self._cancelling or self._draining or not self._engine.may_call:
             return 0
         return max(0, min(self.share - self.in_flight, self._engine.slots - self._engine.in_flight()) + ending)
 
@@ -338,7 +338,7 @@ class ExperimentLoop:
             if held is None:
                 held = self._held[claim.run_index] = Held(claim, rows[places[claim.run_index]], claim.results)
             held.claim = claim
-            if self._stopping or self._cancelling or held.cancelled:
+            if self._stopping or self._cancelling or held.cancelled or not self._engine.may_call:
                 self._stopped(held, executor, maybe_paid=False)
                 continue
             held.task = asyncio.create_task(executor.step(claim, held.row, held.results))

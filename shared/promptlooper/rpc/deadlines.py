@@ -13,7 +13,7 @@ USUAL: dict[str, float | None] = {
     _RUNNER + "ValidateExperiment": 30,
     _RUNNER + "GetExperiment": 10,
     _RUNNER + "ListExperiments": 10,
-    _RUNNER + "CancelExperiment": 10,
+    _RUNNER + "CancelExperiment": 30,
     _RUNNER + "PauseExperiment": 10,
     _RUNNER + "ResumeExperiment": 30,
     _RUNNER + "RetryExperiment": 30,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
@@ -15,6 +16,7 @@ from promptlooper.rpc.deadlines import is_deadline, usual_deadline
 from promptlooper.rpc.status import code_of, status_of, trailers_of
 
 _log = logging.getLogger(__name__)
+SLOW = 1.0  # seconds
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Behavior: TypeAlias = Callable[[Any, Context], Any]
@@ -52,12 +54,13 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
 def _unary(behavior: Behavior, method: str, seconds: float | None) -> Behavior:
     async def guarded(request: Any, context: Context) -> Any:
+        began = time.monotonic()
         try:
             if seconds is None or is_deadline(context.time_remaining()):
                 return await behavior(request, context)
             return await _within(seconds, behavior(request, context))
         except Exception as error:
-            await _report(error, context, method)
+            await _report(error, context, method, time.monotonic() - began)
 
     return guarded
 
@@ -97,7 +100,7 @@ async def _within(seconds: float, work: Awaitable[Any]) -> Any:
         raise DeadlineExceeded(f"no answer within {seconds:g} s, the usual deadline: send a longer one") from None
 
 
-async def _report(error: Exception, context: Context, method: str) -> NoReturn:
+async def _report(error: Exception, context: Context, method: str, took: float = 0.0) -> NoReturn:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # from a TaskGroup
         error = error.exceptions[0]
     if isinstance(error, grpc.aio.AbortError):
@@ -108,5 +111,7 @@ async def _report(error: Exception, context: Context, method: str) -> NoReturn:
         _log.error("%s failed", method, exc_info=error)
         error = DomainError("internal error")
     status = status_of(error)
-    await context.abort(code_of(error), status.message, trailers_of(error, status))
+    # What took long to fail would take as long again, and the caller would hear of its deadline and not of this.
+    trailers = trailers_of(error, status, may_repeat=took < SLOW)
+    await context.abort(code_of(error), status.message, trailers)
     raise AssertionError("abort returned")

@@ -82,10 +82,12 @@ def status_of(error: DomainError) -> status_pb2.Status:
     return status
 
 
-def trailers_of(error: DomainError, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
-    """What is sent beside code and message."""
+def trailers_of(
+    error: DomainError, status: status_pb2.Status, *, may_repeat: bool = True
+) -> tuple[tuple[str, str | bytes], ...]:
+    """What is sent beside code and message; with it, whether the channel is to repeat the call by itself."""
     details = ("grpc-status-details-bin", status.SerializeToString())
-    if code_of(error) is Code.UNAVAILABLE and not isinstance(error, _REPEATED_BY_CHANNEL):
+    if code_of(error) is Code.UNAVAILABLE and not (may_repeat and isinstance(error, _REPEATED_BY_CHANNEL)):
         return (details, ("grpc-retry-pushback-ms", "-1"))
     return (details,)
 

@@ -180,7 +180,7 @@ class RunnerServiceServicer:
 
     def CancelExperiment(self, request, context):
         """Stops an experiment: running calls are stopped, what has not started never starts. Ended ones stay as they are.
-        NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

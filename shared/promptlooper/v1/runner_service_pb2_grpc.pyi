@@ -31,7 +31,7 @@ class RunnerServiceStub:
     """Experiments, newest first, a page at a time. INVALID_ARGUMENT PAGE_TOKEN_INVALID. Usual deadline: 10 s."""
     CancelExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.CancelExperimentRequest, _runner_service_pb2.CancelExperimentResponse]
     """Stops an experiment: running calls are stopped, what has not started never starts. Ended ones stay as they are.
-    NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+    NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
     """
     PauseExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.PauseExperimentRequest, _runner_service_pb2.PauseExperimentResponse]
     """Starts nothing new: calls under way end and are kept. Paused and ended ones stay as they are. FAILED_PRECONDITION
@@ -135,7 +135,7 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runner_service_pb2.CancelExperimentRequest, _abc.Awaitable[_runner_service_pb2.CancelExperimentResponse]],
     ) -> _abc.Awaitable[_runner_service_pb2.CancelExperimentResponse]:
         """Stops an experiment: running calls are stopped, what has not started never starts. Ended ones stay as they are.
-        NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
         """
 
     @_abc_1.abstractmethod
