@@ -1,8 +1,8 @@
 """A hundred thousand runs, and several Runners on one experiment, on PostgreSQL.
 
-`python -m benchmarks.scale [big] [spread]` (default: both). Whole stacks, as `promptlooper up` starts them. CPU is user +
-system of whole processes; where several Runners are compared, each does its share of the same load, so the ratios say
-more than the rates, which two cores bound.
+`python -m benchmarks.scale [big] [spread]` (default: both). Whole stacks, as `promptlooper up` starts them. CPU is user
++ system of whole processes; where several Runners are compared, each does its share of the same load, so the ratios
+say more than the rates, which two cores bound.
 """
 
 from __future__ import annotations
