@@ -40,8 +40,9 @@ protos: setup ## generate the stubs from protos/
 up: setup ## the whole stack on this machine
 	$(BIN)/promptlooper up
 
-bench: setup ## CPU per run, runs per second, memory
+bench: setup ## CPU per run, runs per second, memory, several Runners
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.scale
 
 faults: setup ## kill, freeze and cut off real processes: about a quarter of an hour
 	$(BIN)/python -m pytest tests/faults -v -s
