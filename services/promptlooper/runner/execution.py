@@ -64,6 +64,10 @@ class RunExecutor:
         self._renderer, self._clock, self._report = renderer, clock, report
         self._calls: dict[tuple[str, int], tuple[str, JsonObject]] = {}
 
+    @property
+    def experiment_id(self) -> str:
+        return self._plan.experiment_id
+
     def place_of(self, run_index: int) -> Cell:
         return cell(self._plan.grid, run_index)
 

@@ -18,7 +18,7 @@ from promptlooper.experiment import ExperimentSpec, ExperimentState
 from promptlooper.run import RunError, RunState
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.fairness import Portion
-from promptlooper.runner.held import Held, InputRows
+from promptlooper.runner.held import HeldRuns, InputRows
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.pace import SHORTEST, Pace
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
@@ -34,7 +34,6 @@ log = logging.getLogger("runner.loop")
 T = TypeVar("T")
 TURN_OUTCOMES = 128
 OUTCOMES_AT_MOST = 2_000  # in one turn: PostgreSQL takes at most 65,535 parameters
-STARTED_AT_ONCE = 16
 AFTER_OUTAGE = 0.5  # seconds
 
 
@@ -47,14 +46,18 @@ class ExperimentLoop:
         self._room = 0
         self._portion = Portion(parts.clock.monotonic())
         self._outcomes: list[Outcome] = []
-        self._held: dict[int, Held] = {}
         self._wake, self._full = asyncio.Event(), asyncio.Event()
         self._cancelling = self._stopping = self._hand_back = self._draining = self._changed_elsewhere = False
         self._timer: asyncio.TimerHandle | None = None  # for the next run that came back
         self._checkpoint: asyncio.TimerHandle | None = None  # for last stages whose scores are not there yet
         self._pace = Pace()
         self._event_seq = -1  # of the newest event
-        self._inputs = InputRows(experiment_id, self._read)
+        self._held = HeldRuns(
+            InputRows(experiment_id, self._read),
+            self._report,
+            may_begin=lambda: not self._stopping and not self._cancelling and engine.may_call,
+            cancelling=lambda: self._cancelling,
+        )
 
     @property
     def in_flight(self) -> int:
@@ -90,26 +93,18 @@ class ExperimentLoop:
         """The experiment is CANCELLING: stops what runs, each run ends as CANCELLED."""
         if not self._cancelling:
             self._cancelling = True
-            self._stop_tasks()
+            self._held.stop()
             self._wake.set()
 
     def cancel_run(self, run_index: int) -> None:
         """Stops one run, now or before its next stage."""
-        if (held := self._held.get(run_index)) is not None:
-            held.cancelled = True
-            if held.task is not None:
-                held.task.cancel()
+        self._held.cancel(run_index)
 
     def stop(self, *, hand_back: bool) -> None:
         """Ends the loop: its calls are stopped, and the runs handed back where this Runner still holds them."""
         self._stopping, self._hand_back = True, hand_back
-        self._stop_tasks()
+        self._held.stop()
         self._wake.set()
-
-    def _stop_tasks(self) -> None:
-        for held in self._held.values():
-            if held.task is not None:
-                held.task.cancel()
 
     async def run(self) -> None:
         try:
@@ -128,12 +123,8 @@ class ExperimentLoop:
             for timer in (self._timer, self._checkpoint):
                 if timer is not None:
                     timer.cancel()
-            self._stop_tasks()
-            await self._tasks_ended()
-
-    async def _tasks_ended(self) -> None:
-        tasks = [held.task for held in self._held.values() if held.task is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
+            self._held.stop()
+            await self._held.stopped()
 
     async def _read(self, fn: Callable[[sa.Connection], T]) -> T:
         """Reads, and in an outage again until the database is back or the loop is stopped."""
@@ -184,7 +175,7 @@ class ExperimentLoop:
                 if uncertain:
                     sent, adopted = await self._adopt(sent)
                     uncertain = False
-                    await self._start(adopted, executor)
+                    await self._held.start(adopted, executor)
                 result = await self._turn_or_isolate(replace(basis, outcomes=sent, slots=self._free(sent)))
             except StoreUnavailable as error:
                 log.warning("experiment %s: %s; trying again", self.experiment_id, error)
@@ -198,7 +189,7 @@ class ExperimentLoop:
                 return
             if result.ledger.state == ExperimentState.CANCELLING.value:
                 self.cancel()
-            await self._start([*result.claims, *result.continuing], executor)
+            await self._held.start([*result.claims, *result.continuing], executor)
             self._wait_until(result.next_due_us)
             if self._draining and not self._held:
                 self._wake.set()
@@ -311,61 +302,9 @@ class ExperimentLoop:
                 len(result.refused),
                 result.refused[:10],
             )
-        going_on = {claim.run_index for claim in result.continuing}
-        for outcome in sent:
-            held = self._held.get(outcome.run_index)
-            if held is None:
-                continue
-            if not isinstance(outcome, StageDone):
-                del self._held[outcome.run_index]
-            elif outcome.result.stage_index == held.claim.next_stage:
-                held.results = (*held.results, outcome.result)
-                if not outcome.last and outcome.run_index not in going_on:
-                    del self._held[outcome.run_index]
+        self._held.settle(sent, {claim.run_index for claim in result.continuing})
         if not result.alive:
             log.error("experiment %s: this Runner's lease is gone", self.experiment_id)
-
-    async def _start(self, claims: list[Claim], executor: RunExecutor) -> None:
-        """Begins or goes on with runs; those that are not to run any more are reported as stopped."""
-        unknown = [claim for claim in claims if claim.run_index not in self._held]
-        places = {claim.run_index: executor.place_of(claim.run_index).input_index for claim in unknown}
-        rows = await self._inputs.of(sorted(set(places.values()))) if places else {}
-        for number, claim in enumerate(claims):
-            if number % STARTED_AT_ONCE == 0:
-                # Spreads a burst: what starts together ends together, and then all slots idle at once.
-                await asyncio.sleep(0)
-            held = self._held.get(claim.run_index)
-            if held is None:
-                held = self._held[claim.run_index] = Held(claim, rows[places[claim.run_index]], claim.results)
-            held.claim = claim
-            if self._stopping or self._cancelling or held.cancelled or not self._engine.may_call:
-                self._stopped(held, executor, maybe_paid=False)
-                continue
-            held.task = asyncio.create_task(executor.step(claim, held.row, held.results))
-            held.task.add_done_callback(partial(self._step_done, held, executor))
-
-    def _step_done(self, held: Held, executor: RunExecutor, task: asyncio.Task[None]) -> None:
-        """A step reports its own outcome; one that was stopped, perhaps before it began, is reported here."""
-        if held.task is task:
-            held.task = None
-        if task.cancelled():
-            self._stopped(held, executor, maybe_paid=True)
-        elif (fault := task.exception()) is not None:
-            log.error("run %s-%s failed unexpectedly", self.experiment_id, held.claim.run_index, exc_info=fault)
-            told = RunError("INTERNAL", f"internal error ({type(fault).__name__}); see the Runner's log")
-            facts = executor.facts_of(held.claim.run_index, held.row)
-            self._report(
-                RunEnded(
-                    held.claim.run_index, held.claim.lease_epoch, facts, RunState.FAILED, error=told, maybe_paid=True
-                )
-            )
-
-    def _stopped(self, held: Held, executor: RunExecutor, *, maybe_paid: bool) -> None:
-        claim, facts = held.claim, executor.facts_of(held.claim.run_index, held.row)
-        if self._cancelling or held.cancelled:
-            self._report(RunEnded(claim.run_index, claim.lease_epoch, facts, RunState.CANCELLED, maybe_paid=maybe_paid))
-        else:
-            self._report(RunReturned(claim.run_index, claim.lease_epoch, facts, maybe_paid=maybe_paid))
 
     def _wait_until(self, due_us: int | None) -> None:
         """Wakes the loop when the next run that came back may start."""
@@ -407,7 +346,7 @@ class ExperimentLoop:
 
     async def _hand_over(self, basis: TurnRequest) -> None:
         """Waits for the stopped calls and gives their runs back in a last turn that claims nothing."""
-        await self._tasks_ended()
+        await self._held.stopped()
         if not self._hand_back or not self._outcomes:
             return
         request = replace(basis, outcomes=self._outcomes, going_on=False)
