@@ -87,7 +87,7 @@ async def on_the_wire(core: RunnerCore, hub: Hub | None = None) -> AsyncIterator
 
 @asynccontextmanager
 async def own_connections(address: str, count: int) -> AsyncIterator[list[RunnerClient]]:
-    """Clients that share no connection: a connection carries at most 200 streams."""
+    """Clients that share no connection: a connection carries at most 1,000 streams."""
     async with AsyncExitStack() as stack:
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [

@@ -34,7 +34,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 5
     """The request_id was used before with another body: use a new one. INVALID_ARGUMENT. Metadata: request_id."""
     ERROR_REASON_EXPERIMENT_NOT_ENDED: _ErrorReason.ValueType  # 6
-    """The experiment has not ended yet: cancel it first. FAILED_PRECONDITION. Metadata: experiment_id."""
+    """The experiment has not ended yet: cancel it first, or wait where it is being cancelled. FAILED_PRECONDITION. Metadata:
+    experiment_id.
+    """
     ERROR_REASON_EXPERIMENT_CANCELLED: _ErrorReason.ValueType  # 12
     """The experiment was cancelled, and this needs one that was not: resume it instead. FAILED_PRECONDITION. Metadata:
     experiment_id.
@@ -99,7 +101,9 @@ ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 4
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 5
 """The request_id was used before with another body: use a new one. INVALID_ARGUMENT. Metadata: request_id."""
 ERROR_REASON_EXPERIMENT_NOT_ENDED: ErrorReason.ValueType  # 6
-"""The experiment has not ended yet: cancel it first. FAILED_PRECONDITION. Metadata: experiment_id."""
+"""The experiment has not ended yet: cancel it first, or wait where it is being cancelled. FAILED_PRECONDITION. Metadata:
+experiment_id.
+"""
 ERROR_REASON_EXPERIMENT_CANCELLED: ErrorReason.ValueType  # 12
 """The experiment was cancelled, and this needs one that was not: resume it instead. FAILED_PRECONDITION. Metadata:
 experiment_id.

@@ -206,8 +206,9 @@ class RunnerServiceServicer:
 
     def RetryExperiment(self, request, context):
         """Runs the failed runs again, each from the stage that failed. Raises the generation; without failed runs it changes
-        nothing. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is being cancelled; EXPERIMENT_CANCELLED: resume it instead.
-        INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+        nothing. A paused experiment stays paused: they run when it is resumed. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is
+        being cancelled; EXPERIMENT_CANCELLED: resume it instead. INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND
+        EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,8 +233,9 @@ class RunnerServiceServicer:
     def WatchExperiment(self, request, context):
         """Follows an experiment: a snapshot, the events after it in order, each once, and one terminal message, then OK.
         With a resume_token: the events after it instead of a snapshot. A stream that ends OK without terminal, or with
-        UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: start without a token.
-        NOT_FOUND EXPERIMENT_NOT_FOUND. No deadline.
+        UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: events after the token are
+        gone, its metadata earliest_event_seq is the first that is kept; start without a token. NOT_FOUND EXPERIMENT_NOT_FOUND.
+        No deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,8 +243,8 @@ class RunnerServiceServicer:
 
     def ListEvents(self, request, context):
         """Events of an experiment by event_seq, a page at a time, as WatchExperiment sends them. OUT_OF_RANGE
-        RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata has the earliest there is. INVALID_ARGUMENT
-        PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata earliest_event_seq is the first that is kept.
+        INVALID_ARGUMENT PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,9 @@ class RunnerServiceStub:
     """
     RetryExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.RetryExperimentRequest, _runner_service_pb2.RetryExperimentResponse]
     """Runs the failed runs again, each from the stage that failed. Raises the generation; without failed runs it changes
-    nothing. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is being cancelled; EXPERIMENT_CANCELLED: resume it instead.
-    INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+    nothing. A paused experiment stays paused: they run when it is resumed. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is
+    being cancelled; EXPERIMENT_CANCELLED: resume it instead. INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND
+    EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
     """
     UpdateExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.UpdateExperimentRequest, _runner_service_pb2.UpdateExperimentResponse]
     """Changes limits of an experiment, also while it runs; what is unset stays. INVALID_ARGUMENT INVALID_ARGUMENT names the
@@ -59,13 +60,14 @@ class RunnerServiceStub:
     WatchExperiment: _aio.UnaryStreamMultiCallable[_runner_service_pb2.WatchExperimentRequest, _runner_service_pb2.WatchExperimentResponse]
     """Follows an experiment: a snapshot, the events after it in order, each once, and one terminal message, then OK.
     With a resume_token: the events after it instead of a snapshot. A stream that ends OK without terminal, or with
-    UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: start without a token.
-    NOT_FOUND EXPERIMENT_NOT_FOUND. No deadline.
+    UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: events after the token are
+    gone, its metadata earliest_event_seq is the first that is kept; start without a token. NOT_FOUND EXPERIMENT_NOT_FOUND.
+    No deadline.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ListEventsRequest, _runner_service_pb2.ListEventsResponse]
     """Events of an experiment by event_seq, a page at a time, as WatchExperiment sends them. OUT_OF_RANGE
-    RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata has the earliest there is. INVALID_ARGUMENT
-    PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+    RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata earliest_event_seq is the first that is kept.
+    INVALID_ARGUMENT PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.GetRunRequest, _runner_service_pb2.GetRunResponse]
     """One run in full. NOT_FOUND RUN_NOT_FOUND: also of a run that has not started. Usual deadline: 10 s."""
@@ -167,8 +169,9 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runner_service_pb2.RetryExperimentRequest, _abc.Awaitable[_runner_service_pb2.RetryExperimentResponse]],
     ) -> _abc.Awaitable[_runner_service_pb2.RetryExperimentResponse]:
         """Runs the failed runs again, each from the stage that failed. Raises the generation; without failed runs it changes
-        nothing. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is being cancelled; EXPERIMENT_CANCELLED: resume it instead.
-        INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+        nothing. A paused experiment stays paused: they run when it is resumed. FAILED_PRECONDITION EXPERIMENT_NOT_ENDED: it is
+        being cancelled; EXPERIMENT_CANCELLED: resume it instead. INVALID_ARGUMENT REQUEST_ID_REUSED. NOT_FOUND
+        EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
         """
 
     @_abc_1.abstractmethod
@@ -199,8 +202,9 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_runner_service_pb2.WatchExperimentResponse]:
         """Follows an experiment: a snapshot, the events after it in order, each once, and one terminal message, then OK.
         With a resume_token: the events after it instead of a snapshot. A stream that ends OK without terminal, or with
-        UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: start without a token.
-        NOT_FOUND EXPERIMENT_NOT_FOUND. No deadline.
+        UNAVAILABLE, was cut: call again with the last token. OUT_OF_RANGE RESUME_TOKEN_EXPIRED: events after the token are
+        gone, its metadata earliest_event_seq is the first that is kept; start without a token. NOT_FOUND EXPERIMENT_NOT_FOUND.
+        No deadline.
         """
 
     @_abc_1.abstractmethod
@@ -210,8 +214,8 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runner_service_pb2.ListEventsRequest, _abc.Awaitable[_runner_service_pb2.ListEventsResponse]],
     ) -> _abc.Awaitable[_runner_service_pb2.ListEventsResponse]:
         """Events of an experiment by event_seq, a page at a time, as WatchExperiment sends them. OUT_OF_RANGE
-        RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata has the earliest there is. INVALID_ARGUMENT
-        PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
+        RESUME_TOKEN_EXPIRED: those after after_event_seq are gone, its metadata earliest_event_seq is the first that is kept.
+        INVALID_ARGUMENT PAGE_TOKEN_INVALID. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 s.
         """
 
     @_abc_1.abstractmethod
