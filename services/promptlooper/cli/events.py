@@ -11,6 +11,7 @@ from promptlooper.cli.ids import meant
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.watch import event_document, event_line
+from promptlooper.errors import ResumeTokenExpired
 from promptlooper.run import Event
 
 _PAGE = 500
@@ -18,7 +19,7 @@ _PAGE = 500
 
 @click.command()
 @click.argument("experiment_id", metavar="ID")
-@click.option("--after", type=click.IntRange(min=0), default=0, metavar="N", help="Only those after number N.")
+@click.option("--after", type=click.IntRange(min=0), metavar="N", help="Only those after number N.")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only events of this kind; repeatable.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="The first N of them.")
 @project_option
@@ -27,13 +28,16 @@ _PAGE = 500
 def events(
     session: Session,
     experiment_id: str,
-    after: int,
+    after: int | None,
     kinds: tuple[str, ...],
     limit: int | None,
     project: str | None,
     as_json: bool,
 ) -> None:
-    """Print the events of an experiment so far, by their numbers. `watch` waits for those to come."""
+    """Print the events of an experiment so far, by their numbers. `watch` waits for those to come.
+
+    Where the first ones are no longer kept, it begins with the earliest that is; with --after it fails instead.
+    """
     shown = _json if as_json else _line
     run_interruptibly(_printed(session, experiment_id, project, after, kinds, limit, shown))
 
@@ -50,17 +54,25 @@ async def _printed(
     session: Session,
     text: str,
     project: str | None,
-    after: int,
+    after: int | None,
     kinds: tuple[str, ...],
     limit: int | None,
     show: Callable[[Event], None],
 ) -> None:
     async with session.open() as experiments:
         name = (await meant(experiments, text, project)).experiment_id
-        token, left = "", limit
+        start, token, left = after or 0, "", limit
         while True:
             size = _PAGE if left is None else min(_PAGE, left)
-            page = await experiments.list_events(name, after, size, token, kinds)
+            try:
+                page = await experiments.list_events(name, start, size, token, kinds)
+            except ResumeTokenExpired as error:
+                earliest = int(error.metadata.get("earliest_event_seq", 0))
+                if after is not None or earliest <= start + 1:
+                    raise
+                click.echo(f"Events before number {earliest} of experiment {name} are no longer kept.", err=True)
+                start, token = earliest - 1, ""
+                continue
             for event in page.events:
                 show(event)
             left = None if left is None else left - len(page.events)

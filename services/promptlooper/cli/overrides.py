@@ -17,10 +17,26 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _CACHE_MODES = ("off", "read_write", "read_only", "write_only", "refresh")
 
+
+class _OneWord(click.Option):
+    """Is taken as `--concurrency` too; the help names one word."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return None if record is None else (record[0].replace(", --concurrency", ""), record[1])
+
+
+concurrency_option = click.option(
+    *("-j", "--max-concurrency", "--concurrency", "max_concurrency"),
+    cls=_OneWord,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N runs at once.",
+)
 file_argument = click.argument("file", metavar="[FILE]", default="promptlooper.yaml", type=click.Path(path_type=Path))
 
 _OPTIONS = (
-    click.option("-j", "--concurrency", type=click.IntRange(min=1), metavar="N", help="At most N runs at once."),
+    concurrency_option,
     click.option("-n", "--first", type=click.IntRange(min=1), metavar="N", help="Only the first N inputs."),
     click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N inputs, chosen at random."),
     click.option("--seed", type=int, metavar="S", help="Of --sample: the same S chooses the same inputs."),
@@ -73,6 +89,6 @@ def overrides_of(flags: dict[str, Any]) -> Overrides:
         metadata=dict(key_value(text, "--metadata") for text in flags["metadata"]),
         filters=tuple(key_value(text, "--filter") for text in flags["filters"]),
         budget_usd=flags["budget_usd"],
-        concurrency=flags["concurrency"],
+        concurrency=flags["max_concurrency"],
         cache_mode="off" if flags["no_cache"] else flags["cache_mode"],
     )

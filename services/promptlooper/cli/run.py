@@ -96,7 +96,7 @@ def _same_as(spec: ExperimentSpec | None, file: Path, given: list[str], target: 
         name, option = experiment.experiment_id, target.option()
         limits = (
             f" `promptlooper update {name}{option}` changes its limits."
-            if {"concurrency", "budget_usd"} & {*given}
+            if {"max_concurrency", "budget_usd"} & {*given}
             else ""
         )
         raise Refused(

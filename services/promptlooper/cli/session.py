@@ -183,9 +183,9 @@ def session_options(command: Command) -> Command:
     server = click.option(
         "--server",
         "session",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT,…",
         envvar="PROMPTLOOPER_SERVER",
         callback=with_session,
-        help="Use the Runner there instead of this process. [PROMPTLOOPER_SERVER]",
+        help="Use the Runner there, or any of those in the list, instead of this process. [PROMPTLOOPER_SERVER]",
     )
     return env_file_option(server(command))

@@ -6,6 +6,7 @@ import click
 
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
+from promptlooper.cli.overrides import concurrency_option
 from promptlooper.cli.rows import experiment_document
 from promptlooper.cli.session import Session, json_option, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
@@ -16,7 +17,7 @@ from promptlooper.experiments import ExperimentUpdate
 
 @click.command()
 @click.argument("experiment_id", metavar="ID")
-@click.option("-j", "--max-concurrency", type=click.IntRange(min=1), metavar="N", help="At most N runs at once.")
+@concurrency_option
 @click.option(
     "--budget-usd",
     type=click.FloatRange(min=0, min_open=True, max=1e9),

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from runner_lab import Lab, ScriptedModel
 
+from promptlooper.clock import SystemClock
 from promptlooper.errors import ProviderRejected
 from promptlooper.rpc.server import serving
+from promptlooper.runner.events.retention import Retention
 from promptlooper.runner.servicer import SERVICE_NAME, register
+from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.migrate import upgrade
 from promptlooper.testing.eventually import eventually
 
@@ -52,6 +55,11 @@ async def detached(shell: Any) -> str:
 async def state(shell: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((await shell("show", "latest", "--json")).out)
     return found
+
+
+async def last_event(shell: Any) -> int:
+    lines = (await shell("events", "latest", "--json")).out.splitlines()
+    return int(json.loads(lines[-1])["event_seq"])
 
 
 async def test_paused_experiment_starts_nothing_until_it_is_resumed(
@@ -142,3 +150,24 @@ async def test_events_are_those_that_watch_prints(shell: Any, server: str, model
     watched = [line["event"] for line in map(json.loads, out.splitlines()) if "event" in line]
     listed = await shell("events", name, "--after", str(snapshot["event_seq"]), "--json")
     assert [json.loads(line) for line in listed.out.splitlines()] == watched
+
+
+async def test_events_that_are_no_longer_kept_are_named_and_the_others_printed(
+    shell: Any, server: str, model: ScriptedModel, tmp_path: Path
+) -> None:
+    model.go.set()
+    assert (await shell("run", "-q")).code == 0
+    name, last = (await state(shell))["experiment_id"], await last_event(shell)
+    database = Database(f"sqlite:///{tmp_path / 'runner.db'}")
+    try:
+        await Retention(database, SystemClock(), 1e-6, relayed=False).clean()
+    finally:
+        database.close()
+    assert (await shell("update", name, "-j", "5")).code == 0
+    kept = await shell("events", name, "--json")
+    assert (kept.code, kept.err) == (0, f"Events before number {last + 1} of experiment {name} are no longer kept.\n")
+    assert [json.loads(line)["event_seq"] for line in kept.out.splitlines()] == [last + 1]
+    refused = await shell("events", name, "--after", "1", "--json")
+    assert refused.code == 1
+    assert json.loads(refused.out)["error"]["reason"] == "RESUME_TOKEN_EXPIRED"
+    assert (await shell("events", name, "--after", str(last), "--json")).out == kept.out

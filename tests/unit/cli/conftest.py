@@ -17,7 +17,14 @@ from promptlooper.caching import CacheStats
 from promptlooper.cli.main import main
 from promptlooper.cli.session import Target
 from promptlooper.completion import Message, ModelInfo, Price
-from promptlooper.errors import DomainError, ExperimentNotEnded, ExperimentNotFound, Problem, RunNotFound
+from promptlooper.errors import (
+    DomainError,
+    ExperimentNotEnded,
+    ExperimentNotFound,
+    Problem,
+    ResumeTokenExpired,
+    RunNotFound,
+)
 from promptlooper.experiment import (
     Experiment,
     ExperimentSpec,
@@ -184,6 +191,7 @@ class FakeRunner:
     retried: list[tuple[str, str]] = field(default_factory=list)
     updated: list[ExperimentUpdate] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    first_event_seq: int = 1  # those before it are no longer kept
     event_pages: list[tuple[int, int]] = field(default_factory=list)  # asked for: after_event_seq and page_size
     deleted: list[str] = field(default_factory=list)
     purged: list[str] = field(default_factory=list)
@@ -299,6 +307,8 @@ class FakeRunner:
         self._find(experiment_id)
         self.event_pages.append((after_event_seq, page_size))
         after = int(page_token or after_event_seq)
+        if after + 1 < self.first_event_seq:
+            raise ResumeTokenExpired("events are no longer kept", earliest_event_seq=str(self.first_event_seq))
         found = [e for e in self.events if e.event_seq > after and (not kinds or e.kind in kinds)]
         page, rest = found[: page_size or 50], found[page_size or 50 :]
         return EventPage(tuple(page), str(page[-1].event_seq) if rest else "")

@@ -168,6 +168,55 @@ def test_events_end_at_the_limit(promptlooper: Any, many_events: Any) -> None:
     assert many_events.event_pages == [(0, 500), (0, 200)]
 
 
+def test_events_begin_with_the_earliest_that_is_kept(promptlooper: Any, many_events: Any) -> None:
+    many_events.first_event_seq = 1_000
+    result = promptlooper("events", "abc", "-n", "2")
+    assert result.exit_code == 0
+    assert [line.split("  ")[1] for line in result.stdout.splitlines()] == ["#1000", "#1001"]
+    assert result.stderr == "Events before number 1000 of experiment abc123 are no longer kept.\n"
+    assert promptlooper("events", "abc", "--after", "999").stderr == ""
+
+
+def test_events_go_on_where_they_are_overtaken_by_retention(promptlooper: Any, many_events: Any) -> None:
+    listed = many_events.list_events
+
+    async def overtaken(experiment_id: str, *args: Any) -> Any:
+        page = await listed(experiment_id, *args)
+        many_events.first_event_seq = 1_100
+        return page
+
+    many_events.list_events = overtaken
+    result = promptlooper("events", "abc", "--json")
+    found = [json.loads(line)["event_seq"] for line in result.stdout.splitlines()]
+    assert found == [*range(1, 501), *range(1_100, 1_202)]
+    assert result.stderr == "Events before number 1100 of experiment abc123 are no longer kept.\n"
+
+
+@pytest.mark.parametrize("after", ["0", "998"])
+def test_events_after_a_number_that_is_too_old_are_refused(promptlooper: Any, many_events: Any, after: str) -> None:
+    many_events.first_event_seq = 1_000
+    result = promptlooper("events", "abc", "--after", after, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["reason"] == "RESUME_TOKEN_EXPIRED"
+
+
+@pytest.mark.parametrize("flag", ["-j", "--max-concurrency", "--concurrency"])
+def test_concurrency_has_one_word_and_takes_the_other(
+    promptlooper: Any, paused: Any, file: Path, tmp_path: Path, flag: str
+) -> None:
+    assert promptlooper("update", "abc", flag, "3").exit_code == 0
+    assert promptlooper("run", flag, "3").exit_code == 0
+    assert paused.updated == [ExperimentUpdate(3)]
+    assert [spec.limits.max_concurrency for spec, _ in paused.created] == [3]
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "render", "update"])
+def test_help_names_one_word_for_concurrency(promptlooper: Any, command: str) -> None:
+    said = promptlooper(command, "--help").stdout
+    assert "-j, --max-concurrency N" in said
+    assert "--concurrency" not in said
+
+
 def test_run_resume_goes_on_instead_of_creating(promptlooper: Any, paused: Any) -> None:
     result = promptlooper("run", "--resume", "latest")
     assert result.exit_code == 0
