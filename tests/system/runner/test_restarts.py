@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
-from runner_lab import Lab, ended, experiment, exported, watched
+from runner_lab import Lab, ScriptedModel, ended, experiment, exported, watched
 
 from promptlooper.completion import Completion, CompletionRequest, Price
 from promptlooper.errors import (
@@ -48,6 +50,12 @@ def facts(runs: Sequence[Run]) -> list[tuple[object, ...]]:
 
 async def calls_are(lab: Lab, count: int) -> None:
     await eventually(lambda: sum(lab.model.calls.values()) == count and lab.model.running == min(count, 4))
+
+
+def let_those_end_that_run(lab: Lab) -> None:
+    """Calls that wait now are answered, those that come after wait."""
+    lab.model.go.set()
+    lab.model.go.clear()
 
 
 async def state_is(runner: RunnerCore, experiment_id: str, state: ExperimentState, running: int = 0) -> None:
@@ -250,11 +258,14 @@ async def test_concurrency_can_be_changed_while_the_experiment_runs(lab: Lab) ->
         assert raised.max_concurrency == 7
         await eventually(lambda: lab.model.running == 7)
         await runner.update(name, ExperimentUpdate(max_concurrency=1))
+        let_those_end_that_run(lab)
+        await eventually(lambda: (lab.model.calls.total(), lab.model.running) == (8, 1))
         lab.model.most_running = 0
         lab.model.go.set()
         done = await ended(runner, name)
         events = (await runner.list_events(name, kinds=["experiment.updated"])).events
     assert done.counts.completed == 48
+    assert lab.model.most_running == 1
     assert [e.detail["max_concurrency"] for e in events] == [7, 1]
 
 
@@ -339,28 +350,44 @@ async def test_a_runner_that_drains_lets_calls_end_and_hands_its_runs_to_another
     assert set(lab.model.calls.values()) == {1}
 
 
+@asynccontextmanager
+async def two_runners(
+    lab: Lab, **settings: Any
+) -> AsyncIterator[tuple[RunnerCore, ScriptedModel, RunnerCore, ScriptedModel]]:
+    """Each with a model of its own, that answers nothing before it is told to; `settings` are of the first."""
+    lab.model = first = ScriptedModel(hold=True)
+    async with lab.runner(**settings) as one:
+        lab.model = second = ScriptedModel(hold=True)
+        async with lab.runner() as two:
+            yield one, first, two, second
+
+
 async def test_runners_share_an_experiment_and_any_of_them_controls_it(lab: Lab) -> None:
-    lab.model.go.clear()
-    async with lab.runner() as one, lab.runner() as two:
+    async with two_runners(lab) as (one, here, two, there):
         created = await one.create(experiment("{{ input.n }}", rows=ROWS, limits={"max_concurrency": 6}))
         name = created.experiment_id
-        await eventually(lambda: (one._engine.in_flight(), two._engine.in_flight()) == (3, 3))
-        mine = next(iter(one._engine._loops[name]._held))
+        await eventually(lambda: (here.running, there.running) == (3, 3))
+        mine = here.requests[0].messages[-1].content
         await two.cancel_run(f"{name}-{mine}")  # the other Runner's
-        await eventually(lambda: mine not in one._engine._loops[name]._held)
+        # No call was answered, so one that another could follow was stopped.
+        await eventually(lambda: here.calls.total() + there.calls.total() == 7 and here.running + there.running == 6)
         assert (await two.get_run(f"{name}-{mine}")).state is RunState.CANCELLED
-        lab.model.go.set()
+        here.go.set()
+        there.go.set()
         done = await ended(two, name)
     assert (done.counts.completed, done.counts.cancelled) == (11, 1)
-    assert max(lab.model.calls.values()) == 1
+    assert max((here.calls + there.calls).values()) == 1
 
 
 async def test_what_other_runners_leave_unused_is_taken_after_a_moment(lab: Lab) -> None:
-    lab.model.go.clear()
-    async with lab.runner(slots=1) as small, lab.runner() as large:
+    async with two_runners(lab, slots=1) as (small, here, _, there):
         await small.create(experiment("{{ input.n }}", rows=ROWS, limits={"max_concurrency": 6}))
-        await eventually(lambda: (small._engine.in_flight(), large._engine.in_flight()) == (1, 5))
-        lab.model.go.set()
+        await eventually(lambda: (here.running, there.running) == (1, 5))
+
+
+def is_worked_on(experiment_id: str) -> bool:
+    """A Runner in this process has seen it, and shares its slots with it."""
+    return any(experiment_id in task.get_name() for task in asyncio.all_tasks())
 
 
 async def test_a_small_experiment_does_not_wait_for_a_large_one(lab: Lab) -> None:
@@ -369,6 +396,10 @@ async def test_a_small_experiment_does_not_wait_for_a_large_one(lab: Lab) -> Non
         large = await runner.create(experiment("large {{ input.n }}", rows=ROWS * 20, limits={"max_concurrency": 64}))
         await eventually(lambda: lab.model.running == 4)
         small = await runner.create(experiment("small"))
+        await eventually(lambda: is_worked_on(small.experiment_id))
+        let_those_end_that_run(lab)
+        await eventually(lambda: (lab.model.calls.total(), lab.model.running) == (8, 4))
+        assert lab.model.calls["small"] == 1, "it did not start with the next free slots"
         lab.model.go.set()
         done = await ended(runner, small.experiment_id)
         at_that_time = await runner.get(large.experiment_id)

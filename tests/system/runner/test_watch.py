@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
@@ -86,12 +87,18 @@ async def test_bookmarks_come_between_events_where_they_are_asked_for_often(lab:
     async with watched_runner(lab) as runner:
         experiment_id = await held(runner, lab)
         async with aclosing(runner.core.watch(experiment_id, bookmark_interval=0.2)) as watch:
-            await anext(watch)
-            said: list[str] = []
-            while "bookmark" not in said[1:-1]:
+            first = await anext(watch)
+            heard: list[WatchMessage] = []
+            while not any(message.bookmark for message in heard[1:-1]):
                 await runner.append(experiment_id, 1)
-                message = await anext(watch)
-                said.append("event" if message.event else "bookmark")
+                heard.append(await anext(watch))
+    told = seqs(heard)
+    assert told == list(range(first.event_seq + 1, first.event_seq + 1 + len(told)))
+    for before, message in pairwise([first, *heard]):
+        assert message.resume_token == token_of(experiment_id, message.event_seq)
+        if message.event is None:
+            assert message.bookmark is not None
+            assert message.event_seq == before.event_seq, "a bookmark is of what was told before it"
 
 
 async def test_a_watcher_with_an_old_token_passes_the_old_end_and_goes_on_to_the_new_one(lab: Lab) -> None:
