@@ -174,6 +174,7 @@ class Experiment:
     cost_reserved_nanousd: int = 0  # the most that calls under way may cost; 0 without a budget in money
     cost_remaining_nanousd: int | None = None  # a guess at what is still to come; None where there is no basis
     spec_sha256: str = ""
+    cost_uncertain_nanousd: int = 0  # what calls may have cost that were given up; 0 without a budget in money
 
     @property
     def total_cost_nanousd(self) -> int | None:

@@ -35,6 +35,7 @@ NAMES = (
     "terminal_after_commit",
     "publish_before",  # to NATS
     "publish_after",  # given to the socket, not acknowledged
+    "ack_before",  # about to wait for what acknowledges it
     "ack_after",  # acknowledged, not recorded
     "lease_before_renew",
     "turn_before",

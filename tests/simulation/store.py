@@ -31,8 +31,12 @@ class Disk:
 
     def __init__(self) -> None:
         self.now_us: Callable[[], int] = lambda: 0
-        self.database = Database("sqlite://", now_us=lambda: self.now_us())
-        prepare(self.database)
+        self._database = Database("sqlite://", now_us=lambda: self.now_us())
+        prepare(self._database)
+        # One session for all: `Database` takes one from its pool for each transaction, which costs as much as a turn.
+        self._raw: Any = self._database.reading(lambda connection: connection.connection.driver_connection)
+        engine = sa.create_engine("sqlite://", creator=lambda: self._raw, poolclass=sa.pool.StaticPool)
+        self._session = engine.connect()
 
     def wipe(self, now_us: Callable[[], int]) -> None:
         self.now_us = now_us
@@ -41,10 +45,17 @@ class Disk:
             for table in metadata.sorted_tables:
                 connection.exec_driver_sql(f"DELETE FROM {table.name}")
 
-        self.database.writing(empty)
+        self.transaction(empty)
+
+    def transaction(self, fn: Callable[[sa.Connection], T]) -> T:
+        """As `Database` does it."""
+        with self._session.begin():
+            self._raw.execute("BEGIN IMMEDIATE")
+            return fn(self._session)
 
     def close(self) -> None:
-        self.database.close()
+        self._session.close()
+        self._database.close()
 
 
 class DatabaseServer:
@@ -76,7 +87,7 @@ class DatabaseServer:
             return answer
 
         try:
-            return self._disk.database.writing(observed) if writes else self.read(fn)
+            return self._disk.transaction(observed if writes else fn)
         except DomainError:
             raise
         except Exception as error:
@@ -85,18 +96,19 @@ class DatabaseServer:
 
     def read(self, fn: Callable[[sa.Connection], T]) -> T:
         """At once, for who checks."""
-        return self._disk.database.reading(fn)
+        return self._disk.transaction(fn)
 
 
 @dataclass(slots=True)
 class _Request:
     fn: Fn
     writes: bool
+    queued: bool  # one at a time
     answer: asyncio.Future[Any]
 
 
 class SimulatedDatabase:
-    """`Database` as one Runner sees it: one write at a time, and reads beside it."""
+    """`Database` as one Runner sees it: one write at a time, and reads and leases beside it."""
 
     is_sqlite = True
 
@@ -107,6 +119,9 @@ class SimulatedDatabase:
         self._writing = False
 
     async def write(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
+        return await self._ask(fn, within, writes=True, queued=True)
+
+    async def lease(self, fn: Callable[[sa.Connection], T], *, within: float) -> T:
         return await self._ask(fn, within, writes=True)
 
     async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
@@ -119,9 +134,9 @@ class SimulatedDatabase:
     def close(self) -> None:
         """The database is everyone's."""
 
-    async def _ask(self, fn: Callable[[sa.Connection], T], within: float, *, writes: bool) -> T:
-        request = _Request(fn, writes, self._server.loop.create_future())
-        if writes:
+    async def _ask(self, fn: Callable[[sa.Connection], T], within: float, *, writes: bool, queued: bool = False) -> T:
+        request = _Request(fn, writes, queued, self._server.loop.create_future())
+        if queued:
             self._waiting.append(request)
             self._next_write()
         else:
@@ -191,7 +206,7 @@ class SimulatedDatabase:
                 request.answer.set_result(answer)
             else:
                 request.answer.set_exception(error)
-        if request.writes:
+        if request.queued:
             self._writing = False
             self._next_write()
 

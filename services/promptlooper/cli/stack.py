@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import socket
@@ -56,6 +57,7 @@ _SET_BY_STACK = frozenset(
         "CACHE_ADDRESS",
         "SCORER_ADDRESS",
         "PROVIDERS",
+        "REPLICA",
         "HOME",
         "SERVER",
     ]
@@ -167,6 +169,7 @@ def environment_of(
     match part.kind:
         case "runner":
             env["PROMPTLOOPER_DATABASE_URL"] = database_url(options)
+            env["PROMPTLOOPER_REPLICA"] = _replica_of(part, options)
             env["PROMPTLOOPER_NATS_URL"] = f"nats://{_address_of('nats', parts)}"
             for kind in ("adapter", "cache", "scorer"):
                 env[f"PROMPTLOOPER_{kind.upper()}_ADDRESS"] = _address_of(kind, parts)
@@ -176,6 +179,12 @@ def environment_of(
         case "cache":
             env["PROMPTLOOPER_REDIS_URL"] = f"redis://{_address_of('redis', parts)}/0"
     return env
+
+
+def _replica_of(part: Part, options: Options) -> str:
+    """The same at every start of the part, and no other stack's on a database that stacks share."""
+    stack = f"{socket.gethostname()} {options.data.absolute()}"
+    return f"{part.name}-{hashlib.sha256(stack.encode()).hexdigest()[:12]}"
 
 
 def _inherited(name: str) -> bool:

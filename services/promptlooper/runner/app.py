@@ -36,6 +36,7 @@ async def runner_core(
     slots: int = 1_000,
     own_only: bool = False,
     lease_ttl: float = LEASE_TTL,
+    replica: str = "",
     registered: Callable[[str], None] = lambda runner_id: None,
     hub: Hub | None = None,
     clock: Clock | None = None,
@@ -43,12 +44,15 @@ async def runner_core(
     failpoints: Failpoints | None = None,
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
-    it. On leaving, running calls are stopped and their runs handed back."""
+    it. A Runner takes the runs of its predecessor of the same `replica` at once. On leaving, running calls are stopped
+    and their runs handed back."""
     hub, clock, renderer, failpoints = hub or Hub(), clock or SystemClock(), Renderer(), failpoints or Failpoints()
     answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints)
     scores = Scores(scoring, renderer, failpoints=failpoints)
     parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints)
-    engine = Engine(parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, registered=registered)
+    engine = Engine(
+        parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, replica=replica, registered=registered
+    )
     hub.when_changed(engine.hint)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(answers.aclose)
@@ -91,6 +95,7 @@ async def run(settings: RunnerSettings) -> None:
                 scoring,
                 slots=settings.slots,
                 lease_ttl=settings.lease_ttl,
+                replica=settings.replica,
                 hub=hub,
                 failpoints=failpoints,
             )

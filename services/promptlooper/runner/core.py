@@ -40,7 +40,7 @@ from promptlooper.runner.spec.check_services import check
 from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY
 from promptlooper.runner.spec.expand import stage_model, stage_params, variants
 from promptlooper.runner.spec.normal import body_sha256, completed
-from promptlooper.runner.store import control, repository
+from promptlooper.runner.store import control, repository, requests
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.reading import RunSource, read_runs
 from promptlooper.runner.store.rows import microseconds
@@ -82,6 +82,10 @@ class RunnerCore:
     async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
         _check_request_id(request_id)
         spec = _completed(spec)
+        if request_id:  # also where what it needs has gone since: the first answer stands
+            known = partial(requests.known, request_id=request_id, body_sha256=body_sha256(spec))
+            if (experiment_id := await self._database.read(known)) is not None:
+                return await self.get(experiment_id)
         validation = await check(spec, self._gateway, self._scoring)
         if problems := (*validation.problems, *_long_ids(spec)):
             raise InvalidExperiment(problems)

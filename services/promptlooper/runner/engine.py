@@ -59,10 +59,11 @@ class Engine:
         *,
         own_only: bool = False,
         lease_ttl: float = LEASE_TTL,
+        replica: str = "",
         registered: Callable[[str], None] = lambda runner_id: None,
     ) -> None:
         self._parts, self._new_id, self.slots, self.own_only = parts, new_id, slots, own_only
-        self._lease_ttl, self._registered = lease_ttl, registered
+        self._lease_ttl, self._replica, self._registered = lease_ttl, replica, registered
         self._own: set[str] = set()
         self.runner_id = ""
         self._loops: dict[str, ExperimentLoop] = {}
@@ -71,12 +72,15 @@ class Engine:
         self._draining = False
         self._lease_since = 0.0  # monotonic time since when every renewal has succeeded
         self._renewed = 0.0  # monotonic time of the last renewal
+        self._outage = False  # the last renewal failed
         self._looked_for_cancels = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
         """The engine at work. On leaving, running calls are stopped, and their runs handed back to be claimed again."""
         await self._register()
+        if self._replica:
+            await self._take_from_the_dead()
         background = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._keep_lease())]
         try:
             yield self
@@ -119,6 +123,10 @@ class Engine:
     def in_flight(self) -> int:
         return sum(loop.in_flight for loop in self._loops.values())
 
+    def asking(self) -> int:
+        """Slots that turns under way may take."""
+        return sum(loop.asking for loop in self._loops.values())
+
     def cancel_run(self, experiment_id: str, run_index: int) -> None:
         if (loop := self._loops.get(experiment_id)) is not None:
             loop.cancel_run(run_index)
@@ -126,9 +134,10 @@ class Engine:
     async def _register(self) -> None:
         self.runner_id = self._new_id()
         self._registered(self.runner_id)
-        register = partial(leases.register_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
+        register = partial(leases.register_runner, runner_id=self.runner_id, ttl=self._lease_ttl, name=self._replica)
+        asked = self._parts.clock.monotonic()  # the term counts from before the database was asked
         await self._parts.database.write(register)
-        self._lease_since = self._renewed = self._parts.clock.monotonic()
+        self._lease_since = self._renewed = asked
 
     async def _dispatch(self) -> None:
         while True:
@@ -136,8 +145,6 @@ class Engine:
                 async with asyncio.timeout(POLL):  # wait_for may swallow a cancellation
                     await self._hint.wait()
             self._hint.clear()
-            if self._draining:
-                return
             try:
                 await self._look()
                 await self._stop_cancelled_runs()
@@ -150,13 +157,15 @@ class Engine:
 
     async def _look(self) -> None:
         """Starts loops for what is active, and tells each its share."""
-        database, clock = self._parts.database, self._parts.clock
-        active, living = await database.read(repository.active)
+        active, living = await self._parts.database.read(repository.active)
         mine = [a for a in active if not self.own_only or a.experiment_id in self._own]
         self._forget_ended()
         if self._draining:
+            for experiment in mine:
+                if experiment.state is ExperimentState.CANCELLING and experiment.experiment_id in self._loops:
+                    self._loops[experiment.experiment_id].cancel()
             return
-        now_us = microseconds(clock.now())
+        now_us = microseconds(self._parts.clock.now())
         for experiment in mine:
             if experiment.experiment_id not in self._tasks and experiment.has_work:
                 self._start(experiment.experiment_id)
@@ -219,11 +228,12 @@ class Engine:
             try:
                 self._parts.failpoints.hit("lease_before_renew")
                 renew = partial(leases.renew_runner, runner_id=self.runner_id, ttl=self._lease_ttl)
-                alive = await database.write(renew, within=self._lease_ttl / 3)
+                asked = clock.monotonic()
+                alive = await database.lease(renew, within=self._lease_ttl / 3)
                 late = clock.monotonic() - self._renewed >= self._lease_ttl
-                self._renewed = clock.monotonic()
-                if late:  # this Runner or the database was frozen: others may have been too
-                    self._lease_since = self._renewed
+                self._renewed = asked
+                if late or self._outage:  # this Runner or the database was frozen or away: others may have been too
+                    self._lease_since, self._outage = clock.monotonic(), False
                 if not alive:
                     log.error("runner %s lost its lease: its calls are stopped, it takes a new id", self.runner_id)
                     await self._stop_loops(hand_back=False)
@@ -232,14 +242,18 @@ class Engine:
                     await self._reap()
                 await database.write(partial(requests.forget_old, now_us=microseconds(clock.now())))
             except StoreUnavailable as error:
-                self._lease_since = clock.monotonic()
+                self._outage = True
                 log.warning("can't renew the lease: %s", error)
             except Exception:  # without renewals others would take our runs
                 log.exception("can't renew the lease")
 
     async def _reap(self) -> None:
-        database, runner_id = self._parts.database, self.runner_id
-        await database.write(partial(leases.mark_expired_runners, runner_id=runner_id, ttl=self._lease_ttl))
+        mark = partial(leases.mark_expired_runners, runner_id=self.runner_id, ttl=self._lease_ttl)
+        await self._parts.database.write(mark)
+        await self._take_from_the_dead()
+
+    async def _take_from_the_dead(self) -> None:
+        database = self._parts.database
         for experiment_id in await database.read(leases.orphaned):
             now_us = microseconds(self._parts.clock.now())
             take = partial(leases.give_back_orphans, experiment_id=experiment_id, now_us=now_us)

@@ -106,7 +106,8 @@ class HeldRuns:
             if held is None:
                 continue
             if not isinstance(outcome, StageDone):
-                del self._held[outcome.run_index]
+                if outcome.run_index not in going_on:
+                    del self._held[outcome.run_index]
             elif outcome.result.stage_index == held.claim.next_stage:
                 held.results = (*held.results, outcome.result)
                 if not outcome.last and outcome.run_index not in going_on:

@@ -28,10 +28,12 @@ class Ledger:
     max_concurrency: int
     budget_nanousd: int | None
     spent_nanousd: int
+    uncertain_nanousd: int
     reserved_nanousd: int
     unit_nanousd: int
     budget_tokens: int | None
     spent_tokens: int
+    uncertain_tokens: int
     reserved_tokens: int
     unit_tokens: int
     tokens_in: int
@@ -71,11 +73,10 @@ class Ledger:
             max(self.unit_nanousd, run.reserved_nanousd),
             max(self.unit_tokens, run.reserved_tokens),
         )
-        return (
-            self.budget_nanousd is None
-            or self.spent_nanousd + self.reserved_nanousd + need_nanousd <= self.budget_nanousd
-        ) and (
-            self.budget_tokens is None or self.spent_tokens + self.reserved_tokens + need_tokens <= self.budget_tokens
+        nanousd = self.spent_nanousd + self.uncertain_nanousd + self.reserved_nanousd + need_nanousd
+        tokens = self.spent_tokens + self.uncertain_tokens + self.reserved_tokens + need_tokens
+        return (self.budget_nanousd is None or nanousd <= self.budget_nanousd) and (
+            self.budget_tokens is None or tokens <= self.budget_tokens
         )
 
     def reserve(self, run: RunRow) -> None:
@@ -89,13 +90,11 @@ class Ledger:
         self.reserved_tokens -= run.reserved_tokens
         run.reserved_nanousd = run.reserved_tokens = 0
 
-    def spend_reservation(self, run: RunRow) -> None:
-        """Takes for spent what nobody can say the cost of: a budget must hold."""
-        if run.reserved_nanousd or run.reserved_tokens:
-            self.spent_nanousd += run.reserved_nanousd
-            self.spent_tokens += run.reserved_tokens
-            self.cost_unknown_calls += 1
-            run.cost_unknown_calls += 1
+    def keep_reservation(self, run: RunRow) -> None:
+        """A call was given up after it was sent, and nobody knows whether it is billed: what it reserved counts against
+        the budget, which must hold, and not as cost."""
+        self.uncertain_nanousd += run.reserved_nanousd
+        self.uncertain_tokens += run.reserved_tokens
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)

@@ -35,6 +35,7 @@ T = TypeVar("T")
 TURN_OUTCOMES = 128
 OUTCOMES_AT_MOST = 2_000  # in one turn: PostgreSQL takes at most 65,535 parameters
 AFTER_OUTAGE = 0.5  # seconds
+LOOK_AT_LEAST = 1.0  # seconds between turns while runs wait for a time and others could start
 
 
 class ExperimentLoop:
@@ -44,6 +45,8 @@ class ExperimentLoop:
         self.experiment_id, self._parts, self._engine = experiment_id, parts, engine
         self.share = 0
         self._room = 0
+        self._turned = 0.0  # monotonic time of the last turn
+        self.asking = 0  # slots that the turn under way may take
         self._portion = Portion(parts.clock.monotonic())
         self._outcomes: list[Outcome] = []
         self._wake, self._full = asyncio.Event(), asyncio.Event()
@@ -70,7 +73,9 @@ class ExperimentLoop:
     def look(self, share: int, room: int) -> None:
         """Wakes the loop where it could start something or must stop something. `room` is how many more runs could run,
         over all Runners. Where runs wait for a time, only a larger share or more room is news."""
-        news = share > self.share or room > self._room or self._timer is None
+        # Retried runs, a new budget and slots that others gave up are not seen from here.
+        stale = self._parts.clock.monotonic() - self._turned >= LOOK_AT_LEAST
+        news = share > self.share or room > self._room or self._timer is None or stale
         self.share, self._room = share, room
         if self._cancelling or (room and share > self.in_flight and news):
             self._wake.set()
@@ -178,6 +183,7 @@ class ExperimentLoop:
                     await self._held.start(adopted, executor)
                 result = await self._turn_or_isolate(replace(basis, outcomes=sent, slots=self._free(sent)))
             except StoreUnavailable as error:
+                self.asking = 0
                 log.warning("experiment %s: %s; trying again", self.experiment_id, error)
                 self._outcomes = [*sent, *self._outcomes]
                 uncertain = True
@@ -190,6 +196,7 @@ class ExperimentLoop:
             if result.ledger.state == ExperimentState.CANCELLING.value:
                 self.cancel()
             await self._held.start([*result.claims, *result.continuing], executor)
+            self.asking, self._turned = 0, parts.clock.monotonic()
             self._wait_until(result.next_due_us)
             if self._draining and not self._held:
                 self._wake.set()
@@ -240,10 +247,13 @@ class ExperimentLoop:
     def _free(self, sent: list[Outcome]) -> int:
         """How many runs may be claimed: this experiment's share and the Runner's slots, less what goes on after the
         turn."""
-        ending = len({o.run_index for o in sent if isinstance(o, RunEnded | RunReturned)})
+        self.asking = 0
+        ending = len({o.run_index for o in sent if isinstance(o, RunEnded) or _leaves(o)})
         if self._cancelling or self._draining or not self._engine.may_call:
             return 0
-        return max(0, min(self.share - self.in_flight, self._engine.slots - self._engine.in_flight()) + ending)
+        free = min(self.share - self.in_flight, self._engine.slots - self._engine.in_flight() - self._engine.asking())
+        self.asking = max(0, free)
+        return max(0, free + ending)
 
     async def _turn(self, request: TurnRequest) -> TurnResult:
         parts = self._parts
@@ -352,11 +362,16 @@ class ExperimentLoop:
         request = replace(basis, outcomes=self._outcomes, going_on=False)
         self._outcomes = []
         try:
-            await self._turn(request)
+            await self._turn_or_isolate(request)
         except StoreUnavailable as error:
             log.warning(
                 "experiment %s: runs could not be handed back, a lease must run out: %s", self.experiment_id, error
             )
+
+
+def _leaves(outcome: Outcome) -> bool:
+    """Whether a run certainly goes back; one that needs a larger reservation may keep its place."""
+    return isinstance(outcome, RunReturned) and not (outcome.need_nanousd or outcome.need_tokens)
 
 
 def _stored(outcome: Outcome, claim: Claim) -> bool:

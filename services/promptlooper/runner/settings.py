@@ -20,6 +20,7 @@ class RunnerSettings(ServiceSettings):
     scorer_address: str = "127.0.0.1:7054"
     lease_ttl: float = Field(default=15.0, ge=1, le=300)  # seconds: then a silent Runner is dead
     event_retention: float = Field(default=0.0, ge=0)  # seconds that events are kept at least; 0: for ever
+    replica: str = Field(default="", max_length=63)  # a name that is this Runner's own and the same at every start
     slots: int = Field(default=1_000, ge=1, le=100_000)  # runs at once in this process: bounds its memory
     failpoints: str = ""  # for tests: where this process is to fail, as `promptlooper.failpoints` reads it
 

@@ -148,7 +148,7 @@ class Turn:
 
     def _run_ended(self, outcome: RunEnded, row: RunRow) -> None:
         if outcome.maybe_paid:
-            self.ledger.spend_reservation(row)
+            self.ledger.keep_reservation(row)
         self._end(row, outcome.state)
         row.error, row.score, row.passed = outcome.error, outcome.score, outcome.passed
         row.attempts += outcome.error.attempts if outcome.error else 0
@@ -176,19 +176,34 @@ class Turn:
         ledger = self.ledger
         row.attempts += outcome.attempts
         if outcome.maybe_paid:
-            ledger.spend_reservation(row)
+            ledger.keep_reservation(row)
         if self._is_cancelled(row):
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
             return
-        same_time = outcome.not_before_us is not None or outcome.need_nanousd or outcome.need_tokens
-        run_deadline_us = row.run_deadline_us if same_time else None
+        needs_more = bool(outcome.need_nanousd or outcome.need_tokens)
+        if needs_more and self._topped_up(outcome, row):
+            return
+        run_deadline_us = row.run_deadline_us if needs_more or outcome.not_before_us is not None else None
         self._give_back(row, outcome.not_before_us or 0)
         row.run_deadline_us = run_deadline_us
         row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
         row.deadline_us = outcome.deadline_us
         if outcome.not_before_us is not None:
             self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
+
+    def _topped_up(self, outcome: RunReturned, row: RunRow) -> bool:
+        """A run that needs a larger reservation keeps its place where the budget admits that."""
+        ledger = self.ledger
+        ledger.release(row)
+        row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
+        if not self.going_on or ledger.state == ExperimentState.PAUSED.value or not ledger.fits(row):
+            row.reserved_nanousd = row.reserved_tokens = 0  # nothing is reserved any more
+            return False
+        ledger.reserve(row)
+        self.touched[row.run_index] = row
+        self.continuing.append(self.claim_of(row))
+        return True
 
     def _is_cancelled(self, row: RunRow) -> bool:
         return row.cancel_requested or self.ledger.state == ExperimentState.CANCELLING.value
@@ -215,14 +230,15 @@ class Turn:
 
     def take_back(self, rows: Sequence[RunRow]) -> None:
         """Gives back the runs of a dead Runner; a later outcome of it is refused, as the next claim raises the
-        epoch. What they reserved is spent: calls may have been under way."""
+        epoch. What they reserved stays counted: calls may have been under way."""
         for row in rows:
-            self.ledger.spend_reservation(row)
+            self.ledger.keep_reservation(row)
             if self._is_cancelled(row):
                 self._end(row, RunState.CANCELLED)
                 self.events.append(NewEvent("run.cancelled", row.run_index, {}))
             else:
                 self._give_back(row)
+                row.deadline_us = None  # its stage has not lost the time in which nobody worked on it
 
     def room(self, slots: int) -> int:
         """How many runs may be claimed, budgets aside: free slots, the experiment's cap, and what waits."""

@@ -693,6 +693,7 @@ class Experiment(_message.Message):
     COST_RESERVED_NANOUSD_FIELD_NUMBER: _builtins.int
     COST_REMAINING_NANOUSD_FIELD_NUMBER: _builtins.int
     SPEC_SHA256_FIELD_NUMBER: _builtins.int
+    COST_UNCERTAIN_NANOUSD_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     project: _builtins.str
     name: _builtins.str
@@ -727,6 +728,10 @@ class Experiment(_message.Message):
     """
     spec_sha256: _builtins.str
     """SHA-256 of the normal form, in hex: two experiments of one spec have the same. Empty where it is not known."""
+    cost_uncertain_nanousd: _builtins.int
+    """What calls may have cost that were given up or broke after they were sent, so that nobody knows whether they are billed. It
+    counts against the budget and is not in cost_nanousd; 0 without a budget in money.
+    """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -768,10 +773,11 @@ class Experiment(_message.Message):
         cost_reserved_nanousd: _builtins.int = ...,
         cost_remaining_nanousd: _builtins.int | None = ...,
         spec_sha256: _builtins.str = ...,
+        cost_uncertain_nanousd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd", "_budget_tokens", b"_budget_tokens", "_cost_remaining_nanousd", b"_cost_remaining_nanousd", "budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "completed_at", b"completed_at", "cost_remaining_nanousd", b"cost_remaining_nanousd", "counts", b"counts", "created_at", b"created_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd", "_budget_tokens", b"_budget_tokens", "_cost_remaining_nanousd", b"_cost_remaining_nanousd", "budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "completed_at", b"completed_at", "cost_nanousd", b"cost_nanousd", "cost_remaining_nanousd", b"cost_remaining_nanousd", "cost_reserved_nanousd", b"cost_reserved_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "cost_unknown_calls", b"cost_unknown_calls", "counts", b"counts", "created_at", b"created_at", "description", b"description", "duration_ms", b"duration_ms", "event_seq", b"event_seq", "experiment_id", b"experiment_id", "generation", b"generation", "max_concurrency", b"max_concurrency", "metadata", b"metadata", "name", b"name", "project", b"project", "reason", b"reason", "spec_sha256", b"spec_sha256", "started_at", b"started_at", "state", b"state", "tags", b"tags", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd", "_budget_tokens", b"_budget_tokens", "_cost_remaining_nanousd", b"_cost_remaining_nanousd", "budget_nanousd", b"budget_nanousd", "budget_tokens", b"budget_tokens", "completed_at", b"completed_at", "cost_nanousd", b"cost_nanousd", "cost_remaining_nanousd", b"cost_remaining_nanousd", "cost_reserved_nanousd", b"cost_reserved_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "cost_uncertain_nanousd", b"cost_uncertain_nanousd", "cost_unknown_calls", b"cost_unknown_calls", "counts", b"counts", "created_at", b"created_at", "description", b"description", "duration_ms", b"duration_ms", "event_seq", b"event_seq", "experiment_id", b"experiment_id", "generation", b"generation", "max_concurrency", b"max_concurrency", "metadata", b"metadata", "name", b"name", "project", b"project", "reason", b"reason", "spec_sha256", b"spec_sha256", "started_at", b"started_at", "state", b"state", "tags", b"tags", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget_nanousd: _TypeAlias = _typing.Literal["budget_nanousd"]  # noqa: Y015
     _WhichOneofArgType__budget_nanousd: _TypeAlias = _typing.Literal["_budget_nanousd", b"_budget_nanousd"]  # noqa: Y015

@@ -82,6 +82,7 @@ def experiment_to_pb(experiment: Experiment) -> pb.Experiment:
         cost_reserved_nanousd=experiment.cost_reserved_nanousd,
         cost_remaining_nanousd=experiment.cost_remaining_nanousd,
         spec_sha256=experiment.spec_sha256,
+        cost_uncertain_nanousd=experiment.cost_uncertain_nanousd,
     )
 
 
@@ -113,6 +114,7 @@ def experiment_from_pb(message: pb.Experiment) -> Experiment:
         cost_reserved_nanousd=message.cost_reserved_nanousd,
         cost_remaining_nanousd=message.cost_remaining_nanousd if message.HasField("cost_remaining_nanousd") else None,
         spec_sha256=message.spec_sha256,
+        cost_uncertain_nanousd=message.cost_uncertain_nanousd,
     )
 
 

@@ -36,10 +36,12 @@ def ledger(**changes: Any) -> Ledger:
         max_concurrency=4,
         budget_nanousd=None,
         spent_nanousd=0,
+        uncertain_nanousd=0,
         reserved_nanousd=0,
         unit_nanousd=0,
         budget_tokens=None,
         spent_tokens=0,
+        uncertain_tokens=0,
         reserved_tokens=0,
         unit_tokens=0,
         tokens_in=0,
@@ -195,13 +197,33 @@ def test_the_budget_admits_only_what_it_can_pay_and_ends_the_experiment() -> Non
     assert (book.completed, book.cancelled) == (2, 8)
 
 
-def test_a_run_that_needs_more_goes_back_and_reserves_it_for_itself_alone() -> None:
+def test_a_run_that_needs_more_keeps_its_place_where_the_budget_admits_it() -> None:
     book = ledger(
         budget_nanousd=1_000, unit_nanousd=100, state="RUNNING", next_index=1, running=1, reserved_nanousd=100
     )
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
-    turned(book, [RunReturned(0, 1, FACTS, need_nanousd=400)], rows)
+    turn = Turn(book, ME, NOW)
+    turn.take([RunReturned(0, 1, FACTS, need_nanousd=400)], rows)
+    assert [(claim.lease_epoch, claim.reserved_nanousd) for claim in turn.continuing] == [(1, 400)]
+    assert (book.unit_nanousd, book.returned, book.running, book.reserved_nanousd) == (100, 0, 1, 400)
+
+
+def test_a_run_that_needs_more_than_is_left_now_goes_back_and_reserves_it_for_itself_alone() -> None:
+    book = ledger(
+        budget_nanousd=1_000,
+        spent_nanousd=650,
+        unit_nanousd=100,
+        state="RUNNING",
+        next_index=1,
+        running=1,
+        reserved_nanousd=100,
+    )
+    rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
+    first = Turn(book, ME, NOW)
+    first.take([RunReturned(0, 1, FACTS, need_nanousd=400)], rows)
+    assert first.continuing == []
     assert (book.unit_nanousd, book.returned, book.reserved_nanousd, rows[0].reserved_nanousd) == (100, 1, 0, 400)
+    book.spent_nanousd = 0
     turn = Turn(book, ME, NOW)
     turn.claim_returned([rows[0]])
     turn.claim_new(turn.room(9), ["v"], 1)
@@ -225,14 +247,15 @@ def test_a_run_that_can_never_be_paid_ends_the_experiment_only_when_nothing_else
     assert (book.state, book.reason, book.completed, book.cancelled) == ("CANCELLED", "BUDGET", 1, 1)
 
 
-def test_a_call_that_may_be_billed_though_it_failed_spends_its_reservation() -> None:
+def test_a_call_that_may_be_billed_though_it_failed_keeps_its_reservation_from_the_budget() -> None:
     book = ledger(
         budget_nanousd=1_000, unit_nanousd=100, state="RUNNING", next_index=1, running=1, reserved_nanousd=100
     )
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
     error = RunError("DEADLINE_EXCEEDED", "late", 0, attempts=1)
     turned(book, [RunEnded(0, 1, FACTS, RunState.FAILED, error=error, maybe_paid=True)], rows)
-    assert (book.spent_nanousd, book.reserved_nanousd, book.cost_unknown_calls) == (100, 0, 1)
+    assert (book.uncertain_nanousd, book.reserved_nanousd) == (100, 0)
+    assert (book.spent_nanousd, book.cost_unknown_calls) == (0, 0)
 
 
 def test_a_call_without_usage_spends_its_whole_reservation() -> None:

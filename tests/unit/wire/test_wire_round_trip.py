@@ -59,6 +59,11 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         experiments_wire.filter_from_pb,
     ),
     experiments.ExperimentPage: (experiments_wire.experiment_page_to_pb, experiments_wire.experiment_page_from_pb),
+    experiments.EventPage: (experiments_wire.event_page_to_pb, experiments_wire.event_page_from_pb),
+    experiments.ExperimentUpdate: (
+        lambda update: experiments_wire.update_to_pb("e", update),
+        experiments_wire.update_from_pb,
+    ),
     experiments.RunPage: (experiments_wire.run_page_to_pb, experiments_wire.run_page_from_pb),
     experiments.WatchMessage: (experiments_wire.watch_message_to_pb, experiments_wire.watch_message_from_pb),
     run.RunError: (run_wire.error_to_pb, run_wire.error_from_pb),
@@ -101,6 +106,7 @@ experiment_facts = st.fixed_dictionaries(
     {
         **dict.fromkeys(("state", "reason"), texts),
         **dict.fromkeys(("total", "completed", "failed", "cancelled", "cost_nanousd", "cost_unknown_calls"), integers),
+        "max_concurrency": st.integers(0, 2**31 - 1),
     }
 )
 run_facts = st.fixed_dictionaries(
@@ -134,6 +140,9 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (experiment.Limits, "budget_nanousd"): st.none() | st.integers(1, 2**62),
     (experiment.Limits, "budget_tokens"): st.none() | st.integers(1, 2**62),
     (experiment.Limits, "stage_timeout"): durations,
+    (experiment.Limits, "run_timeout"): st.none() | durations,
+    (experiment.Limits, "experiment_timeout"): st.none() | durations,
+    (experiments.ExperimentUpdate, "max_concurrency"): st.none() | st.integers(0, 2**31 - 1),
     (experiment.CachePolicy, "max_age"): st.none() | durations,
     (experiment.CachePolicy, "namespace"): names,
     (experiment.ExperimentSpec, "project"): names,

@@ -241,6 +241,7 @@ async def _publish(jetstream: JetStreamContext, page: list[Event], failpoints: F
             payload = event_to_pb(event).SerializeToString()
             acks.append(await jetstream.publish_async(subject_of(event), payload, headers=headers_of(event)))
         failpoints.hit("publish_after")
+        failpoints.hit("ack_before")
         async with asyncio.timeout(ACK_TIMEOUT):
             await asyncio.gather(*acks)
     finally:

@@ -89,7 +89,8 @@ class Watching:
                         if self._hub.draining:
                             return
                 seat.place.event_seq = seq = max(seq, page.event_seq)
-                experiment = tail.experiment
+                if tail.experiment.event_seq >= experiment.event_seq:  # else it has not read what this watch began with
+                    experiment = tail.experiment
                 # Equal, for a tail that another watch left behind may still tell of an end before this watch's start.
                 if experiment.state.ended and seq == experiment.event_seq:
                     yield WatchMessage(token_of(experiment_id, seq), seq, terminal=experiment)

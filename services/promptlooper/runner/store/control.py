@@ -26,7 +26,6 @@ from promptlooper.runner.store.models import (
     inputs,
     progress,
     relay,
-    requests,
     runs,
     scores,
     stage_results,
@@ -88,6 +87,7 @@ def resume(connection: sa.Connection, who: Restart, now_us: int) -> None:
         return
     _refuse_cancelling(ledger)
     if ledger.state == ExperimentState.PAUSED.value:
+        _time_anew(connection, who.experiment_id)
         ledger.restart(now_us)
     elif ledger.state in (ExperimentState.CANCELLED.value, ExperimentState.FAILED.value):
         of_it = runs.c.experiment_id == who.experiment_id
@@ -98,6 +98,7 @@ def resume(connection: sa.Connection, who: Restart, now_us: int) -> None:
         ledger.restart(now_us)
     else:
         if who.took_up and not ledger.ended and not ledger.running:
+            _time_anew(connection, who.experiment_id)
             ledger.set_deadline(now_us)  # its time was not running while nobody worked on it
             number_events(connection, ledger, (), now_us)
         return
@@ -113,9 +114,9 @@ def retry(connection: sa.Connection, who: Restart, now_us: int) -> None:
     if _asked_before(connection, who, now_us):
         return
     _refuse_cancelling(ledger)
-    if ledger.state == ExperimentState.CANCELLED.value:
+    if ledger.state in (ExperimentState.CANCELLED.value, ExperimentState.FAILED.value):
         raise ExperimentCancelled(
-            f"experiment {who.experiment_id!r} was cancelled; resume it, and retry what has failed then",
+            f"experiment {who.experiment_id!r} is {ledger.state}; resume it, and retry what has failed then",
             experiment_id=who.experiment_id,
         )
     if not ledger.failed:
@@ -218,7 +219,7 @@ def delete(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
             "detail_json": json_text(experiment_facts(ledger)),
         },
     )
-    for table in (scores, stage_results, runs, events, inputs, relay, requests, experiments, progress):
+    for table in (scores, stage_results, runs, events, inputs, relay, experiments, progress):
         connection.execute(sa.delete(table).where(table.c.experiment_id == experiment_id))
 
 
@@ -255,6 +256,12 @@ def _refuse_cancelling(ledger: Ledger) -> None:
 
 def _without_answer(of_failed: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     return sa.and_(of_failed, stage_results.c.error_json.is_not(None))
+
+
+def _time_anew(connection: sa.Connection, experiment_id: str) -> None:
+    """Runs that wait get the time of their stage and of themselves anew."""
+    waiting = sa.and_(runs.c.experiment_id == experiment_id, sa.text("state = 'PENDING'"))
+    connection.execute(sa.update(runs).where(waiting).values(deadline_us=None, run_deadline_us=None))
 
 
 def _wait_again(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:

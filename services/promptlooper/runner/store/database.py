@@ -23,6 +23,15 @@ T = TypeVar("T")
 # SQLSTATE classes: read-only (in a failover), out of resources, shut down by an operator.
 UNAVAILABLE_CLASSES = ("25", "53", "57")
 ANSWER_WITHIN = 8.0  # seconds: less than callers wait
+# A connection whose other end is gone is given up after some seconds: the system's own limit is a quarter of an hour.
+CONNECT: dict[str, Any] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+LOCK_OPTIONS = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 PING_AFTER = 1.0  # seconds that a connection was not used
 IDLE_AT_MOST = 8.0  # seconds that a frozen Runner may hold a lock: less than its lease
 
@@ -67,6 +76,7 @@ class Database:
         self._write_engine = self._engine(writes=True)
         self._read_engine = self._write_engine if in_memory else self._engine(writes=False)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
+        self._leases = ThreadPoolExecutor(1, thread_name_prefix="sql-lease")
         self._readers = self._writer if in_memory else ThreadPoolExecutor(4, thread_name_prefix="sql-read")
 
     def _engine(self, *, writes: bool) -> sa.Engine:
@@ -76,9 +86,9 @@ class Database:
                 f"-c idle_in_transaction_session_timeout={int(self._idle_at_most * 1000)} "
                 "-c application_name=promptlooper-runner"
             )
-            connect = {"connect_timeout": 3, "options": options, "keepalives_idle": 30, "keepalives_interval": 10}
+            connect = {**CONNECT, "options": options}
             engine = sa.create_engine(
-                self.url, hide_parameters=True, pool_size=1 if writes else 4, max_overflow=0, connect_args=connect
+                self.url, hide_parameters=True, pool_size=1 if writes else 5, max_overflow=0, connect_args=connect
             )
             _ping_after_a_pause(engine)
             return engine
@@ -132,6 +142,14 @@ class Database:
     async def write(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
         return await self._answer(self._writer, partial(self.writing, fn), within)
 
+    async def lease(self, fn: Callable[[sa.Connection], T], *, within: float) -> T:
+        """As `write`, but beside it: a lease must not wait for the long work of a client. SQLite has one writer."""
+        return await self._answer(self._writer if self.is_sqlite else self._leases, partial(self._leasing, fn), within)
+
+    def _leasing(self, fn: Callable[[sa.Connection], T]) -> T:
+        with self._transaction(self._write_engine if self.is_sqlite else self._read_engine) as connection:
+            return fn(connection)
+
     async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
         return await self._answer(self._readers, partial(self.reading, fn), within)
 
@@ -157,7 +175,8 @@ class Database:
             poolclass=sa.pool.NullPool,
             hide_parameters=True,
             isolation_level="AUTOCOMMIT",
-            connect_args={"connect_timeout": 3, "keepalives_idle": 30, "keepalives_interval": 10},
+            # The lock of a Runner whose machine is gone must not outlive it for hours.
+            connect_args={**CONNECT, "options": LOCK_OPTIONS},
         )
 
         def acquire() -> tuple[sa.Connection, bool]:
@@ -177,6 +196,7 @@ class Database:
         """Waits for what is under way."""
         self._readers.shutdown(wait=True)
         self._writer.shutdown(wait=True)
+        self._leases.shutdown(wait=True)
         self._read_engine.dispose()
         self._write_engine.dispose()
 

@@ -53,10 +53,12 @@ progress = Table(
     Column("max_concurrency", Integer, nullable=False),
     Column("budget_nanousd", BigInteger),
     Column("spent_nanousd", BigInteger, nullable=False, server_default="0"),
+    Column("uncertain_nanousd", BigInteger, nullable=False, server_default="0"),  # of calls that were given up
     Column("reserved_nanousd", BigInteger, nullable=False, server_default="0"),
     Column("unit_nanousd", BigInteger, nullable=False, server_default="0"),  # what one call reserves
     Column("budget_tokens", BigInteger),
     Column("spent_tokens", BigInteger, nullable=False, server_default="0"),  # paid ones
+    Column("uncertain_tokens", BigInteger, nullable=False, server_default="0"),
     Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
     Column("unit_tokens", BigInteger, nullable=False, server_default="0"),
     Column("tokens_in", BigInteger, nullable=False, server_default="0"),
@@ -109,6 +111,14 @@ runs = Table(
         "runs_pending",
         "experiment_id",
         "not_before_us",
+        sqlite_where=text("state = 'PENDING'"),
+        postgresql_where=text("state = 'PENDING'"),
+    ),
+    Index(
+        "runs_cheapest",
+        "experiment_id",
+        "reserved_nanousd",
+        "reserved_tokens",
         sqlite_where=text("state = 'PENDING'"),
         postgresql_where=text("state = 'PENDING'"),
     ),
@@ -186,6 +196,7 @@ runners = Table(
     "runners",
     metadata,
     Column("runner_id", String(63), primary_key=True),  # new at every process start
+    Column("name", String(63), nullable=False, server_default=""),  # the same at every start of a replica; "" for none
     Column("lease_until_us", BigInteger, nullable=False),  # by the database's clock
     Column("dead", Boolean, nullable=False),
 )

@@ -17,21 +17,22 @@ def first_answer(
     """The experiment_id that the request got before; None for a new one, which is remembered with `experiment_id`.
     Raises RequestIdReused where it was asked with another body. Of concurrent calls with one request_id, one is
     new."""
-    if (known := _known(connection, request_id, body_sha256)) is not None:
-        return known
+    if (answer := known(connection, request_id, body_sha256)) is not None:
+        return answer
     row = {"body_sha256": body_sha256, "experiment_id": experiment_id, "created_us": now_us}
     try:
         # The unique key settles races: a second writer waits here for the first one's commit.
         with connection.begin_nested():
             connection.execute(sa.insert(requests), {"request_id": request_id, **row})
     except IntegrityError:
-        if (known := _known(connection, request_id, body_sha256)) is None:
+        if (answer := known(connection, request_id, body_sha256)) is None:
             raise
-        return known
+        return answer
     return None
 
 
-def _known(connection: sa.Connection, request_id: str, body_sha256: str) -> str | None:
+def known(connection: sa.Connection, request_id: str, body_sha256: str) -> str | None:
+    """The experiment_id that the request got, None for a new one. Raises RequestIdReused."""
     query = sa.select(requests.c.body_sha256, requests.c.experiment_id).where(requests.c.request_id == request_id)
     row = connection.execute(query).one_or_none()
     if row is None:

@@ -185,6 +185,7 @@ def experiment_of(row: Any, now_us: int) -> Experiment:
         cost_reserved_nanousd=row.reserved_nanousd,
         cost_remaining_nanousd=_remaining_nanousd(row, pending + row.running),
         spec_sha256=row.spec_sha256,
+        cost_uncertain_nanousd=row.uncertain_nanousd,
     )
 
 
@@ -196,4 +197,8 @@ def _remaining_nanousd(row: Any, left: int) -> int | None:
     if row.cost_unknown_calls or not ended:
         return None
     guess: int = row.spent_nanousd * left // ended
-    return guess if row.budget_nanousd is None else min(guess, max(0, row.budget_nanousd - row.spent_nanousd))
+    return (
+        guess
+        if row.budget_nanousd is None
+        else min(guess, max(0, row.budget_nanousd - row.spent_nanousd - row.uncertain_nanousd))
+    )

@@ -213,10 +213,12 @@ def _pending(decided: Turn) -> sa.Select[Any]:
 
 def _ready(connection: sa.Connection, decided: Turn, room: int, now_us: int) -> tuple[list[RunRow], int | None]:
     """Returned rows that may start now, and when the next of the others may."""
+    bounded = decided.ledger.budget_nanousd is not None or decided.ledger.budget_tokens is not None
     query = (
         _pending(decided)
         .where(runs.c.not_before_us <= now_us)
-        .order_by(runs.c.reserved_nanousd, runs.c.reserved_tokens, runs.c.run_index)  # what needs least comes first
+        # What needs least comes first. Without a budget all need the same, and the index has this order.
+        .order_by(*((runs.c.reserved_nanousd, runs.c.reserved_tokens) if bounded else (runs.c.not_before_us,)))
         .limit(room)
     )
     ready = [run_row(row) for row in connection.execute(query)]
