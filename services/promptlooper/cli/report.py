@@ -204,6 +204,9 @@ def limit_lines(experiment: Experiment) -> Iterator[str]:
         parts.append(f"up to {money(experiment.cost_reserved_nanousd)} more for calls under way")
     if parts:
         yield f"Budget: {', '.join(parts)}"
+    if experiment.cost_uncertain_nanousd:
+        more = money(experiment.cost_uncertain_nanousd)
+        yield f"Calls that were given up may have cost up to {more} more, which counts against the budget"
     if experiment.state.ended:
         return
     if experiment.cost_remaining_nanousd:

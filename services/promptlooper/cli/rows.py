@@ -157,6 +157,7 @@ def experiment_document(experiment: Experiment) -> dict[str, Any]:
         "created_at": iso(experiment.created_at),
         "cost_reserved_usd": usd(experiment.cost_reserved_nanousd),
         "cost_remaining_usd": usd(experiment.cost_remaining_nanousd),
+        "cost_uncertain_usd": usd(experiment.cost_uncertain_nanousd),
         "max_concurrency": experiment.max_concurrency,
         "budget_usd": usd(experiment.budget_nanousd),
         "budget_tokens": experiment.budget_tokens,

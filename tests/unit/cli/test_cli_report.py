@@ -115,6 +115,14 @@ def test_what_it_may_still_cost_is_said_while_it_goes_on(make: Any) -> None:
     assert list(limit_lines(make.experiment(max_concurrency=16))) == []
 
 
+def test_what_calls_may_have_cost_that_were_given_up_is_said_to_the_end(make: Any) -> None:
+    counts = {"budget_nanousd": 10**9, "cost_nanousd": 400_000_000, "cost_uncertain_nanousd": 560_000_000}
+    assert list(limit_lines(make.experiment(**counts))) == [
+        "Budget: $0.40 of $1.00 spent",
+        "Calls that were given up may have cost up to $0.56 more, which counts against the budget",
+    ]
+
+
 def test_commands_that_go_on_take_the_environment_file_again(make: Any) -> None:
     paused = make.experiment(state=ExperimentState.PAUSED)
     said = next(next_lines(paused, Target(None, Path(), env_file="my keys.env")))

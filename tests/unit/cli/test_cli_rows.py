@@ -26,7 +26,8 @@ SCORE = keys("value, passed, type, weight, explanation, error, metadata")
 ERROR = keys("reason, message, stage_index, stage, attempts, retryable")
 SUMMARY = keys("""schema_version, project, experiment_id, name, generation, state, reason, counts, tokens_in,
     tokens_out, cost_usd, cost_unknown_calls, judge_cost_usd, cost_saved_usd, duration_ms, created_at,
-    cost_reserved_usd, cost_remaining_usd, max_concurrency, budget_usd, budget_tokens, spec_sha256, variants, gates""")
+    cost_reserved_usd, cost_remaining_usd, cost_uncertain_usd, max_concurrency, budget_usd, budget_tokens, spec_sha256,
+    variants, gates""")
 COUNTS = keys("total, pending, running, completed, failed, cancelled, cached")
 VARIANT = keys("""variant_id, label, pipeline, model, params, inputs, runs, failed, score, pass_rate, scores,
     latency_ms, tokens_in, tokens_out, cost_usd""")
@@ -84,10 +85,15 @@ def test_money_is_a_number_of_dollars_and_null_where_any_price_is_unknown(make: 
 
 def test_what_it_may_still_cost_is_in_dollars_and_null_where_unknown(make: Any) -> None:
     limited = make.experiment(
-        cost_reserved_nanousd=5, cost_remaining_nanousd=2_000_000_000, max_concurrency=4, budget_nanousd=NANO
+        cost_reserved_nanousd=5,
+        cost_remaining_nanousd=2_000_000_000,
+        cost_uncertain_nanousd=560_000_000,
+        max_concurrency=4,
+        budget_nanousd=NANO,
     )
     document = summary_document(make.summary(limited))
     assert (document["cost_reserved_usd"], document["cost_remaining_usd"]) == (5e-9, 2.0)
+    assert document["cost_uncertain_usd"] == 0.56
     assert (document["max_concurrency"], document["budget_usd"], document["budget_tokens"]) == (4, 1.0, None)
     unlimited = summary_document(make.summary(make.experiment()))
     assert [unlimited[key] for key in ("cost_remaining_usd", "budget_usd", "spec_sha256")] == [None] * 3
