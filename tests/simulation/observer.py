@@ -6,62 +6,15 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
-from simulation.provider import Asked, Call, cost_of
-from simulation.schedule import LEASE_TTL
+from simulation.failures import Failures, could_go_on
+from simulation.provider import Asked, Call, cost_of, tokens_of
+from simulation.rows import ProgressRow, RunRow, SeenEvent
+from simulation.schedule import LEASE_TTL, Schedule
 
 from promptlooper.testing.simulation import Process, ProcessState, SimulatedLoop
-
-ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED"})
-
-
-class ProgressRow(NamedTuple):
-    experiment_id: str
-    state: str
-    reason: str
-    generation: int
-    total: int
-    next_index: int
-    running: int
-    returned: int
-    completed: int
-    failed: int
-    cancelled: int
-    max_concurrency: int
-    budget_nanousd: int | None
-    spent_nanousd: int
-    reserved_nanousd: int
-    budget_tokens: int | None
-    spent_tokens: int
-    reserved_tokens: int
-    tokens_in: int
-    tokens_out: int
-    cost_unknown_calls: int
-    event_seq: int
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-
-class RunRow(NamedTuple):
-    run_index: int
-    state: str
-    owner: str | None
-    lease_epoch: int
-    next_stage: int
-    reserved_nanousd: int
-    reserved_tokens: int
-
-
-class SeenEvent(NamedTuple):
-    event_seq: int
-    kind: str
-    generation: int
-    run_index: int | None
-    stage_index: int | None
 
 
 @dataclass(slots=True)
@@ -82,20 +35,23 @@ _LIVING = "SELECT runner_id FROM runners WHERE NOT dead"
 
 
 class Observer:
-    def __init__(self, loop: SimulatedLoop) -> None:
+    def __init__(self, loop: SimulatedLoop, schedule: Schedule) -> None:
         self._loop = loop
+        self._failures = Failures(loop, schedule, self.breaks)
         self.broken: list[str] = []
         self.trace: list[str] = []
         self.progress: dict[str, ProgressRow] = {}
         self.runs: dict[str, dict[int, RunRow]] = defaultdict(dict)
         self.events: dict[str, list[SeenEvent]] = defaultdict(list)
         self.ids: dict[str, str] = {}  # of experiments, by name
+        self._names: dict[str, str] = {}
         self.holders: dict[str, Holder] = {}  # by runner_id
         self.excuses: Counter[tuple[str, int, int]] = Counter()  # (experiment_id, run, stage): may be asked once more
         self.begun_dead = 0  # calls begun by a process that did not know yet that it had lost its runs
         self.longest_outage = 0.0
         self._living: set[str] = set()
-        self._billed: Counter[str] = Counter()
+        self.billed: Counter[str] = Counter()  # nanousd that the provider may want, by experiment
+        self.billed_tokens: Counter[str] = Counter()
         self._most_budget: dict[str, int] = {}
         self._changes = 0
 
@@ -126,7 +82,7 @@ class Observer:
                 name = named.fetchone()[0]
                 if name in self.ids:
                     self.breaks(f"a second experiment {name} was created by one request_id")
-                self.ids[name] = experiment_id
+                self.ids[name], self._names[experiment_id] = experiment_id, name
             rows = {row[0]: RunRow(*row) for row in raw.execute(_RUNS, (experiment_id,))}
             if now == before and rows == self.runs[experiment_id]:
                 continue
@@ -140,7 +96,7 @@ class Observer:
                 self.breaks(f"{experiment_id}: event_seq is {now.event_seq} after event {seq + len(new)}")
             self.events[experiment_id] += new
             self._check_books(now, before, rows.values())
-            self._check_runs(experiment_id, rows, new, writer)
+            self._check_runs(now, rows, new, writer)
             self.progress[experiment_id], self.runs[experiment_id] = now, rows
 
     def _check_death(self, runner_id: str, writer: Process) -> None:
@@ -167,24 +123,28 @@ class Observer:
         if now.running > max(now.max_concurrency, before.running if before else 0):
             say(f"{who}: {now.running} runs are running, and max_concurrency is {now.max_concurrency}")
         for what in ("nanousd", "tokens"):
-            budget, spent = getattr(now, f"budget_{what}"), getattr(now, f"spent_{what}")
-            reserved = getattr(now, f"reserved_{what}")
+            budget, reserved = getattr(now, f"budget_{what}"), getattr(now, f"reserved_{what}")
             held = sum(getattr(row, f"reserved_{what}") for row in rows if row.state == "RUNNING")
-            if budget is not None and spent + reserved > budget:
-                say(f"{who}: {spent} + {reserved} {what} are more than the budget of {budget}")
+            if budget is not None and now.counted(what) > budget:
+                say(f"{who}: {now.counted(what)} {what} are more than the budget of {budget}: {now}")
             if reserved != held:
                 say(f"{who}: {reserved} {what} are reserved, and its running runs hold {held}")
         if now.budget_nanousd is not None:
             self._most_budget[who] = max(now.budget_nanousd, self._most_budget.get(who, 0))
         if before is None:
             return
+        if now.reason == "BUDGET" and now.ended and not before.ended:
+            for left in could_go_on(now, before, self.runs[who]):
+                say(f"{who} was ended for its budget, which admits {left}")
         if before.ended and now.generation == before.generation and now.event_seq != before.event_seq:
             kinds = [event.kind for event in self.events[who] if event.event_seq > before.event_seq]
             if set(kinds) != {"experiment.updated"}:
                 say(f"{who}: {kinds} after its end")
 
-    def _check_runs(self, experiment_id: str, rows: dict[int, RunRow], new: list[SeenEvent], writer: Process) -> None:
-        known = self.runs[experiment_id]
+    def _check_runs(
+        self, progress: ProgressRow, rows: dict[int, RunRow], new: list[SeenEvent], writer: Process
+    ) -> None:
+        experiment_id, known = progress.experiment_id, self.runs[progress.experiment_id]
         waiting = {event.run_index for event in new if event.kind == "run.waiting"}
         for index, now in rows.items():
             before = known.get(index)
@@ -198,7 +158,10 @@ class Observer:
                 went_on = now.next_stage > before.next_stage or now.state == "COMPLETED" or index in waiting
                 if not (own and went_on):
                     self.excuses[experiment_id, index, before.next_stage] += 1
+            if now.state == "FAILED" and (before is None or before.state != "FAILED"):
+                self._failures.judge(experiment_id, self._names[experiment_id], now, writer)
             if now.state == "RUNNING" and (before is None or now.lease_epoch != before.lease_epoch):
+                self._failures.claimed(experiment_id, index)
                 if not self._is_of(now.owner, writer) or now.owner not in self._living:
                     self.breaks(f"{who} was claimed for {now.owner}, which is dead or not the claimant {writer.name}")
                 if now.lease_epoch != (0 if before is None else before.lease_epoch) + 1:
@@ -227,15 +190,17 @@ class Observer:
                 self.begun_dead += 1
             else:
                 self.breaks(f"{call.process.name} asks for {who}, which it does not hold: {row}")
+        self._failures.called(experiment_id, call)
         self._bill(experiment_id, call)
 
     def _bill(self, experiment_id: str, call: Call) -> None:
         if not call.maybe_paid:
             return
-        self._billed[experiment_id] += cost_of(call.prompt)
+        self.billed[experiment_id] += cost_of(call.prompt)
+        self.billed_tokens[experiment_id] += tokens_of(call.prompt)
         most = self._most_budget.get(experiment_id)
-        if most is not None and self._billed[experiment_id] > most:
-            self.breaks(f"{experiment_id}: calls for {self._billed[experiment_id]} nanousd, the budget is {most}")
+        if most is not None and self.billed[experiment_id] > most:
+            self.breaks(f"{experiment_id}: calls for {self.billed[experiment_id]} nanousd, the budget is {most}")
 
     def check_calls(self, calls: Iterable[Call]) -> None:
         """A question is asked once, and once more for each time that its run was lost in mid-call."""

@@ -13,11 +13,18 @@ from simulation.schedule import Odds
 
 from promptlooper.caching import CacheEntry, CacheStats, Found, Lookup, LookupStatus
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, Price
-from promptlooper.errors import CacheUnavailable, ProviderRateLimited, ProviderUnavailable, ServiceUnavailable
+from promptlooper.errors import (
+    CacheUnavailable,
+    DeadlineExceeded,
+    ProviderRateLimited,
+    ProviderUnavailable,
+    ServiceUnavailable,
+)
 from promptlooper.testing.simulation import Process, SimulatedLoop
 
 IN, OUT = 2_000, 8_000  # nano-USD per token
 PRICE = Price(IN * 1_000_000, OUT * 1_000_000)
+LONGEST_WAIT = 1.5  # seconds that the provider asks to wait
 CACHE_LEASE = 4.0  # seconds: the Runner renews every 3.3
 
 
@@ -28,6 +35,10 @@ def said(prompt: str) -> str:
 
 def cost_of(prompt: str) -> int:
     return len(prompt) * IN + len(said(prompt)) * OUT
+
+
+def tokens_of(prompt: str) -> int:
+    return len(prompt) + len(said(prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class Call:
     prompt: str
     process: Process
     at: float
-    outcome: str = "open"  # answered, refused, cut; open: its asker died
+    outcome: str = "open"  # answered, refused, failed, cut; open: its asker died
 
     @property
     def maybe_paid(self) -> bool:
@@ -73,22 +84,26 @@ class Model:
         call = Call(Asked.by(prompt), prompt, process, self.loop.time())
         latency = chance.uniform(0.02, self.longest_call)
         limited, fails = chance.random() < odds.rate_limited, chance.random() < odds.model_fails
-        wait = chance.uniform(0.5, 1.5)
+        wait = chance.uniform(0.5, LONGEST_WAIT)
         if limited:
             call.outcome = "refused"
         self.begins(call)
         self.calls.append(call)
         try:
-            await asyncio.sleep(0.01 if limited else latency)
+            await asyncio.sleep(0.01 if limited else min(latency, request.timeout))
         except asyncio.CancelledError:
             call.outcome = "cut"
             raise
         if limited:
             self.faults["rate limited"] += 1
             raise ProviderRateLimited("slow down", attempts=1, retry_after=wait)
+        if latency > request.timeout:
+            self.faults["model too slow"] += 1
+            call.outcome = "cut"
+            raise DeadlineExceeded("no answer in time", attempts=1)
         if fails:
             self.faults["model failed"] += 1
-            call.outcome = "cut"
+            call.outcome = "failed"
             raise ProviderUnavailable("the model broke off", attempts=1)
         call.outcome = "answered"
         answer = said(prompt)

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from simulation.checker import check_end
-from simulation.observer import Holder, Observer
-from simulation.provider import Memory, Model, SimulatedCache, SimulatedGateway
+from simulation.kept import disk, one_renderer
+from simulation.observer import Observer
+from simulation.provider import Memory, Model
+from simulation.runner import Runner
 from simulation.schedule import (
     LEASE_TTL,
     TROUBLE_UNTIL,
@@ -26,21 +27,17 @@ from simulation.schedule import (
     Strike,
     schedule_of,
 )
-from simulation.store import DatabaseServer, Disk, SimulatedDatabase
+from simulation.store import DatabaseServer, Disk
 
 from promptlooper.errors import DomainError, ServiceUnavailable, StoreUnavailable
 from promptlooper.experiments import ExperimentUpdate
-from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
-from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
-from promptlooper.scorer.registry import ScorerCore
-from promptlooper.testing.simulation import Process, ProcessState, SimulatedClock, SimulatedLoop, Stuck
+from promptlooper.testing.simulation import Process, SimulatedClock, SimulatedLoop, Stuck
 
 T = TypeVar("T")
 RPC_TIMEOUT = 3.0  # seconds
 TO_THE_END = 60.0  # seconds without trouble in which everything must end
-RESTART_AFTER = 0.3  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,93 +55,6 @@ class Report:
         return f"PROMPTLOOPER_SEED={self.seed} after {self.seconds:.1f} simulated s:\n  {told}"
 
 
-class Runner:
-    """A place for Runner processes, one after another."""
-
-    def __init__(self, world: World, number: int) -> None:
-        self._world, self._number = world, number
-        self.process: Process | None = None
-        self.core: RunnerCore | None = None
-        self._lives = 0
-        self._troubled_at = -1e9
-        self._leave = asyncio.Event()
-        self._wanted = True
-
-    def start(self) -> None:
-        if self.process is not None or not self._wanted:
-            return
-        world = self._world
-        self._lives += 1
-        self._leave = asyncio.Event()
-        self.process = process = Process(world.loop, f"r{self._number}-{self._lives}")
-        world.processes.append(process)
-        process.start(self._serve(process, self._leave)).add_done_callback(lambda task: self._ended(process, task))
-
-    async def _serve(self, process: Process, leave: asyncio.Event) -> None:
-        world, schedule = self._world, self._world.schedule
-        numbers = iter(range(1, 1_000_000))
-        current = ""
-
-        def registered(runner_id: str) -> None:
-            nonlocal current
-            current = runner_id
-            world.observer.holders[runner_id] = Holder(
-                process, lambda: current, lambda: self.process is process, lambda: self._troubled_at
-            )
-
-        async with runner_core(
-            cast(Database, SimulatedDatabase(world.server, process, self._troubled)),
-            SimulatedGateway(world.model, process),
-            SimulatedCache(world.memory, process),
-            scorers(),
-            slots=schedule.slots[self._number],
-            lease_ttl=LEASE_TTL,
-            registered=registered,
-            clock=SimulatedClock(world.loop, schedule.skews[self._number]),
-            new_id=lambda: f"{process.name}-{next(numbers)}",
-        ) as core:
-            self.core = core
-            await leave.wait()
-            self.core = None
-            await core.drain(world.chance.uniform(0, 1))
-
-    def _ended(self, process: Process, task: asyncio.Task[None]) -> None:
-        """Left in good order, or could not begin as the database was away."""
-        if task.cancelled() or process.killed:
-            return
-        error = task.exception()
-        if error is not None and not isinstance(error, StoreUnavailable):
-            self._world.observer.breaks(f"{process.name} ended with {error!r}")
-        if self.process is process:
-            self.process = self.core = None
-            self._world.loop.call_later(RESTART_AFTER, self.start)
-
-    def _troubled(self, seconds: float = 0.0) -> None:
-        self._troubled_at = max(self._troubled_at, self._world.loop.time() + seconds)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process = self.core = None
-
-    def stall(self) -> None:
-        if self.process is not None:
-            self.process.stall()
-
-    def go_on(self) -> None:
-        if self.process is not None and self.process.state is ProcessState.STALLED:
-            self._troubled()
-            self.process.go_on()
-
-    def drain(self) -> None:
-        self._leave.set()
-
-    def close(self) -> None:
-        """Leaves for good."""
-        self._wanted = False
-        self._leave.set()
-
-
 class World:
     def __init__(self, schedule: Schedule, disk: Disk) -> None:
         self.schedule = schedule
@@ -152,7 +62,7 @@ class World:
         self.chance = chance = Random(f"world {schedule.seed}")
         clock = SimulatedClock(loop)
         disk.wipe(lambda: microseconds(clock.now()))
-        self.observer = observer = Observer(loop)
+        self.observer = observer = Observer(loop, schedule)
         self.server = DatabaseServer(loop, disk, chance, schedule.odds, observer.after_write)
         self.model = Model(loop, chance, schedule.odds, schedule.longest_call, observer.begins)
         self.memory = Memory(loop, chance, schedule.odds)
@@ -274,8 +184,14 @@ class World:
         created = await self._ask(lambda core: core.create(planned.spec, f"create-{name}"))
         experiment_id = created.experiment_id
         for number, command in enumerate(planned.commands):
-            await asyncio.sleep(max(0.0, planned.at + command.at - self.loop.time()))
+            await self._time_of(planned, command, experiment_id)
             await self._command(experiment_id, command, f"{name}-{number}")
+
+    async def _time_of(self, planned: PlannedExperiment, command: Command, experiment_id: str) -> None:
+        """When a command is asked: as planned, or soon after the experiment's end. Nothing happens in between."""
+        at = planned.at + command.at
+        await self._until(lambda: self.observer.progress[experiment_id].ended, at - self.loop.time())
+        await asyncio.sleep(max(0.0, min(self.chance.uniform(0, 0.4), at - self.loop.time())))
 
     async def _command(self, experiment_id: str, command: Command, request_id: str) -> None:
         def ask(core: RunnerCore) -> Awaitable[Any]:
@@ -357,25 +273,14 @@ def _errors_of_runners() -> Iterator[list[str]]:
         log.propagate = propagate
 
 
-@lru_cache(maxsize=1)
-def scorers() -> ScorerCore:
-    """It remembers nothing, and compiling its schemas takes longer than a simulation."""
-    return ScorerCore()
-
-
-@lru_cache(maxsize=1)
-def disk() -> Disk:
-    """One for all simulations of this process."""
-    return Disk()
-
-
 def simulated(seed: int, schedule: Schedule | None = None) -> Report:
     """The report of one simulation. Python's garbage is collected between simulations, not in them: when that happens
     is not repeatable."""
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return World(schedule or schedule_of(seed), disk()).run()
+        with one_renderer():
+            return World(schedule or schedule_of(seed), disk()).run()
     finally:
         if enabled:
             gc.enable()

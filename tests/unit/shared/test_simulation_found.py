@@ -31,11 +31,12 @@ def all_is_well(
     strikes: Sequence[Strike] = (),
     runners: int = 1,
     longest_call: float = 0.05,
+    odds: Odds = Odds(),
 ) -> None:
     for seed in seeds:
         planned = PlannedExperiment(0.0, experiment, tuple(commands))
         slots = (2,) * runners
-        schedule = Schedule(seed, slots, (0.0,) * runners, longest_call, (planned,), tuple(strikes), Odds())
+        schedule = Schedule(seed, slots, (0.0,) * runners, longest_call, (planned,), tuple(strikes), odds)
         report = simulated(seed, schedule)
         assert not report.broken, str(report)
 
@@ -59,3 +60,9 @@ def test_a_reaping_that_was_on_its_way_when_the_database_froze_robs_nobody() -> 
     for ms in range(1300, 1360, 4):
         freeze = [Strike(ms / 1000, "freeze", 1.5)]
         all_is_well([ms], spec(2), (), freeze, runners=2, longest_call=1.8)
+
+
+def test_a_run_that_waited_and_was_lost_with_its_runner_has_all_its_time_again() -> None:
+    for at in (1.7, 2.0):
+        kill = [Strike(at, "kill", 3.0, 0)]
+        all_is_well([16, 19], spec(2, run_timeout=3), (), kill, 2, longest_call=0.9, odds=Odds(rate_limited=0.4))

@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from simulation.world import simulated
 
+from promptlooper.run import RunError, RunState
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.loop import ExperimentLoop
-from promptlooper.runner.outcomes import Outcome
+from promptlooper.runner.outcomes import Outcome, RunEnded
 from promptlooper.runner.turn import Turn
 
 SEEDS, AT_ONCE = 100, 25
@@ -88,6 +90,44 @@ def without_release(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "release", lambda self, run: None)
 
 
+def without_counting_what_was_given_up(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ledger, "keep_reservation", lambda self, run: None)
+
+
+def failing_what_was_claimed_again(reason: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        ended = Turn._run_ended
+
+        def run_ended(self: Turn, outcome: RunEnded, row: RunRow) -> None:
+            if row.lease_epoch > 1 and outcome.state is RunState.COMPLETED:
+                error = RunError(reason, "it was lost", row.next_stage)
+                outcome = replace(outcome, state=RunState.FAILED, scores=(), score=None, passed=None, error=error)
+            ended(self, outcome, row)
+
+        patch.setattr(Turn, "_run_ended", run_ended)
+
+    return plant
+
+
+def without_scores_of_runs_of_the_dead(patch: pytest.MonkeyPatch) -> None:
+    ended = Turn._run_ended
+
+    def run_ended(self: Turn, outcome: RunEnded, row: RunRow) -> None:
+        ended(self, replace(outcome, scores=()) if row.lease_epoch > 1 else outcome, row)
+
+    patch.setattr(Turn, "_run_ended", run_ended)
+
+
+def without_the_last_of_the_budget(patch: pytest.MonkeyPatch) -> None:
+    fits = Ledger.fits
+
+    def fits_twice(self: Ledger, run: RunRow) -> bool:
+        need = max(self.unit_nanousd, run.reserved_nanousd), max(self.unit_tokens, run.reserved_tokens)
+        return fits(self, replace(run, reserved_nanousd=2 * need[0], reserved_tokens=2 * need[1]))
+
+    patch.setattr(Ledger, "fits", fits_twice)
+
+
 @pytest.mark.parametrize(
     ("plant", "found_as"),
     [
@@ -97,6 +137,12 @@ def without_release(patch: pytest.MonkeyPatch) -> None:
         (without_budgets, "more than the budget"),
         (without_a_cap, "max_concurrency is"),
         (without_release, "are reserved, and its running runs hold"),
+        (without_counting_what_was_given_up, "are counted"),
+        (failing_what_was_claimed_again("INTERNAL"), "failed without excuse"),
+        (failing_what_was_claimed_again("PROVIDER_UNAVAILABLE"), "failed without excuse"),
+        (failing_what_was_claimed_again("DEADLINE_EXCEEDED"), "failed without excuse"),
+        (without_scores_of_runs_of_the_dead, "and has the scores"),
+        (without_the_last_of_the_budget, "ended for its budget, which admits"),
     ],
 )
 def test_a_planted_bug_is_found(
