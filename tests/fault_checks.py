@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fault_lab import Death
+from fault_lab import Death, answer_to
 
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
 from promptlooper.experiments import Experiments, WatchMessage
-from promptlooper.run import Event, Run, RunState
+from promptlooper.run import Event, Run, RunState, StageResult
 from promptlooper.testing.provider import ProviderCall
 
 ENDS = {
@@ -70,6 +70,12 @@ def committed_by_clock(events: Sequence[Event]) -> dict[tuple[int, int], float]:
         for event in events
         if event.kind == "run.stage_completed"
     }
+
+
+def known_commits(watched: Watched, events: Sequence[Event]) -> dict[tuple[int, int], float]:
+    """The sooner of both: a watch may hear late, where it lost its Runner."""
+    by_clock = committed_by_clock(events)
+    return by_clock | {place: min(at, by_clock.get(place, at)) for place, at in watched.committed().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +192,9 @@ def _run_event_problems(events: Sequence[Event]) -> list[str]:
     return found
 
 
-def row_problems(known: Told) -> list[str]:
-    """Rows agree with events, every total is the sum over rows, and nothing is left open."""
+def row_problems(known: Told, *, unknown_costs: bool = False) -> list[str]:
+    """Rows agree with events, every total is the sum over rows, and nothing is left open. What every call cost is
+    known, unless there are `unknown_costs`."""
     experiment, runs, events = known.experiment, known.runs, known.events
     found = []
     if [run.run_index for run in runs] != sorted({run.run_index for run in runs}):
@@ -223,7 +230,9 @@ def row_problems(known: Told) -> list[str]:
         "cost_saved_nanousd": sum(run.cost_saved_nanousd for run in runs),
         "cost_reserved_nanousd": 0,
     }
-    if all(run.cost_nanousd is not None for run in runs):
+    if not unknown_costs:
+        found += [f"run {run.run_index}: its cost is unknown" for run in runs if run.cost_nanousd is None]
+        sums["cost_unknown_calls"] = 0
         sums["cost_nanousd"] = sum(run.cost_nanousd or 0 for run in runs)
     for name, number in sums.items():
         if getattr(experiment, name) != number:
@@ -247,7 +256,7 @@ def _run_problems(run: Run) -> list[str]:
         total = sum(getattr(stage, name) or 0 for stage in answered)
         if getattr(run, name) != total:
             found.append(f"run {run.run_index}: {name} is {getattr(run, name)}, of its stages {total}")
-    if run.cost_nanousd is not None and run.state is RunState.COMPLETED:
+    if run.cost_nanousd is not None:
         total = sum(stage.cost_nanousd or 0 for stage in answered)
         if run.cost_nanousd != total:
             found.append(f"run {run.run_index}: cost_nanousd is {run.cost_nanousd}, of its stages {total}")
@@ -265,10 +274,50 @@ def result_problems(runs: Sequence[Run], quiet: Sequence[Run]) -> list[str]:
     ]
 
 
+def total_problems(experiment: Experiment, quiet: Experiment) -> list[str]:
+    """Totals are those of an experiment that nobody disturbed."""
+    return [
+        f"{name} is {mine}, undisturbed {other}"
+        for (name, mine), (_, other) in zip(_totals(experiment), _totals(quiet), strict=True)
+        if mine != other
+    ]
+
+
+def _totals(experiment: Experiment) -> list[tuple[str, int]]:
+    """What the cache saved counts as cost: an answer that it kept and the database did not is found in it again."""
+    counts = experiment.counts
+    return [
+        *((name, getattr(counts, name)) for name in ("total", "completed", "failed", "cancelled")),
+        *((name, getattr(experiment, name)) for name in ("tokens_in", "tokens_out", "cost_unknown_calls")),
+        ("cost_nanousd with what was saved", experiment.cost_nanousd + experiment.cost_saved_nanousd),
+    ]
+
+
+def answer_problems(runs: Sequence[Run]) -> list[str]:
+    """Every stage has what the provider answers to its question (`fault_lab.answering`), and asks with the answer of
+    the one before; every run has completed."""
+    found = [f"run {run.run_index} is {run.state.value}" for run in runs if run.state is not RunState.COMPLETED]
+    for run in runs:
+        for number, stage in enumerate(run.stages):
+            question = _question(run, number)
+            if stage.output != answer_to(question):
+                found.append(f"run {run.run_index}: {stage.output!r} is stored as the answer to {question!r}")
+            if number and not question.endswith(f" after {run.stages[number - 1].output}"):
+                found.append(f"run {run.run_index}: {question!r} is not asked with the answer of stage {number - 1}")
+        if run.stages and run.output != run.stages[-1].output:
+            found.append(f"run {run.run_index} has {run.output!r}, its last stage {run.stages[-1].output!r}")
+    return found
+
+
 def _result(run: Run) -> tuple[object, ...]:
     scores = [(score.name, score.value, score.passed, score.error) for score in run.scores]
-    stages = [(s.name, s.messages, s.output, s.tokens_in, s.tokens_out, s.finish_reason) for s in run.stages]
+    stages = [(s.name, s.messages, s.output, s.tokens_in, s.tokens_out, s.finish_reason, _worth(s)) for s in run.stages]
     return (run.state, run.output, run.score, run.passed, scores, stages, run.tokens_in, run.tokens_out)
+
+
+def _worth(stage: StageResult) -> int | None:
+    """What its answer costs, paid now or found in the cache."""
+    return None if stage.cost_nanousd is None else stage.cost_nanousd + (stage.cost_saved_nanousd or 0)
 
 
 @dataclass(frozen=True, slots=True)

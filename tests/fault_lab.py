@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,18 @@ from promptlooper.testing.proxy import FaultProxy
 HOST = "127.0.0.1"
 RECONNECT_FOR = 120.0  # seconds
 LINES_SHOWN, LETTERS_SHOWN = 40, 250  # of each log, where a test failed
+USD_PER_MTOK_IN, USD_PER_MTOK_OUT = 100, 400
+PROVIDERS = f"""
+providers:
+  - name: openai
+    type: openai
+    base_url: {{base_url}}
+    api_key_env: OPENAI_API_KEY
+    prices:
+      any:
+        input_usd_per_mtok: {USD_PER_MTOK_IN}
+        output_usd_per_mtok: {USD_PER_MTOK_OUT}
+"""
 _taken: set[int] = set()
 
 
@@ -50,6 +62,18 @@ def inherited_environment() -> dict[str, str]:
     """Ours, without what would set up a service or lead to a real provider."""
     ours = ("_API_KEY", "_TOKEN", "_BASE_URL")
     return {k: v for k, v in os.environ.items() if not k.startswith("PROMPTLOOPER_") and not k.endswith(ours)}
+
+
+def priced(folder: Path, base_url: str) -> str:
+    """Writes a providers file under which every call of `openai/any` has a known price; its path."""
+    path = folder / "providers.yaml"
+    path.write_text(PROVIDERS.format(base_url=base_url))
+    return str(path)
+
+
+def price_of(tokens_in: int, tokens_out: int) -> int:
+    """What a call costs by that file, in nano-USD."""
+    return 1_000 * (tokens_in * USD_PER_MTOK_IN + tokens_out * USD_PER_MTOK_OUT)
 
 
 class Node:
@@ -178,11 +202,52 @@ class Cluster:
         self.deaths.append(Death(runner.name, now, now))
         runner.kill()
 
-    def show_logs(self) -> None:
-        for node in self.nodes:
-            print(
-                f"--- the end of the log of {node.name} (pid {node.process and node.process.pid})\n{node.last_words()}"
-            )
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The servers that services need, with the folder of their data, which is also for logs."""
+
+    folder: Path
+    postgres: PostgresServer
+    nats: NatsServer
+    redis: RedisServer
+
+
+@asynccontextmanager
+async def backing() -> AsyncIterator[Backing]:
+    """Fresh ones, with the tables in PostgreSQL."""
+    with ExitStack() as stack:
+        # Not pytest's tmp_path: PostgreSQL may run as another user, who may not enter that.
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="promptlooper-")))
+        os.chmod(folder, 0o755)
+        postgres = PostgresServer(folder / "postgres", steady_port(), durable=False)
+        nats = NatsServer(folder / "nats", steady_port(), durable=False)
+        redis = RedisServer(folder / "redis", steady_port(), durable=False)
+        servers: tuple[Server, ...] = (postgres, nats, redis)
+        for server in servers:
+            stack.callback(server.stop)
+            server.start()
+        upgrade(postgres.url)
+        yield Backing(folder, postgres, nats, redis)
+
+
+@asynccontextmanager
+async def started(nodes: Sequence[Node], *, wait: bool = True) -> AsyncIterator[None]:
+    """Nodes from their start to their end; what they said last is shown when a test fails."""
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.kill)
+            node.start()
+        try:
+            if wait:
+                for node in nodes:
+                    await node.ready()
+            yield
+        except BaseException:
+            for node in nodes:
+                pid = node.process and node.process.pid
+                print(f"--- the end of the log of {node.name} (pid {pid})\n{node.last_words()}")
+            raise
 
 
 @asynccontextmanager
@@ -193,23 +258,14 @@ async def cluster(
     lease_ttl: float = 2.0,
     slots: int = 1_000,
     proxied: Collection[str] = (),
-    providers_file: str = "",
     wait: bool = True,
 ) -> AsyncIterator[Cluster]:
     """Everything started, on PostgreSQL. `proxied`: of `postgres`, `nats`, `redis`, what is reached through fault
-    proxies. `providers_file` is its YAML, with `{base_url}` for the provider's."""
+    proxies. Every call has a known price."""
     async with AsyncExitStack() as stack:
-        # Not pytest's tmp_path: PostgreSQL may run as another user, who may not enter that.
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="promptlooper-")))
-        os.chmod(folder, 0o755)
-        postgres = PostgresServer(folder / "postgres", steady_port(), durable=False)
-        nats = NatsServer(folder / "nats", steady_port(), durable=False)
-        redis = RedisServer(folder / "redis", steady_port(), durable=False)
+        backs = await stack.enter_async_context(backing())
+        folder, postgres, nats, redis = backs.folder, backs.postgres, backs.nats, backs.redis
         servers: dict[str, Server] = {"postgres": postgres, "nats": nats, "redis": redis}
-        for server in servers.values():
-            stack.callback(server.stop)
-            server.start()
-        upgrade(postgres.url)
         proxies: dict[str, list[FaultProxy]] = {}
         for kind in proxied:
             proxies[kind] = [await _proxy(stack, servers[kind].port) for _ in range(1 if kind == "redis" else runners)]
@@ -220,11 +276,7 @@ async def cluster(
 
         cache = Node("cache", "promptlooper.cache", folder, {"PROMPTLOOPER_REDIS_URL": url_of("redis")})
         scorer = Node("scorer", "promptlooper.scorer", folder, {})
-        asking = {"OPENAI_BASE_URL": provider.base_url}
-        if providers_file:
-            path = folder / "providers.yaml"
-            path.write_text(providers_file.format(base_url=provider.base_url))
-            asking["PROMPTLOOPER_PROVIDERS"] = str(path)
+        asking = {"PROMPTLOOPER_PROVIDERS": priced(folder, provider.base_url)}
         names = [f"runner-{number}" for number in range(runners)]
         adapters = [
             Node(f"adapter-{n}", "promptlooper.adapter", folder, {**asking, "OPENAI_API_KEY": name})
@@ -248,17 +300,8 @@ async def cluster(
             for number, name in enumerate(names)
         ]
         lab = Cluster(provider, postgres.url, postgres, nats, redis, made, adapters, cache, scorer, proxies)
-        for node in lab.nodes:
-            stack.callback(node.kill)
-            node.start()
-        try:
-            if wait:
-                for node in lab.nodes:
-                    await node.ready()
-            yield lab
-        except BaseException:
-            lab.show_logs()
-            raise
+        await stack.enter_async_context(started(lab.nodes, wait=wait))
+        yield lab
 
 
 async def _proxy(stack: AsyncExitStack, target_port: int) -> FaultProxy:

@@ -8,6 +8,8 @@ from runner_lab import experiment, stage
 
 from promptlooper.experiment import CacheMode, CachePolicy, ExperimentSpec, ModelEntry, Pipeline, ScorerSpec
 
+MAX_CONCURRENCY = 24
+
 
 def three_stages(
     runs: int,
@@ -15,7 +17,7 @@ def three_stages(
     name: str = "faults",
     mark: str = "",
     cache: CacheMode = CacheMode.OFF,
-    max_concurrency: int = 24,
+    max_concurrency: int = MAX_CONCURRENCY,
     **settings: Any,
 ) -> ExperimentSpec:
     """Each stage uses the one before; `mark` is in every question, so that equal experiments do not share them."""

@@ -6,28 +6,22 @@ Takes about a minute. `make faults` runs it.
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import pytest
 from fault_checks import Watched, check, event_problems, row_problems, told, watch_problems
-from fault_lab import Node, answer_to, answering, steady_port
+from fault_lab import Node, answer_to, answering, backing, priced, started
 from runner_lab import experiment, stage
 
-from promptlooper.backing import NatsServer, PostgresServer, RedisServer, Server
 from promptlooper.clients.runner import RunnerClient, connected
 from promptlooper.experiment import ExperimentSpec, ModelEntry, Pipeline, ScorerSpec
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.run import RunState
-from promptlooper.runner.store.migrate import upgrade
 from promptlooper.testing.provider import FakeProvider
 
 GRACE = 20.0  # seconds: a service's own default
@@ -55,40 +49,25 @@ def two_stages(name: str, runs: int) -> ExperimentSpec:
 @asynccontextmanager
 async def two_of_each(base_url: str) -> AsyncIterator[dict[str, list[Node]]]:
     """Two replicas of each service, by kind; every service reaches both of every other."""
-    async with AsyncExitStack() as stack:
-        # Not pytest's tmp_path: PostgreSQL may run as another user, who may not enter that.
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="promptlooper-")))
-        os.chmod(folder, 0o755)
-        postgres = PostgresServer(folder / "postgres", steady_port(), durable=False)
-        nats = NatsServer(folder / "nats", steady_port(), durable=False)
-        redis = RedisServer(folder / "redis", steady_port(), durable=False)
-        servers: list[Server] = [postgres, nats, redis]
-        for server in servers:
-            stack.callback(server.stop)
-            server.start()
-        upgrade(postgres.url)
+    async with backing() as backs:
 
         def pair(kind: str, **env: str) -> list[Node]:
             settings = {f"PROMPTLOOPER_{name.upper()}": value for name, value in env.items()}
-            nodes = []
-            for name in (f"{kind}-0", f"{kind}-1"):  # an Adapter's key tells the provider who asks
-                asking = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": name} if kind == "adapter" else {}
-                nodes.append(Node(name, f"promptlooper.{kind}", folder, settings | asking))
-                stack.callback(nodes[-1].kill)
-                nodes[-1].start()
-            return nodes
+            # A key of its own tells the provider which Adapter asks.
+            return [
+                Node(name, f"promptlooper.{kind}", backs.folder, {"OPENAI_API_KEY": name, **settings})
+                for name in (f"{kind}-0", f"{kind}-1")
+            ]
 
-        kinds = {"adapter": pair("adapter"), "cache": pair("cache", redis_url=redis.url), "scorer": pair("scorer")}
+        kinds = {
+            "adapter": pair("adapter", providers=priced(backs.folder, base_url)),
+            "cache": pair("cache", redis_url=backs.redis.url),
+            "scorer": pair("scorer"),
+        }
         addresses = {f"{kind}_address": address_of(nodes) for kind, nodes in kinds.items()}
-        kinds["runner"] = pair("runner", database_url=postgres.url, nats_url=nats.url, **addresses)
-        try:
-            for node in (node for nodes in kinds.values() for node in nodes):
-                await node.ready()
+        kinds["runner"] = pair("runner", database_url=backs.postgres.url, nats_url=backs.nats.url, **addresses)
+        async with started([node for nodes in kinds.values() for node in nodes]):
             yield kinds
-        except BaseException:
-            for node in (node for nodes in kinds.values() for node in nodes):
-                print(f"--- the end of the log of {node.name}\n{node.last_words()}")
-            raise
 
 
 def address_of(nodes: list[Node]) -> str:
@@ -147,8 +126,7 @@ class Load:
             await self.call("list_scorers", client.list_scorers())
 
 
-async def test_no_client_sees_a_rolling_restart(capsys: pytest.CaptureFixture[str]) -> None:
-    seed = random.randrange(2**32)
+async def test_no_client_sees_a_rolling_restart(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     load = Load()
     exits: dict[str, tuple[int, float]] = {}
     async with (

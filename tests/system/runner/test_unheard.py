@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from fault_checks import check, event_problems, row_problems, told
 from runner_lab import Lab, ScriptedModel, ended, experiment
 
+from promptlooper.completion import Price
 from promptlooper.errors import StoreUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
 from promptlooper.experiments import ExperimentFilter
@@ -20,6 +21,7 @@ from promptlooper.runner.store.models import runners
 from promptlooper.testing.eventually import eventually
 
 ROWS = [{"n": n} for n in range(6)]
+PRICE = Price(1_000_000_000, 1_000_000_000)
 
 
 def lost() -> None:
@@ -40,8 +42,9 @@ async def test_a_runner_that_wakes_after_its_runs_were_taken_changes_nothing(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
     lab.model = asleep = ScriptedModel(lambda request: "too late", hold=True)
+    asleep.price = PRICE
     spec = experiment("a {{ input.n }}", "b {{ prev_output }}", rows=ROWS, cache=CachePolicy(CacheMode.OFF))
-    async with lab.runner() as sleeper:
+    async with lab.runner(slots=len(ROWS)) as sleeper:  # all in use: what it does is of before
         created = await sleeper.create(spec)
         await eventually(lambda: asleep.running == len(ROWS))
         database = Database(lab.database_url)
@@ -49,8 +52,8 @@ async def test_a_runner_that_wakes_after_its_runs_were_taken_changes_nothing(
             assert await database.write(a_reaper_comes(created.experiment_id)) == len(ROWS)
         finally:
             database.close()
-        sleeper._engine.slots = 0  # it takes up nothing anew: what it does is of before
         lab.model = awake = ScriptedModel(lambda request: "in time", hold=True)
+        awake.price = PRICE
         async with lab.runner() as taker:
             await eventually(lambda: awake.running == len(ROWS))
             asleep.go.set()
@@ -71,6 +74,7 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
 
 async def test_a_create_whose_commit_was_not_heard_is_answered_by_its_retry(lab: Lab) -> None:
     lab.failpoints.actions["create_after_commit"] = lost
+    lab.model.price = PRICE
     spec = experiment("{{ input.n }}", rows=ROWS)
     async with lab.runner() as runner:
         with pytest.raises(StoreUnavailable):
