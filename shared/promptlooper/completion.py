@@ -21,6 +21,7 @@ class CompletionRequest:
     messages: tuple[Message, ...]
     params: JsonObject  # what is set is sent; None never stands here
     timeout: float = 60.0  # seconds in all, waits and retries included
+    once: bool = False  # a call whose answer is lost is for the caller to repeat, who has a budget to keep
 
 
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "other")

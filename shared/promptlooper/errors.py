@@ -147,8 +147,14 @@ class Draining(DomainError):
 
 
 class ServiceUnavailable(DomainError):
+    """`sent`: what was asked may have been done, its answer was lost."""
+
     reason = "SERVICE_UNAVAILABLE"
     retryable = True
+
+    def __init__(self, message: str, *, sent: bool = False, retry_after: float | None = None, **metadata: str) -> None:
+        super().__init__(message, retry_after=retry_after, **metadata)
+        self.sent = sent
 
 
 def _subclasses(cls: type[DomainError]) -> list[type[DomainError]]:

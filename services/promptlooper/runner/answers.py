@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import orjson
 
@@ -62,6 +63,9 @@ def cache_key(question: Question) -> str:
     return f"{question.project}.{question.policy.namespace}:{sha256_hex(meaning)}"
 
 
+_Place: TypeAlias = tuple[str, float | None, bool]  # what may share an answer: key, age, whether lost calls repeat
+
+
 @dataclass(slots=True)
 class _Flight:
     """One question that this process is asking, and how many wait for it."""
@@ -88,7 +92,7 @@ class Answers:
     ) -> None:
         self._gateway, self._cache, self._claimant_id, self._clock = gateway, cache, claimant_id, clock
         self._failpoints = failpoints or Failpoints()
-        self._flights: dict[tuple[str, float | None], _Flight] = {}
+        self._flights: dict[_Place, _Flight] = {}
         self._leading: set[str] = set()
         self._renewer: asyncio.Task[None] | None = None
         self._tick: asyncio.Task[None] | None = None
@@ -127,7 +131,7 @@ class Answers:
     async def _ask_once(self, question: Question, deadline: float) -> Answer | None:
         """None where the one who asked ran out of time, which this caller still has."""
         key = cache_key(question)
-        place = (key, question.policy.max_age)
+        place = (key, question.policy.max_age, question.request.once)
         flight = self._flights.get(place)
         leader = flight is None
         if flight is None:
@@ -157,7 +161,7 @@ class Answers:
         flight.counted = True  # whoever comes first, should the leader have been cancelled
         return answer
 
-    def _forget(self, place: tuple[str, float | None], flight: _Flight) -> None:
+    def _forget(self, place: _Place, flight: _Flight) -> None:
         if self._flights.get(place) is flight:
             del self._flights[place]
 
@@ -192,7 +196,7 @@ class Answers:
 
     async def _complete(self, request: CompletionRequest, deadline: float) -> Completion:
         """Goes on trying while the Adapter can't be reached; what a provider says is final, the Adapter has retried
-        it."""
+        it. Raises ServiceUnavailable where a call that may be billed must not be repeated."""
         pause = FIRST_RETRY
         while True:
             left = deadline - self._clock.monotonic()
@@ -203,7 +207,9 @@ class Answers:
                 completion = await self._gateway.complete(replace(request, timeout=left))
                 self._failpoints.hit("call_after")
                 return _storable(completion)
-            except ServiceUnavailable:
+            except ServiceUnavailable as error:
+                if error.sent and request.once:
+                    raise
                 if deadline - self._clock.monotonic() <= pause:
                     raise
                 await asyncio.sleep(pause)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
-from promptlooper.errors import CompletionFailed, ContentFiltered, DeadlineExceeded, DomainError, TemplateError
+from promptlooper.errors import (
+    CompletionFailed,
+    ContentFiltered,
+    DeadlineExceeded,
+    DomainError,
+    ServiceUnavailable,
+    TemplateError,
+)
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import JsonObject
@@ -44,6 +51,10 @@ class Plan:
     variants: tuple[Variant, ...]
     grid: Shape
     models: dict[str, ModelCheck]  # by provider/model: prices and endpoints
+
+    @property
+    def bounded(self) -> bool:
+        return self.spec.limits.budget_nanousd is not None or self.spec.limits.budget_tokens is not None
 
 
 class RunExecutor:
@@ -106,9 +117,21 @@ class RunExecutor:
                 results = (*results, result)
             scores, score, passed = await self._scored(row, results)
         except NeedsMore as need:
-            self._report(RunReturned(*run, need_nanousd=need.bound.nanousd, need_tokens=need.bound.tokens))
+            bound = need.bound
+            self._report(
+                RunReturned(*run, deadline_us=deadline_us, need_nanousd=bound.nanousd, need_tokens=bound.tokens)
+            )
         except DomainError as error:
             attempts = error.attempts if isinstance(error, CompletionFailed) else 0
+            if isinstance(error, ServiceUnavailable) and error.sent and self._plan.bounded:
+                # Once more, within another reservation: the first call may be billed.
+                nanousd, tokens = claim.reserved_nanousd or 0, claim.reserved_tokens or 0
+                self._report(
+                    RunReturned(
+                        *run, deadline_us=deadline_us, need_nanousd=nanousd, need_tokens=tokens, maybe_paid=True
+                    )
+                )
+                return
             due_us = self._due_us(error)
             if due_us is not None and due_us < deadline_us:
                 waiting = RunReturned(
@@ -167,7 +190,7 @@ class RunExecutor:
         timeout = (deadline_us - self._now_us()) / 1e6
         if timeout <= 0:
             raise DeadlineExceeded("waiting for the provider's rate limit took longer than limits.stage_timeout allows")
-        return CompletionRequest(model, messages, params, timeout)
+        return CompletionRequest(model, messages, params, timeout, once=plan.bounded)
 
     async def _stage(self, request: CompletionRequest, index: int, name: str, repeat: int) -> StageResult:
         plan = self._plan

@@ -188,8 +188,9 @@ class Turn:
         self._give_back(row, outcome.not_before_us or 0)
         row.run_deadline_us = run_deadline_us
         row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
-        row.deadline_us = outcome.deadline_us
+        row.deadline_us = None
         if outcome.not_before_us is not None:
+            row.deadline_us = outcome.deadline_us
             self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
 
     def _topped_up(self, outcome: RunReturned, row: RunRow) -> bool:
@@ -201,6 +202,7 @@ class Turn:
             row.reserved_nanousd = row.reserved_tokens = 0  # nothing is reserved any more
             return False
         ledger.reserve(row)
+        row.deadline_us = outcome.deadline_us
         self.touched[row.run_index] = row
         self.continuing.append(self.claim_of(row))
         return True

@@ -77,8 +77,9 @@ class AdapterClient(CompletionGateway):
                 replica.rest()
                 tried.add(replica)
                 left = deadline - loop.time()
-                if self._closed or left <= 0 or len(tried) == len(self._replicas):
-                    raise ServiceUnavailable(str(lost), address=self._address) from lost
+                over = self._closed or left <= 0 or len(tried) == len(self._replicas)
+                if over or (lost.sent and request.once):
+                    raise ServiceUnavailable(str(lost), sent=lost.sent, address=self._address) from lost
                 request = replace(request, timeout=left)
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:

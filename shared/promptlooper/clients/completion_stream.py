@@ -24,7 +24,12 @@ _Call: TypeAlias = grpc.aio.StreamStreamCall[pb.CompleteManyRequest, pb.Complete
 
 
 class Lost(Exception):
-    """The stream ended without an answer, or the Adapter is leaving: another replica may be asked at once."""
+    """The stream ended without an answer, or the Adapter is leaving: another replica may be asked at once. `sent`: the
+    Adapter may have had the question, and asked the provider."""
+
+    def __init__(self, message: str, *, sent: bool = False) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class CompletionStream:
@@ -120,9 +125,9 @@ class CompletionStream:
     def _end(self, message: str, cause: BaseException | None) -> None:
         self.retired = True
         self._on_end(self)
-        for future in self._pending.values():
+        for item_id, future in self._pending.items():
             if not future.done():
-                error = Lost(message)
+                error = Lost(message, sent=item_id <= self._last_sent)
                 error.__cause__ = cause
                 future.set_exception(error)
         self._pending.clear()

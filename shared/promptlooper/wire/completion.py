@@ -94,6 +94,7 @@ def request_to_pb(request: CompletionRequest) -> pb.CompletionRequest:
         messages=[pb.Message(role=message.role, content=message.content) for message in request.messages],
         sampling=params_to_pb(request.params),
         timeout_ms=milliseconds(request.timeout),
+        once=request.once,
     )
 
 
@@ -103,6 +104,7 @@ def request_from_pb(message: pb.CompletionRequest, field: str = "request") -> Co
         tuple(Message(m.role, m.content) for m in message.messages),
         params_from_pb(message.sampling, f"{field}.sampling"),
         seconds(message.timeout_ms, f"{field}.timeout_ms") or DEFAULT_TIMEOUT,
+        message.once,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from runner_lab import Lab, ended, experiment, exported, watched
 
-from promptlooper.completion import Price
+from promptlooper.completion import CompletionRequest, Price
 from promptlooper.errors import (
     DeadlineExceeded,
     ExperimentNotEnded,
@@ -18,6 +18,7 @@ from promptlooper.errors import (
     ProviderRateLimited,
     RequestIdReused,
     RunNotFound,
+    ServiceUnavailable,
 )
 from promptlooper.experiment import ExperimentState, Gate, ScorerSpec
 from promptlooper.experiments import ExperimentFilter
@@ -256,3 +257,33 @@ async def test_one_run_that_can_not_be_paid_does_not_keep_the_others_from_runnin
     done, runs = await lab.ran(spec)
     assert (done.state, done.reason, done.counts.completed) == (ExperimentState.CANCELLED, "BUDGET", 19)
     assert runs[3].state is RunState.CANCELLED
+
+
+async def test_a_call_whose_answer_was_lost_is_repeated_and_never_beyond_the_budget(lab: Lab) -> None:
+    """The provider bills each call, also those whose answer an Adapter took with it when it died."""
+    lab.model.price = Price(1_000_000_000, 1_000_000_000)
+    billed = 0
+
+    def say(request: CompletionRequest) -> str | Exception:
+        nonlocal billed
+        billed += (len(request.messages[-1].content) + 4) * 1_000
+        if sum(lab.model.calls.values()) % 3:
+            return ServiceUnavailable("the Adapter died", sent=True)
+        return "fine"
+
+    lab.model.say = say
+    limits = {"budget_nanousd": CENT // 10, "max_concurrency": 4}
+    done, _ = await lab.ran(experiment("{{ input.n }}", rows=ROWS, params={"max_tokens": 10}, limits=limits))
+    assert (done.state, done.reason) == (ExperimentState.CANCELLED, "BUDGET")
+    assert done.counts.completed > 0
+    assert done.counts.failed == 0
+    assert done.cost_nanousd < billed <= CENT // 10
+    assert billed <= done.cost_nanousd + done.cost_uncertain_nanousd <= CENT // 10
+
+
+async def test_a_question_that_never_reached_an_adapter_is_repeated_for_nothing(lab: Lab) -> None:
+    lab.model.price = Price(1_000_000_000, 1_000_000_000)
+    lab.model.say = lambda request: ServiceUnavailable("no Adapter") if sum(lab.model.calls.values()) < 3 else "fine"
+    limits = {"budget_nanousd": CENT}
+    done, _ = await lab.ran(experiment("{{ input.n }}", rows=ROWS[:1], params={"max_tokens": 10}, limits=limits))
+    assert (done.state, done.cost_uncertain_nanousd) == (ExperimentState.COMPLETED, 0)

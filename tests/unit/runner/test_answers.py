@@ -262,7 +262,10 @@ def test_the_key_covers_all_that_can_change_the_answer_and_nothing_else() -> Non
         "request.messages": dataclasses.replace(question().request, messages=(Message("user", "what?"),)),
         "request.params": dataclasses.replace(question().request, params={"temperature": 0.6}),
     }
-    not_in_key = {"request.timeout": dataclasses.replace(question().request, timeout=1)}
+    not_in_key = {
+        "request.timeout": dataclasses.replace(question().request, timeout=1),
+        "request.once": dataclasses.replace(question().request, once=True),
+    }
     base = question()
     for name, request in in_key.items():
         assert cache_key(dataclasses.replace(base, request=request)) != cache_key(base), name
