@@ -64,6 +64,7 @@ class Runner:
             scorers(),
             slots=schedule.slots[self._number],
             lease_ttl=LEASE_TTL,
+            replica=f"r{self._number}" if schedule.replicas else "",
             registered=registered,
             clock=SimulatedClock(world.loop, schedule.skews[self._number]),
             new_id=lambda: f"{process.name}-{next(numbers)}",

@@ -72,6 +72,7 @@ class Schedule:
     experiments: tuple[PlannedExperiment, ...]
     strikes: tuple[Strike, ...]
     odds: Odds
+    replicas: bool = False  # each Runner has the name of its predecessor
 
 
 def schedule_of(seed: int) -> Schedule:
@@ -86,6 +87,7 @@ def schedule_of(seed: int) -> Schedule:
         experiments=tuple(_experiment(chance, number, slow=slow) for number in range(chance.choice((1, 1, 2)))),
         strikes=tuple(sorted(_strikes(chance, runners), key=lambda strike: strike.at)),
         odds=_odds(chance),
+        replicas=chance.random() < LIKELY,
     )
 
 

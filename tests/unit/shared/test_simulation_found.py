@@ -10,6 +10,8 @@ from simulation.world import simulated
 
 from promptlooper.experiment import CacheMode, CachePolicy, ExperimentSpec, InputRow, Limits, MessageTemplate, Stage
 
+NO_TROUBLE = Odds()
+
 
 def spec(rows: int, **limits: int) -> ExperimentSpec:
     basis = schedule_of(0).experiments[0].spec
@@ -31,7 +33,7 @@ def all_is_well(
     strikes: Sequence[Strike] = (),
     runners: int = 1,
     longest_call: float = 0.05,
-    odds: Odds = Odds(),
+    odds: Odds = NO_TROUBLE,
 ) -> None:
     for seed in seeds:
         planned = PlannedExperiment(0.0, experiment, tuple(commands))
