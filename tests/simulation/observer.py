@@ -105,6 +105,8 @@ class Observer:
         process = holder.process
         if process is writer or process.state is not ProcessState.RUNNING or not holder.works():
             return
+        if writer.killed and writer.name.partition("-")[0] == process.name.partition("-")[0]:
+            return  # the last word of its predecessor of the same name, which came late
         if self._loop.time() - holder.troubled_at() > 2 * LEASE_TTL + self.longest_outage:
             self.breaks(f"{writer.name} took {runner_id} for dead, which lives and had no trouble of its own")
 
