@@ -47,7 +47,7 @@ from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.summary import summarize
 from promptlooper.scoring import ScorerInfo, ScoringService
 
-EXPORT_PAGE = 200
+EXPORT_PAGE, GUESSED_FROM = 200, 20
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
 LONGEST_INPUT_ID = 200  # characters: it is in every event
 LONG_WORK, LONGEST_WORK = 25.0, 55.0  # seconds: less than callers wait
@@ -99,18 +99,21 @@ class RunnerCore:
         return await self._changed(experiment_id)
 
     async def _first_bound(self, spec: ExperimentSpec) -> Bound:
-        """What the first run's first call may cost, as the first guess at what calls reserve. A run that needs more
-        says so before it calls."""
+        """What a cheap call may cost, as the first guess at what calls reserve: the least of the first runs' first
+        calls. A run that needs more says so before it calls; one that is too dear keeps nobody else from running."""
         if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
             return Bound(0, 0)
         variant = variants(spec)[0]
         stage = variant.pipeline.stages[0]
         (known,) = await self._gateway.check_models([stage_model(variant, stage)])
-        try:
-            messages = self._renderer.messages(stage, variables(spec, spec.inputs[0], (), 0))
-        except TemplateError:  # that run will fail; the others tell what they need
-            return Bound(0, 0)
-        return call_bound(messages, stage_params(variant, stage), known.price)
+        bounds = []
+        for row in spec.inputs[:GUESSED_FROM]:
+            try:
+                messages = self._renderer.messages(stage, variables(spec, row, (), 0))
+            except TemplateError:  # that run will fail
+                continue
+            bounds.append(call_bound(messages, stage_params(variant, stage), known.price))
+        return Bound(min((b.nanousd for b in bounds), default=0), min((b.tokens for b in bounds), default=0))
 
     async def validate(self, spec: ExperimentSpec) -> Validation:
         return await check(_completed(spec), self._gateway, self._scoring)

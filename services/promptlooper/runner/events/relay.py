@@ -110,7 +110,7 @@ class Relay:
         while True:
             try:
                 async with self._database.advisory_lock(LOCK) as held:
-                    while held:
+                    while time.monotonic() < self._look_at_all or await held():
                         if self._interrupted_at is not None and client.is_connected:
                             await asyncio.sleep(SETTLE)
                             await self._publish_again(jetstream, self._interrupted_at)

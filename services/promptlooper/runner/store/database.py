@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -163,11 +163,12 @@ class Database:
             raise StoreUnavailable(f"the database does not answer within {within:g} s") from error
 
     @asynccontextmanager
-    async def advisory_lock(self, number: int) -> AsyncIterator[bool]:
-        """Whether this process holds the lock, in a session of its own, while the context lasts. Not for SQLite, which
-        one Runner has to itself: there it is always held."""
+    async def advisory_lock(self, number: int) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        """Tries to take a lock in a session of its own, for as long as the context lasts. What it yields says, whenever
+        it is asked, whether this process holds the lock: the server may have ended the session. SQLite has one Runner:
+        there it is always held."""
         if self.is_sqlite:
-            yield True
+            yield _always
             return
         loop = asyncio.get_running_loop()
         engine = sa.create_engine(
@@ -187,8 +188,18 @@ class Database:
                 raise StoreUnavailable(f"the database does not answer: {_cause(error)}") from error
 
         connection, held = await loop.run_in_executor(self._readers, acquire)
+
+        def ping() -> bool:
+            try:
+                return connection.execute(sa.select(1)).scalar() == 1
+            except DBAPIError:
+                return False
+
+        async def holds() -> bool:
+            return held and await self._answer(self._readers, ping, ANSWER_WITHIN)
+
         try:
-            yield held
+            yield holds
         finally:
             await loop.run_in_executor(self._readers, connection.close)  # ends the session, and the lock with it
 
@@ -217,6 +228,10 @@ def _ping_after_a_pause(engine: sa.Engine) -> None:
             engine.dialect.do_ping(connection)
         except Exception as error:
             raise sa.exc.DisconnectionError from error  # the pool takes another
+
+
+async def _always() -> bool:
+    return True
 
 
 def _cause(error: Exception) -> str:
