@@ -142,8 +142,8 @@ def _first_gap(start: int, seqs: Sequence[int]) -> str:
 
 
 def event_problems(events: Sequence[Event]) -> list[str]:
-    """Numbers are gapless from 1, each generation has one end, each run and each stage ends once, and nothing comes
-    after an end."""
+    """Numbers are gapless from 1, each generation has one end or a pause that ended with the next, each run and each
+    stage ends once, and nothing comes after an end."""
     found = []
     seqs = [event.event_seq for event in events]
     if seqs != list(range(1, len(seqs) + 1)):
@@ -156,6 +156,8 @@ def event_problems(events: Sequence[Event]) -> list[str]:
     for generation in sorted(set(generations)):
         kinds = [e.kind for e in events if e.generation == generation and e.kind not in AFTER_THE_END]
         ends = [number for number, kind in enumerate(kinds) if kind in ENDS]
+        if not ends and "experiment.paused" in kinds and generation != generations[-1]:
+            continue  # it was resumed while it was paused
         if ends != [len(kinds) - 1]:
             found.append(f"generation {generation} has {len(ends)} terminal events, or they are not its last")
     starts = Counter(event.kind for event in events)["experiment.started"]

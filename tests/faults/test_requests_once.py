@@ -6,13 +6,24 @@ import asyncio
 from collections import Counter
 
 import pytest
-from fault_checks import Watched, calls_of, check, event_problems, row_problems, told, watch_problems
-from fault_lab import answering, cluster
+from fault_checks import (
+    Watched,
+    answer_problems,
+    calls_of,
+    check,
+    event_problems,
+    known_commits,
+    row_problems,
+    told,
+    watch_problems,
+)
+from fault_lab import answer_to, answering, cluster
 from fault_specs import three_stages
 
 from promptlooper.errors import RequestIdReused
+from promptlooper.experiment import ExperimentState
 from promptlooper.experiments import ExperimentFilter
-from promptlooper.testing.provider import FakeProvider
+from promptlooper.testing.provider import FakeProvider, ProviderRequest, Reply
 from promptlooper.testing.proxy import Cut
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,6 +75,47 @@ async def test_a_create_whose_commit_was_not_heard_is_answered_by_its_retry(seed
         print(f"{proxy.cut_at.made} answer to a COMMIT lost, {len(listed.experiments)} experiment")
 
 
+async def test_a_resume_and_a_retry_whose_commits_were_not_heard_are_answered_by_their_retries(seed: int) -> None:
+    """Each is done once: one generation more, one event, no call that was made before."""
+    proxied, runs, failing = ("postgres",), 12, 3
+    answer, refusing = answering(seed, 0.05, 0.2), True
+
+    async def answer_or_refuse(request: ProviderRequest) -> Reply:
+        if refusing and request.question.startswith(f"second {failing} "):
+            return Reply("no", status=400)
+        return await answer(request)
+
+    async with FakeProvider(answer_or_refuse) as provider, cluster(provider, proxied=proxied) as lab:
+        (proxy,) = lab.proxies["postgres"]
+        async with lab.client() as client:
+            experiment_id = (await client.create(three_stages(runs, max_concurrency=4), "interrupted")).experiment_id
+            await provider.eventually(lambda p: len(p.history) >= 4)
+            await client.pause(experiment_id)
+            for ask, request_id in ((client.resume, "resume-unheard"), (client.retry, "retry-unheard")):
+                proxy.cut_at = cut = Cut(before=COMMITTED, after=b"INSERT INTO requests", times=9)
+                before = await client.get(experiment_id)
+                asked = await ask(experiment_id, request_id)
+                assert cut.made == 1, "the first one was committed, so the second stores nothing"
+                assert asked.generation == before.generation + 1
+                watched = Watched()
+                await watched.follow(client.watch(experiment_id))
+                assert watched.terminal is not None
+                assert watched.terminal.counts.failed == 1
+                again = await ask(experiment_id, request_id)  # though there is something to retry
+                assert (again.generation, again.state) == (asked.generation, ExperimentState.COMPLETED)
+            proxy.cut_at, refusing = None, False
+            await client.retry(experiment_id, "another")
+            await Watched().follow(client.watch(experiment_id))
+            known = await told(client, experiment_id)
+        check(event_problems(known.events), row_problems(known), answer_problems(known.runs))
+        kinds = Counter(event.kind for event in known.events)
+        assert (kinds["experiment.resumed"], kinds["experiment.completed"], known.experiment.generation) == (3, 3, 4)
+        asked_twice = [question for question, times in provider.calls.items() if times > 1]
+        assert asked_twice == [f"second {failing} after {answer_to(f'first {failing}')}"]
+        assert provider.calls[asked_twice[0]] == 3
+        print(f"a resume and a retry whose COMMIT was not heard: generation {known.experiment.generation}, {kinds}")
+
+
 async def test_turns_whose_commits_were_not_heard_lose_and_repeat_nothing(seed: int) -> None:
     """Every seventh COMMIT of any kind goes unheard: of turns, of renewals, of creates, of reads."""
     proxied = ("postgres",)
@@ -75,11 +127,12 @@ async def test_turns_whose_commits_were_not_heard_lose_and_repeat_nothing(seed: 
             watched = Watched()
             await watched.follow(client.watch(created.experiment_id))
             known = await told(client, created.experiment_id)
-            calls = calls_of(provider.history, (), known.runs, watched.committed())
+            calls = calls_of(provider.history, (), known.runs, known_commits(watched, known.events))
             check(
                 watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems
             )
             adopted = sum(len(runner.said("after an uncertain commit")) for runner in lab.runners)
             cuts = sum(proxy.cut_at.made for proxy in lab.proxies["postgres"] if proxy.cut_at)
             assert cuts >= 10
+            assert adopted >= 1
         print(f"{cuts} answers to COMMIT lost, {adopted} times runs adopted, {calls.calls} calls, none repeated")

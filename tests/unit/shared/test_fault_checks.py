@@ -11,15 +11,18 @@ import pytest
 from fault_checks import (
     Told,
     Watched,
+    answer_problems,
     calls_of,
     check,
     committed_by_clock,
     event_problems,
+    known_commits,
     result_problems,
     row_problems,
+    total_problems,
     watch_problems,
 )
-from fault_lab import Death
+from fault_lab import Death, answer_to
 
 from promptlooper.completion import Message
 from promptlooper.experiment import Experiment, ExperimentState, RunCounts
@@ -173,6 +176,14 @@ def test_events_that_break_a_promise_are_found(events: list[Event], says: str) -
     assert any(says in problem for problem in event_problems(events)), event_problems(events)
 
 
+def test_a_generation_that_was_paused_may_end_with_the_next() -> None:
+    first = numbered([*KINDS[:4], ("experiment.paused", None, {})])
+    resumed = numbered([*KINDS[:4], ("experiment.paused", None, {}), ("experiment.resumed", None, {}), *KINDS[4:]])
+    second = [replace(event, generation=2) for event in resumed[len(first) :]]
+    assert event_problems([*first, *second]) == []
+    assert event_problems(first) != []
+
+
 def test_a_failed_run_may_be_retried_in_a_later_generation() -> None:
     kinds = [*KINDS[:6], ("run.failed", 0, {}), ("run.completed", 1, {}), KINDS[-1]]
     first = numbered(kinds)
@@ -192,6 +203,12 @@ def test_a_failed_run_may_be_retried_in_a_later_generation() -> None:
         (replace(TOLD, runs=[a_run(0)]), "counts.completed is 2, by the rows 1"),
         (replace(TOLD, experiment=replace(EXPERIMENT, tokens_out=5)), "tokens_out is 5, by the rows 4"),
         (replace(TOLD, experiment=replace(EXPERIMENT, cost_nanousd=21)), "cost_nanousd is 21, by the rows 14"),
+        (replace(TOLD, experiment=replace(EXPERIMENT, cost_unknown_calls=1)), "cost_unknown_calls is 1, by the rows 0"),
+        (replace(TOLD, runs=[replace(a_run(0), cost_nanousd=None), a_run(1)]), "run 0: its cost is unknown"),
+        (
+            replace(TOLD, runs=[replace(a_run(0), cost_nanousd=8), a_run(1)]),
+            "run 0: cost_nanousd is 8, of its stages 7",
+        ),
         (replace(TOLD, experiment=replace(EXPERIMENT, cost_reserved_nanousd=1)), "cost_reserved_nanousd is 1"),
         (replace(TOLD, experiment=replace(EXPERIMENT, event_seq=8)), "event_seq is 8, there are 9 events"),
         (replace(TOLD, experiment=replace(EXPERIMENT, state=ExperimentState.RUNNING)), "the experiment is RUNNING"),
@@ -223,6 +240,28 @@ def test_another_result_is_found() -> None:
     assert result_problems([a_run(0)], [a_run(0), a_run(1)]) == ["1 runs in place of 2"]
     (problem,) = result_problems([a_run(0), replace(a_run(1), output="else")], TOLD.runs)
     assert problem.startswith("run 1 has")
+
+
+def test_other_totals_are_found_and_what_was_saved_counts_as_cost() -> None:
+    assert total_problems(replace(EXPERIMENT, cost_nanousd=7, cost_saved_nanousd=7), EXPERIMENT) == []
+    assert total_problems(replace(EXPERIMENT, cost_nanousd=15, tokens_in=7), EXPERIMENT) == [
+        "tokens_in is 7, undisturbed 6",
+        "cost_nanousd with what was saved is 15, undisturbed 14",
+    ]
+    stage = replace(a_run(0).stages[0], cost_nanousd=8)
+    assert result_problems([replace(a_run(0), stages=(stage,))], [a_run(0)]) != []
+
+
+def test_an_answer_that_is_not_the_provider_s_is_found() -> None:
+    stage = replace(a_run(0).stages[0], output=answer_to(question(0)))
+    good = replace(a_run(0), stages=(stage,), output=stage.output)
+    assert answer_problems([good]) == []
+    (problem,) = answer_problems([replace(good, output="fine")])
+    assert problem == "run 0 has 'fine', its last stage '<question 0>'"
+    (problem,) = answer_problems([replace(good, stages=(*good.stages, stage))])
+    assert problem == "run 0: 'question 0' is not asked with the answer of stage 0"
+    assert any("as the answer to" in problem for problem in answer_problems([a_run(0)]))
+    assert answer_problems([replace(good, state=RunState.FAILED)]) == ["run 0 is FAILED"]
 
 
 COMMITTED = {(0, 0): 10.0, (1, 0): 10.0}
@@ -270,3 +309,7 @@ def test_times_of_commits_come_from_the_watch_or_from_events() -> None:
     assert a_watch(numbered()).committed() == {(0, 0): 4.0, (1, 0): 5.0}
     by_clock = committed_by_clock(numbered())
     assert by_clock[1, 0] - by_clock[0, 0] == pytest.approx(1.0)
+    late = a_watch(numbered())
+    late.times = [at + 10 * abs(by_clock[0, 0]) for at in late.times]
+    assert known_commits(late, numbered()) == pytest.approx(by_clock, abs=0.5)
+    assert known_commits(Watched(), numbered()) == pytest.approx(by_clock, abs=0.5)
