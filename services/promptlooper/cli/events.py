@@ -8,6 +8,7 @@ import click
 
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
+from promptlooper.cli.kinds import kinds_option
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.watch import event_document, event_line
@@ -20,7 +21,7 @@ _PAGE = 500
 @click.command()
 @click.argument("experiment_id", metavar="ID")
 @click.option("--after", type=click.IntRange(min=0), metavar="N", help="Only those after number N.")
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only events of this kind; repeatable.")
+@kinds_option
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="The first N of them.")
 @project_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")

@@ -101,6 +101,7 @@ class PlainLines:
         self._now = now
         self._pace = Pace()
         self._next = 0.0
+        self._said = ""
         self._failures = 0
 
     def update(self, experiment: Experiment) -> None:
@@ -109,7 +110,10 @@ class PlainLines:
         if at < self._next and not experiment.state.ended:
             return
         self._next = at + _LINE_EVERY
-        self.note(progress_line(experiment, self._pace))
+        line = progress_line(experiment, self._pace)
+        if not experiment.state.ended or line != self._said:  # what had ended before is heard of twice
+            self.note(line)
+        self._said = line
 
     def failure(self, event: Event) -> None:
         self._failures += 1

@@ -40,8 +40,9 @@ def _retried(text: str, project: str | None, request_id: str) -> Start:
     async def retry(experiments: Experiments, taken_up: Callable[[str], None]) -> Experiment:
         found = await meant(experiments, text, project)
         taken_up(found.experiment_id)
+        now = await experiments.retry(found.experiment_id, request_id)
         if not found.counts.failed:
             click.echo(f"No run of experiment {found.experiment_id} has failed: there is nothing to retry.", err=True)
-        return await experiments.retry(found.experiment_id, request_id)
+        return now
 
     return retry

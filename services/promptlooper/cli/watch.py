@@ -10,6 +10,7 @@ import click
 
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
+from promptlooper.cli.kinds import kinds_option
 from promptlooper.cli.outcome import Refused, exit_code
 from promptlooper.cli.report import left_alone_line, state_line
 from promptlooper.cli.rows import experiment_document, iso
@@ -26,7 +27,7 @@ _BOOKMARK_EVERY = 15.0  # seconds without anything else
 
 @click.command()
 @click.argument("experiment_id", metavar="ID")
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only events of this kind; repeatable.")
+@kinds_option
 @project_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 @session_options
@@ -136,8 +137,10 @@ def event_line(event: Event) -> str:
             parts.append("cached")
     if detail.get("error_reason"):
         parts.append(one_line(f"{detail['error_reason']}: {detail.get('error_message') or ''}"))
-    if event.kind == "experiment.updated" and detail.get("max_concurrency"):
-        parts.append(f"at most {detail['max_concurrency']} at once")
+    if event.kind == "experiment.updated":
+        parts.append("limits changed")  # which of them, the event does not say
+        if detail.get("max_concurrency"):
+            parts.append(f"at most {detail['max_concurrency']} at once")
     if event.run_index is None and detail.get("reason"):
         parts.append(one_line(str(detail["reason"])))
     return "  ".join(parts)

@@ -108,7 +108,7 @@ async def test_update_lets_more_run_at_once(shell: Any, server: str, model: Scri
     assert (await state(shell))["max_concurrency"] == 5
     model.go.set()
     events = await shell("events", name, "--kind", "experiment.updated")
-    assert "experiment.updated  at most 5 at once" in events.out
+    assert "experiment.updated  limits changed  at most 5 at once" in events.out
 
 
 async def test_retry_runs_what_failed_again_and_only_once_per_request_id(

@@ -121,6 +121,13 @@ def test_retry_of_a_cancelled_experiment_is_told_what_to_do(promptlooper: Any, p
     result = promptlooper("retry", "abc", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["error"]["reason"] == "EXPERIMENT_CANCELLED"
+    assert result.stderr == "Error: Experiment 'abc123' was cancelled: resume it instead.\n"
+
+
+@pytest.mark.parametrize("command", [["resume"], ["run", "--resume"], ["retry"]])
+def test_progress_of_what_had_ended_is_one_line(promptlooper: Any, paused: Any, command: list[str]) -> None:
+    lines = promptlooper(*command, "old").stderr.splitlines()
+    assert len([line for line in lines if "2/2 runs" in line]) == 1
 
 
 def test_update_changes_what_is_given_and_prints_what_holds_now(promptlooper: Any, paused: Any) -> None:
@@ -161,6 +168,36 @@ def test_events_are_json_lines(promptlooper: Any, many_events: Any) -> None:
     found = [json.loads(line) for line in out.splitlines()]
     assert [event["event_seq"] for event in found] == list(range(602, 1_202, 2))
     assert list(found[0])[:4] == ["experiment_id", "event_seq", "project", "kind"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "nearest"),
+    [("nonsense", ""), ("run.complete", "run.completed"), ("experiment.canceled", "experiment.cancelled")],
+)
+@pytest.mark.parametrize("command", ["events", "watch"])
+def test_unknown_kind_of_event_is_refused_with_the_nearest(
+    promptlooper: Any, many_events: Any, command: str, kind: str, nearest: str
+) -> None:
+    result = promptlooper(command, "abc", "--kind", "run.failed", "--kind", kind)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"There is no kind '{kind}'; the nearest is '{nearest}" in result.stderr
+    assert many_events.event_pages == many_events.watches == []
+    assert json.loads(promptlooper(command, "abc", "--kind", kind, "--json").stdout)["error"]["reason"] == (
+        "INVALID_ARGUMENT"
+    )
+
+
+def test_event_of_changed_limits_does_not_name_one_that_did_not_change(
+    promptlooper: Any, many_events: Any, make: Any
+) -> None:
+    at = make.experiment().created_at
+    many_events.events = [
+        Event("abc123", 1, "default", "experiment.updated", at, 1, None, {"max_concurrency": 3}),
+        Event("abc123", 2, "default", "experiment.updated", at, 1, None, {}),
+    ]
+    lines = promptlooper("events", "abc").stdout.splitlines()
+    assert lines[0].endswith("experiment.updated  limits changed  at most 3 at once")
+    assert lines[1].endswith("experiment.updated  limits changed")
 
 
 def test_events_end_at_the_limit(promptlooper: Any, many_events: Any) -> None:
