@@ -89,7 +89,7 @@ def follow(session: Session, wanted: Wanted, start: Start) -> int:
     try:
         return run_interruptibly(_followed(session, wanted, start, progress_for(wanted.quiet), seen))
     except Interrupted as stop:
-        said = _farewell(stop, session.target, seen.experiment, wanted)
+        said = _farewell(stop, session, seen.experiment, wanted)
         raise Refused(said, reason="INTERRUPTED", code=stop.exit_code) from None
     except ServiceUnavailable as error:
         if seen.experiment is None:
@@ -173,24 +173,27 @@ async def _print_detached(experiments: Experiments, experiment: Experiment, as_j
         click.echo(experiment.experiment_id)
 
 
-def _farewell(stop: Interrupted, target: Target, experiment: Experiment | None, wanted: Wanted) -> str:
-    """What became of the experiment, and what to type next."""
+def _farewell(stop: Interrupted, session: Session, experiment: Experiment | None, wanted: Wanted) -> str:
+    """What became of the experiment, and what to type next. This process works on it no more."""
     if experiment is None:
         return f"Stopped by {stop} before the experiment was known to be stored; `promptlooper list` would show it."
-    name, option = experiment.experiment_id, target.option()
-    if target.server is not None:
+    name, option = experiment.experiment_id, session.target.option()
+    remote, had_ended = session.target.server is not None, experiment.state.ended
+    if remote or (not had_ended and session.is_worked_on(name)):
+        where = "" if remote else " in another process"
         return (
-            f"Stopped watching by {stop}; experiment {name} goes on.\n"
+            f"Stopped watching by {stop}; experiment {name} goes on{where}.\n"
             f"  promptlooper watch {name}{option}\n"
             f"  promptlooper cancel {name}{option}"
         )
     files = "".join(f" -o {shlex.quote(text)}" for text in wanted.outputs)
-    if experiment.state.ended:
+    if had_ended:
         again = f"promptlooper run --resume {name}{files}{option}"
         return f"Stopped by {stop}; experiment {name} had ended. Its results:\n  {again}"
-    kept = f"{ended(experiment):,} of {count(experiment.counts.total, 'run')}"  # a moment ago: more may have ended
+    least = ended(experiment)  # a moment ago: more may have ended
+    kept = f" At least {least:,} of {count(experiment.counts.total, 'run')} had ended." if least else ""
     return (
-        f"Stopped by {stop}. At least {kept} of experiment {name} had ended; what was answered is kept. Run the rest:\n"
+        f"Stopped by {stop}.{kept} What was answered of experiment {name} is kept. Run the rest:\n"
         f"  promptlooper run --resume {name}{files}{option}\n"
         "See what there is, or end it:\n"
         f"  promptlooper show {name}{option}\n"

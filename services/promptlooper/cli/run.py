@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ def run(
         return follow(session, wanted, _created(read_file(file, overrides, session), wanted.request_id))
     # --project alone says where to look for `latest`, as in other commands.
     given = [name for name in ("file", *flags) if name != "project" and _was_given(ctx, name)]
+    if given and "file" not in given and not file.exists():
+        raise _without_file(ctx, resume, given, session.target)
     spec = read_file(file, overrides, session).spec if given else None
     project = spec.project if spec is not None and resume == LATEST else flags["project"]
     same = _same_as(spec, file, given, session.target)
@@ -67,6 +70,24 @@ def run(
 
 def _was_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _without_file(ctx: click.Context, resume: str, given: list[str], target: Target) -> Refused:
+    flags = ", ".join(param.opts[0] for param in ctx.command.params if param.name in given)
+    limit_flags = (("max_concurrency", "-j"), ("budget_usd", "--budget-usd"))
+    limits = " ".join(f"{flag} {ctx.params[name]}" for name, flag in limit_flags if name in given)
+    project = f" --project {shlex.quote(ctx.params['project'])}" if ctx.params["project"] else ""
+    update = (
+        f" `promptlooper update {resume} {limits}{project}{target.option()}` changes limits, also while it runs."
+        if limits
+        else ""
+    )
+    return Refused(
+        f"--resume goes on with an experiment as it was made, and flags such as {flags} are part of that: name the "
+        f"FILE that it was made of, so that they can be compared, or leave them out.{update}",
+        reason="INVALID_ARGUMENT",
+        code=USAGE,
+    )
 
 
 def _created(read: ReadExperiment, request_id: str) -> Start:

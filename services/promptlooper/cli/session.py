@@ -86,6 +86,12 @@ class Session:
 
         return alone
 
+    def is_worked_on(self, experiment_id: str) -> bool:
+        """Whether a process, this one included, works on an experiment of the embedded data."""
+        from promptlooper.cli.working import worked_on
+
+        return experiment_id in worked_on(self.target.home)
+
     def open(self) -> AbstractAsyncContextManager[Experiments]:
         return self.opener(self.target)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptlooper.cli.working import working_on
 from promptlooper.errors import ExperimentCancelled
 from promptlooper.experiment import ExperimentState, RunCounts
 from promptlooper.experiments import ExperimentUpdate
@@ -98,6 +99,33 @@ def test_signal_names_the_command_that_resumes(
     result = promptlooper(*command, "abc", "-o", "rows.csv")
     assert result.exit_code == code
     assert "\n  promptlooper run --resume abc123 -o rows.csv\n" in result.stderr
+    assert f"Stopped by {signum.name}. At least 2 of 5 runs had ended. What was answered of experiment abc123" in (
+        result.stderr
+    )
+
+
+def test_signal_before_a_run_has_ended_counts_none(promptlooper: Any, runner: Any, make: Any) -> None:
+    runner.experiments = [make.experiment(state=ExperimentState.RUNNING, counts=RunCounts(total=4, pending=4))]
+    runner.hold = asyncio.Event()
+    runner.on_watch = lambda: os.kill(os.getpid(), signal.SIGINT)
+    result = promptlooper("resume", "abc", "-q")
+    assert result.stderr.startswith("Error: Stopped by SIGINT. What was answered of experiment abc123 is kept. Run the")
+
+
+@pytest.mark.parametrize("command", [["resume"], ["run", "--resume"]])
+def test_signal_where_another_process_works_on_it_ends_only_the_watching(
+    promptlooper: Any, paused: Any, tmp_path: Path, command: list[str]
+) -> None:
+    paused.hold = asyncio.Event()
+    paused.on_watch = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with working_on(tmp_path / ".promptlooper", "abc123"):
+        result = promptlooper(*command, "latest", "-q")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "Error: Stopped watching by SIGINT; experiment abc123 goes on in another process.\n"
+        "  promptlooper watch abc123\n"
+        "  promptlooper cancel abc123\n"
+    )
 
 
 def test_retry_runs_failed_runs_again(promptlooper: Any, runner: Any, make: Any) -> None:
@@ -292,6 +320,26 @@ def test_run_resume_with_another_limit_names_update(
     result = promptlooper("run", "--resume", "abc", *flags)
     assert result.exit_code == 2
     assert "`promptlooper update abc123` changes its limits." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "update"),
+    [
+        (["-j", "3"], "`promptlooper update latest -j 3`"),
+        (["-j", "3", "--budget-usd", "0.5"], "`promptlooper update latest -j 3 --budget-usd 0.5`"),
+        (["-n", "2"], ""),
+        (["--var", "a=1"], ""),
+    ],
+)
+def test_run_resume_with_flags_but_no_file_says_what_they_are(
+    promptlooper: Any, paused: Any, flags: list[str], update: str
+) -> None:
+    result = promptlooper("run", "--resume", "latest", *flags)
+    assert result.exit_code == 2
+    assert f"flags such as {', '.join(flags[::2])} are part of that: name the FILE" in result.stderr
+    assert update in result.stderr
+    assert ("promptlooper update" in result.stderr) is bool(update)
+    assert paused.resumed == []
 
 
 def test_run_resume_of_older_data_compares_nothing(promptlooper: Any, paused: Any, file: Path) -> None:
