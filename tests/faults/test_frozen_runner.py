@@ -12,9 +12,11 @@ from fault_checks import (
     calls_of,
     check,
     event_problems,
+    known_commits,
     result_problems,
     row_problems,
     told,
+    total_problems,
     undisturbed,
     watch_problems,
 )
@@ -50,6 +52,22 @@ async def freeze_past_its_lease(lab: Cluster, watched: Watched, chance: random.R
     death.until = time.monotonic()
 
 
+async def stop_before_it_stores(lab: Cluster, at_turn: int) -> None:
+    """The same where it hurts most: with answers at hand and about to store them, which it tries at once on waking."""
+    asleep, awake = lab.runners
+    taken, lost = len(awake.said("back from dead runners")), len(asleep.said("lost its lease"))
+    await eventually(lambda: asleep.said(f"failpoint turn_before: stop at hit {at_turn}"), within=60)
+    death = Death(asleep.name, time.monotonic(), float("inf"))
+    lab.deaths.append(death)
+    try:
+        await eventually(lambda: len(awake.said("back from dead runners")) > taken, within=60)
+    finally:
+        asleep.cont()
+    await eventually(lambda: asleep.said("outcomes refused"), within=60)
+    await eventually(lambda: len(asleep.said("lost its lease")) > lost, within=60)
+    death.until = time.monotonic()
+
+
 async def test_a_runner_that_wakes_after_its_lease_has_run_out_changes_nothing(seed: int) -> None:
     chance = random.Random(seed)
     async with FakeProvider(answering(seed, 0.05, 0.5)) as provider, cluster(provider, runners=2) as lab:
@@ -57,19 +75,25 @@ async def test_a_runner_that_wakes_after_its_lease_has_run_out_changes_nothing(s
         async with lab.client(awake) as client:
             quiet = await undisturbed(client, three_stages(RUNS))
             provider.history.clear()
+            at_turn = chance.randrange(10, 20)
+            asleep.kill()
+            asleep.start(PROMPTLOOPER_FAILPOINTS=f"turn_before=stop@{at_turn}")
+            await asleep.ready()
             created = await client.create(three_stages(RUNS), "frozen")
             watched = Watched()
             following = asyncio.create_task(watched.follow(client.watch(created.experiment_id)))
-            for _ in range(FREEZES):
+            await stop_before_it_stores(lab, at_turn)
+            for _ in range(FREEZES - 1):
                 await freeze_past_its_lease(lab, watched, chance)
             await following
             known = await told(client, created.experiment_id)
-        calls = calls_of(provider.history, lab.deaths, known.runs, watched.committed())
+        calls = calls_of(provider.history, lab.deaths, known.runs, known_commits(watched, known.events))
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),
             row_problems(known),
             result_problems(known.runs, quiet.runs),
+            total_problems(known.experiment, quiet.experiment),
             calls.problems,
         )
         refused = asleep.said("outcomes refused")
