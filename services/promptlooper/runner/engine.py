@@ -28,6 +28,7 @@ log = logging.getLogger("runner.engine")
 POLL = 0.2  # seconds between looks at what is active, without a hint
 CANCEL_POLL = 0.4  # seconds between looks for single runs that are to be stopped
 LEASE_TTL = 15.0  # seconds
+FORGET_EVERY = 60.0  # seconds between looks for requests that are too old
 AFTER_OUTAGE = 0.5  # seconds before the database is tried again
 AFTER_FAULT = 2.0
 
@@ -73,7 +74,7 @@ class Engine:
         self._lease_since = 0.0  # monotonic time since when every renewal has succeeded
         self._renewed = 0.0  # monotonic time of the last renewal
         self._outage = False  # the last renewal failed
-        self._looked_for_cancels = 0.0
+        self._looked_for_cancels = self._forgot = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
@@ -240,7 +241,9 @@ class Engine:
                     await self._register()
                 elif clock.monotonic() - self._lease_since >= self._lease_ttl:
                     await self._reap()
-                await database.write(partial(requests.forget_old, now_us=microseconds(clock.now())))
+                if clock.monotonic() - self._forgot >= FORGET_EVERY:
+                    self._forgot = clock.monotonic()
+                    await database.write(partial(requests.forget_old, now_us=microseconds(clock.now())))
             except StoreUnavailable as error:
                 self._outage = True
                 log.warning("can't renew the lease: %s", error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from promptlooper.experiment import ExperimentState
@@ -97,7 +97,7 @@ class Ledger:
         self.uncertain_tokens += run.reserved_tokens
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(slots=True)

@@ -375,5 +375,8 @@ def _leaves(outcome: Outcome) -> bool:
 
 
 def _stored(outcome: Outcome, claim: Claim) -> bool:
-    """Whether a stage after which the run goes on is in the database already."""
+    """Whether it is in the database already: the run has been claimed again since, or it is a stage after which the run
+    goes on."""
+    if claim.lease_epoch > outcome.lease_epoch:
+        return True
     return isinstance(outcome, StageDone) and not outcome.last and claim.next_stage > outcome.result.stage_index

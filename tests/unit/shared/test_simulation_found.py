@@ -68,3 +68,7 @@ def test_a_run_that_waited_and_was_lost_with_its_runner_has_all_its_time_again()
     for at in (1.7, 2.0):
         kill = [Strike(at, "kill", 3.0, 0)]
         all_is_well([16, 19], spec(2, run_timeout=3), (), kill, 2, longest_call=0.9, odds=Odds(rate_limited=0.4))
+
+
+def test_a_runner_knows_a_run_that_it_gave_back_and_claimed_in_commits_whose_answers_were_lost() -> None:
+    all_is_well([58, 157], spec(2), odds=Odds(rate_limited=0.4, answer_lost=0.3))
