@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from promptlooper.cli.connection import Connection, given_up
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.failures import failure_lines
 from promptlooper.cli.outcome import OK, Refused, exit_code
@@ -94,9 +95,7 @@ def follow(session: Session, wanted: Wanted, start: Start) -> int:
     except ServiceUnavailable as error:
         if seen.experiment is None:
             raise
-        name = seen.experiment.experiment_id
-        again = f"Experiment {name} goes on: promptlooper watch {name}{session.target.option()}"
-        raise Refused(f"{error.message} {again}", reason=error.reason) from None
+        raise given_up(error, seen.experiment.experiment_id, session.target) from None
 
 
 @dataclass(slots=True)
@@ -108,7 +107,7 @@ class _Seen:
 
 async def _followed(session: Session, wanted: Wanted, start: Start, progress: Progress, seen: _Seen) -> int:
     with ExitStack() as stack:
-        async with session.open() as experiments:
+        async with session.open(Connection(session.target, progress.note)) as experiments:
             experiment = await start(experiments, lambda name: stack.enter_context(session.working_on(name)))
             seen.experiment = experiment
             if wanted.detach:

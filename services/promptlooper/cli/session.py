@@ -15,7 +15,7 @@ from contextlib import (
 )
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -23,6 +23,9 @@ from promptlooper.cli.outcome import USAGE, Refused
 from promptlooper.errors import StoreUnavailable
 from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import Experiments
+
+if TYPE_CHECKING:
+    from promptlooper.clients.resuming import ConnectionListener
 
 DEFAULT_HOME = ".promptlooper"
 
@@ -52,7 +55,12 @@ class Target:
 
 
 _NEED_WORK = (ExperimentState.PENDING, ExperimentState.RUNNING, ExperimentState.PAUSED)
-Opener = Callable[[Target], AbstractAsyncContextManager[Experiments]]
+
+
+class Opener(Protocol):
+    def __call__(
+        self, target: Target, listener: ConnectionListener | None = None
+    ) -> AbstractAsyncContextManager[Experiments]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +100,17 @@ class Session:
 
         return experiment_id in worked_on(self.target.home)
 
-    def open(self) -> AbstractAsyncContextManager[Experiments]:
-        return self.opener(self.target)
+    def open(self, listener: ConnectionListener | None = None) -> AbstractAsyncContextManager[Experiments]:
+        """`listener` hears of the connection to a server."""
+        return self.opener(self.target, listener)
 
 
 @asynccontextmanager
-async def opened(target: Target) -> AsyncIterator[Experiments]:
+async def opened(target: Target, listener: ConnectionListener | None = None) -> AsyncIterator[Experiments]:
     if target.server:
         from promptlooper.clients.runner import connected
 
-        async with connected(target.server) as remote:
+        async with connected(target.server, listener=listener) as remote:
             yield remote
     else:
         from promptlooper.cli.embedded import embedded

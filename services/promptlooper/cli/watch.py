@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import click
 
+from promptlooper.cli.connection import Connection, given_up
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.kinds import kinds_option
@@ -17,11 +19,12 @@ from promptlooper.cli.rows import experiment_document, iso
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import Interrupted, run_interruptibly
 from promptlooper.cli.wording import local_time, milliseconds, money, one_line, share
+from promptlooper.errors import ServiceUnavailable
 from promptlooper.experiment import Experiment
 from promptlooper.experiments import Experiments, WatchMessage
 from promptlooper.run import Event
 
-_LOOK_EVERY = 1.0  # seconds between two looks at whether a process works on it
+_LOOK_EVERY = 1.0  # seconds between two looks at whether a process works on it, or whether its server is there
 _BOOKMARK_EVERY = 15.0  # seconds without anything else
 
 
@@ -50,23 +53,27 @@ def watch(session: Session, experiment_id: str, kinds: tuple[str, ...], project:
 async def _watched(session: Session, text: str, kinds: tuple[str, ...], project: str | None, as_json: bool) -> int:
     left_alone = session.left_alone()
     embedded = session.target.server is None
-    async with session.open() as experiments:
+    connection = Connection(session.target, partial(click.echo, err=True))
+    async with session.open(connection) as experiments:
         found = await meant(experiments, text, project)
         if left_alone(found):
             raise _nobody_works(found, session)
         name, told = found.experiment_id, time.monotonic()
-        every = _LOOK_EVERY if embedded else None
-        async for message in experiments.watch(name, kinds=kinds, bookmark_interval=every):
-            if embedded and message.bookmark is not None:
-                await _look(session, experiments, name)
-                if time.monotonic() - told < _BOOKMARK_EVERY:
-                    continue
-            told = time.monotonic()
-            if as_json:
-                print_document(watch_document(message))
-            elif (line := watch_line(message)) is not None:
-                click.echo(line)
-        summary = await experiments.summarize(name)
+        try:
+            async for message in experiments.watch(name, kinds=kinds, bookmark_interval=_LOOK_EVERY):
+                if message.bookmark is not None:
+                    if embedded:
+                        await _look(session, experiments, name)
+                    if time.monotonic() - told < _BOOKMARK_EVERY:
+                        continue
+                told = time.monotonic()
+                if as_json:
+                    print_document(watch_document(message))
+                elif (line := watch_line(message)) is not None:
+                    click.echo(line)
+            summary = await experiments.summarize(name)
+        except ServiceUnavailable as error:
+            raise given_up(error, name, session.target) from None
         return exit_code(summary.experiment.state, summary.experiment.counts.failed, summary.gates)
 
 

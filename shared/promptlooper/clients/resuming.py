@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from promptlooper.errors import DeadlineExceeded, DomainError, Draining, ServiceUnavailable, StoreUnavailable
 from promptlooper.rpc.client import domain_errors
@@ -15,6 +15,15 @@ LONGEST_WAIT = 5.0
 LASTING = 1.0  # seconds that a call was open, for its loss to be news and not the next of many
 
 MessageT = TypeVar("MessageT")
+
+
+class ConnectionListener(Protocol):
+    """Hears when a stream is cut and when it goes on; both at most once in turn."""
+
+    def lost(self, cut: DomainError, patience: float) -> None:
+        """Other attempts follow, for `patience` seconds."""
+
+    def back(self) -> None: ...
 
 
 class ResumedStream:
@@ -31,10 +40,12 @@ class ResumedStream:
         address: str,
         reconnect_for: float,
         *,
+        listener: ConnectionListener | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._address = address
         self._reconnect_for = reconnect_for
+        self._listener = listener
         self._sleep = sleep
 
     async def messages(
@@ -50,9 +61,13 @@ class ResumedStream:
             call = open_call()
             try:
                 while (message := await self._next(call, kind)) is not None:
+                    if lost_at is not None:
+                        self._heard_again()
+                        lost_at, attempt = None, 0
                     yield message
-                    lost_at, attempt = None, 0
                 if until is None or until():
+                    if lost_at is not None:
+                        self._heard_again()
                     return
                 cut: DomainError = ServiceUnavailable(
                     f"the Runner at {self._address} ended the stream before its end", address=self._address
@@ -64,14 +79,20 @@ class ResumedStream:
             finally:
                 call.cancel()
             now = loop.time()
-            lost_at = now if lost_at is None else lost_at
+            first, lost_at = lost_at is None, now if lost_at is None else lost_at
             wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt))
             if attempt == 0 and now - opened > LASTING:
                 wait = 0.0
             if now + wait - lost_at > self._reconnect_for:
                 raise self._given_up(cut) from cut
+            if first and self._listener is not None:
+                self._listener.lost(cut, self._reconnect_for)
             await self._sleep(wait)
             attempt += 1
+
+    def _heard_again(self) -> None:
+        if self._listener is not None:
+            self._listener.back()
 
     async def _next(self, call: Any, kind: type[MessageT]) -> MessageT | None:
         with domain_errors(self._address, "runner"):

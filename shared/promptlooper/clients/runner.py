@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from promptlooper.caching import CacheStats
-from promptlooper.clients.resuming import ResumedStream
+from promptlooper.clients.resuming import ConnectionListener, ResumedStream
 from promptlooper.completion import ModelInfo
 from promptlooper.errors import TooLarge
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
@@ -51,19 +51,29 @@ RECONNECT_FOR = 60.0  # seconds without a message after which a watch or an expo
 
 
 @asynccontextmanager
-async def connected(address: str, *, reconnect_for: float = RECONNECT_FOR) -> AsyncIterator[RunnerClient]:
+async def connected(
+    address: str, *, reconnect_for: float = RECONNECT_FOR, listener: ConnectionListener | None = None
+) -> AsyncIterator[RunnerClient]:
     async with open_channel(address, pb.DESCRIPTOR.services_by_name["RunnerService"]) as channel:
-        yield RunnerClient(channel, address, reconnect_for=reconnect_for)
+        yield RunnerClient(channel, address, reconnect_for=reconnect_for, listener=listener)
 
 
 class RunnerClient(Experiments):
     """`watch` and `export` go on by themselves where they were when the connection is lost or the server restarts, and
-    raise ServiceUnavailable after `reconnect_for` seconds without a message."""
+    raise ServiceUnavailable after `reconnect_for` seconds without a message; `listener` hears of it."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, *, reconnect_for: float = RECONNECT_FOR) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        address: str,
+        *,
+        reconnect_for: float = RECONNECT_FOR,
+        listener: ConnectionListener | None = None,
+    ) -> None:
         self._stub = RunnerServiceStub(channel)
         self._address = address
         self._reconnect_for = reconnect_for
+        self._listener = listener
 
     async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
         request = pb.CreateExperimentRequest(spec=spec_to_pb(spec), request_id=request_id)
@@ -232,4 +242,4 @@ class RunnerClient(Experiments):
             return (await self._stub.PurgeCache(pb.PurgeCacheRequest(scope=scope))).deleted
 
     def _resumed(self) -> ResumedStream:
-        return ResumedStream(self._address, self._reconnect_for)
+        return ResumedStream(self._address, self._reconnect_for, listener=self._listener)

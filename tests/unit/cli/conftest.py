@@ -198,10 +198,12 @@ class FakeRunner:
     targets: list[Target] = field(default_factory=list)
     watches: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
     on_watch: Callable[[], None] = lambda: None
+    listener: Any = None  # of the connection, as the last command gave it
 
     @asynccontextmanager
-    async def opened(self, target: Target) -> AsyncIterator[FakeRunner]:
+    async def opened(self, target: Target, listener: Any = None) -> AsyncIterator[FakeRunner]:
         self.targets.append(target)
+        self.listener = listener
         yield self
 
     def _reach(self) -> None:

@@ -34,8 +34,8 @@ def test_watch_prints_events_and_the_end(promptlooper: Any, running: Any) -> Non
 def test_watch_json_is_a_document_per_line_with_a_token(promptlooper: Any, running: Any) -> None:
     running.failed_runs = 1
     lines = [json.loads(line) for line in promptlooper("watch", "latest", "--json").stdout.splitlines()]
-    assert [list(line)[:2] for line in lines] == [["resume_token", "event_seq"]] * 4
-    assert [list(line)[2] for line in lines] == ["snapshot", "event", "bookmark", "terminal"]
+    assert [list(line)[:2] for line in lines] == [["resume_token", "event_seq"]] * 3
+    assert [list(line)[2] for line in lines] == ["snapshot", "event", "terminal"]
     assert lines[1]["event"]["kind"] == "run.failed"
     assert lines[1]["event"]["run_id"] == "abc123-0"
 
