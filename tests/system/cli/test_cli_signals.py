@@ -65,6 +65,27 @@ async def test_second_signal_leaves_at_once(shell: Any, tmp_path: Path, provider
     assert run.returncode == 130
 
 
+@pytest.mark.parametrize("first", [0, 1])
+async def test_only_the_last_process_that_works_on_an_experiment_says_that_it_was_stopped(
+    shell: Any, tmp_path: Path, provider: FakeProvider, first: int
+) -> None:
+    (tmp_path / "promptlooper.yaml").write_text(EXPERIMENT)
+    run = await shell.start("run")
+    await provider.eventually(lambda p: p.calls["slow 3"] == 1 and p.open == 3)
+    resumed = await shell.start("run", "--resume", "latest")
+    assert b"2/5 runs" in await resumed.stderr.readline()
+    processes = [run, resumed]
+    for process, said in (
+        (processes.pop(first), b"Stopped watching by SIGINT; experiment "),
+        (processes.pop(), b"Stopped by SIGINT. "),
+    ):
+        process.send_signal(signal.SIGINT)
+        _, stderr = await process.communicate()
+        assert process.returncode == 130
+        assert said in stderr
+        assert (b" goes on in another process.\n  promptlooper watch " in stderr) is (b"watching" in said)
+
+
 async def test_interrupted_experiment_can_be_cancelled_and_deleted(
     shell: Any, tmp_path: Path, provider: FakeProvider
 ) -> None:
