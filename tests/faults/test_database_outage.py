@@ -15,14 +15,16 @@ from fault_checks import (
     calls_of,
     check,
     event_problems,
+    known_commits,
     result_problems,
     row_problems,
     told,
+    total_problems,
     undisturbed,
     watch_problems,
 )
 from fault_lab import Cluster, answering, cluster, freeze, running, thaw
-from fault_specs import three_stages
+from fault_specs import MAX_CONCURRENCY, three_stages
 
 from promptlooper.errors import DomainError
 from promptlooper.experiments import ExperimentFilter
@@ -104,15 +106,18 @@ async def test_an_outage_of_the_database_loses_and_repeats_nothing(
             known = await told(client, created.experiment_id)
             listed = await client.list_experiments(ExperimentFilter())
         history = [call for call in provider.history if OTHER not in call.question]
-        calls = calls_of(history, (), known.runs, watched.committed())
+        calls = calls_of(history, (), known.runs, known_commits(watched, known.events))
         check(
             watch_problems(watched, known.events),
             event_problems(known.events),
             row_problems(known),
             result_problems(known.runs, quiet.runs),
+            total_problems(known.experiment, quiet.experiment),
             calls.problems,
         )
         assert [runner.pid for runner in lab.runners if runner.is_alive] == pids, "a Runner ended"
+        if outage is stopped:  # in the other the experiment of the outage may run, too
+            assert provider.most_open <= MAX_CONCURRENCY
         assert set(heard) == {"STORE_UNAVAILABLE"}, "calls in the outage failed with something else"
         assert sum(experiment.name == "in the outage" for experiment in listed.experiments) <= 1
         for runner in lab.runners:

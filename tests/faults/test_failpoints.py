@@ -7,7 +7,17 @@ import signal
 import time
 
 import pytest
-from fault_checks import Watched, calls_of, check, event_problems, row_problems, told, watch_problems
+from fault_checks import (
+    Watched,
+    answer_problems,
+    calls_of,
+    check,
+    event_problems,
+    known_commits,
+    row_problems,
+    told,
+    watch_problems,
+)
 from fault_lab import Cluster, Death, answering, cluster
 from fault_specs import three_stages
 from fault_stream import whole_stream
@@ -63,8 +73,16 @@ async def dies_at(lab: Cluster, name: str, hit: int) -> str:
     last = known.experiment.event_seq
     in_stream = await whole_stream(lab.nats.url, experiment.experiment_id, last)
     assert in_stream == list(range(1, last + 1)), "the stream does not have each event once and in order"
-    calls = calls_of(lab.provider.history, [Death(runner.name, now, now)], known.runs, watched.committed())
-    check(watch_problems(watched, known.events), event_problems(known.events), row_problems(known), calls.problems)
+    commits = known_commits(watched, known.events)
+    calls = calls_of(lab.provider.history, [Death(runner.name, now, now)], known.runs, commits)
+    check(
+        watch_problems(watched, known.events),
+        event_problems(known.events),
+        row_problems(known),
+        answer_problems(known.runs),
+        calls.problems,
+    )
+    assert [(run.run_index, run.passed) for run in known.runs] == [(n, True) for n in range(RUNS)]
     runner.kill()
     return f"{calls.calls} calls, {calls.repeated} repeated"
 

@@ -31,6 +31,7 @@ cache: CACHE
 PRICES = "{m: {input_usd_per_mtok: 1000, output_usd_per_mtok: 5000}}"
 _OF_TIME = ("created_at", "started_at", "completed_at", "latency_ms", "duration_ms", "ttft_ms", "attempts")
 _OF_THIS = ("experiment_id", "run_id", "generation")
+_OF_CALLS_GIVEN_UP = ("cost_uncertain_usd",)
 
 
 class Metered:
@@ -86,7 +87,7 @@ async def results(shell: Any) -> tuple[list[Any], dict[str, Any]]:
         for part in (row, *row["stages"]):
             for key in part.keys() & {*_OF_THIS, *_OF_TIME}:
                 part.pop(key)
-    for key in summary.keys() & {*_OF_THIS, *_OF_TIME}:
+    for key in summary.keys() & {*_OF_THIS, *_OF_TIME, *_OF_CALLS_GIVEN_UP}:
         summary.pop(key)
     for variant in summary["variants"]:
         variant.pop("latency_ms")
@@ -95,34 +96,45 @@ async def results(shell: Any) -> tuple[list[Any], dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quiet() -> dict[str, Any]:
-    """Results of uninterrupted runs, by cache mode."""
+    """Results of uninterrupted runs, by experiment file."""
     return {}
 
 
-async def quiet_results(quiet: dict[str, Any], cache: str, shell: Any, meter: Metered) -> Any:
+async def quiet_results(quiet: dict[str, Any], shell: Any, meter: Metered) -> Any:
     """Of the same experiment, run from its start to its end in a home of its own."""
-    if cache not in quiet:
+    text = (shell.folder / "promptlooper.yaml").read_text()
+    if text not in quiet:
         meter.allow(None)
         other = type(shell)(shell.folder, {**shell.env, "PROMPTLOOPER_HOME": "quiet"})
         ran = await other("run", "-q")
         assert ran.code == 0, ran.err
-        quiet[cache] = await results(other)
-    return quiet[cache]
+        quiet[text] = await results(other)
+    return quiet[text]
 
 
 @pytest.mark.parametrize(
-    ("signum", "cache"),
+    ("signum", "cache", "budget_usd"),
     [
-        (signal.SIGINT, "off"),
-        (signal.SIGTERM, "read_write"),
-        (signal.SIGKILL, "off"),
-        (signal.SIGKILL, "read_write"),
+        (signal.SIGINT, "off", None),
+        (signal.SIGTERM, "read_write", 50),
+        (signal.SIGKILL, "off", 50),
+        (signal.SIGKILL, "read_write", None),
     ],
 )
 async def test_resumed_experiment_is_as_one_that_was_never_interrupted(
-    shell: Any, provider: FakeProvider, meter: Metered, quiet: dict[str, Any], signum: signal.Signals, cache: str
+    shell: Any,
+    provider: FakeProvider,
+    meter: Metered,
+    quiet: dict[str, Any],
+    signum: signal.Signals,
+    cache: str,
+    budget_usd: int | None,
 ) -> None:
-    (shell.folder / "promptlooper.yaml").write_text(EXPERIMENT.replace("CACHE", cache))
+    """A budget that is large enough changes nothing, though calls that were given up count against it."""
+    text = EXPERIMENT.replace("CACHE", cache)
+    if budget_usd is not None:
+        text = text.replace("{max_concurrency: 3}", f"{{max_concurrency: 3, budget_usd: {budget_usd}}}")
+    (shell.folder / "promptlooper.yaml").write_text(text)
     run = await interrupted(shell, provider, meter, 7, "run")
     run.send_signal(signum)
     _, stderr = await run.communicate()
@@ -145,7 +157,7 @@ async def test_resumed_experiment_is_as_one_that_was_never_interrupted(
     assert len((shell.folder / "rows.jsonl").read_text().splitlines()) == INPUTS
     assert all(provider.calls[question] == 1 for question in answered), "an answer was asked for again"
     assert provider.calls.total() == 2 * INPUTS + AT_ONCE
-    assert await results(shell) == await quiet_results(quiet, cache, shell, meter)
+    assert await results(shell) == await quiet_results(quiet, shell, meter)
 
 
 async def test_ten_kills_lose_and_repeat_nothing_that_was_answered(
@@ -164,7 +176,7 @@ async def test_ten_kills_lose_and_repeat_nothing_that_was_answered(
     repeated = provider.calls.total() - meter.answered.total()
     assert repeated <= 10 * AT_ONCE, "a kill repeats what was under way, once"
     print(f"10 kills: {meter.answered.total()} answers, none asked for twice; {repeated} calls under way repeated")
-    assert await results(shell) == await quiet_results(quiet, "off", shell, meter)
+    assert await results(shell) == await quiet_results(quiet, shell, meter)
 
 
 async def test_resume_of_a_completed_experiment_prints_its_report_and_asks_nobody(
