@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -42,8 +41,8 @@ SPREAD_SLOTS, SPREAD_DELAY, SPREAD_RUNS = 20, 0.2, 2_000  # runs per Runner
 KILL_AT = 0.9
 
 
-def spec_of(inputs: int, repeats: int, concurrency: int) -> ExperimentSpec:
-    prompt = "Capital of {{ input.country }}? This is question {{ input.n }} of a series; answer with one word."
+def spec_of(inputs: int, repeats: int, concurrency: int, series: str = "a series") -> ExperimentSpec:
+    prompt = f"Capital of {{{{ input.country }}}}? Question {{{{ input.n }}}} of {series}; answer with one word."
     return ExperimentSpec(
         "scale",
         (Pipeline("direct", (Stage((MessageTemplate("user", prompt),)),), (ModelEntry("fast", "openai/fast"),)),),
@@ -133,7 +132,7 @@ async def big(folder: Path) -> None:
     print(f"\n{total:,} runs ({BIG_INPUTS:,} inputs x {BIG_REPEATS} repeats), one Runner, provider 0 ms")
     with stack(folder, 1, 1_000, 0) as up:
         async with connected(up.server(), reconnect_for=120) as client:
-            warm = await client.create(spec_of(100, 1, BIG_CONCURRENCY))
+            warm = await client.create(spec_of(100, 1, BIG_CONCURRENCY, "the warm-up"))
             await ended(client, warm.experiment_id)
             before, began = up.cpu(), time.time()
             name = (await client.create(spec_of(BIG_INPUTS, BIG_REPEATS, BIG_CONCURRENCY))).experiment_id
@@ -156,14 +155,17 @@ async def big(folder: Path) -> None:
 async def _killed(up: Stack, client: RunnerClient, total: int) -> None:
     """The same once more (answers come from the cache), with the Runner killed near the end at full concurrency."""
     name = (await client.create(spec_of(BIG_INPUTS, BIG_REPEATS, BIG_CONCURRENCY))).experiment_id
+    (killed,) = (psutil.Process(pid) for pid in up.pids("runner"))
     await reached(client, name, int(total * KILL_AT))
-    (killed,) = up.pids("runner")
+    killed.kill()
+    psutil.wait_procs([killed])
     at = time.time()
-    os.kill(killed, signal.SIGKILL)
-    pid = await _another(up, killed)
+    began = psutil.Process(await _another(up, killed.pid)).create_time()
+    assert (await client.get(name)).counts.pending, "it ended before the kill"
     first = await first_start(client, name, at)
+    assert first > began, "a run of the killed Runner"
     print(f"  killed at {KILL_AT:.0%}: first run {first - at:.2f} s after the kill, start of a new process included")
-    at_most("first run after the new process began", first - psutil.Process(pid).create_time(), 2, "s")
+    at_most("first run after the new process began", first - began, 2, "s")
     await ended(client, name)
 
 
@@ -210,7 +212,7 @@ async def spread(folder: Path) -> None:
         runs = SPREAD_RUNS * runners
         with stack(folder, runners, SPREAD_SLOTS, SPREAD_DELAY) as up:
             async with connected(up.server()) as client:
-                warm = await client.create(spec_of(100 * runners, 1, SPREAD_SLOTS * runners))
+                warm = await client.create(spec_of(100 * runners, 1, SPREAD_SLOTS * runners, "the warm-up"))
                 await ended(client, warm.experiment_id)
                 before = up.cpu()
                 made = await client.create(spec_of(runs, 1, SPREAD_SLOTS * runners))

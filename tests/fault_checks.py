@@ -26,6 +26,7 @@ ENDS = {
 AFTER_THE_END = frozenset({"experiment.updated"})
 # Seconds: what a Runner has sent may reach the provider after its death. Its next life needs longer to begin.
 UNDER_WAY = 0.5
+STORED_WITHIN = 2.0  # seconds: an answer is committed so soon after the provider gave it, also on a busy machine
 RUN_ENDS = {
     "run.completed": RunState.COMPLETED,
     "run.failed": RunState.FAILED,
@@ -100,10 +101,12 @@ async def told(client: Experiments, experiment_id: str) -> Told:
 
 
 async def undisturbed(client: Experiments, spec: ExperimentSpec) -> Told:
-    """What comes of an experiment when nothing is done to it."""
+    """What comes of an experiment when nothing is done to it: checked too, as others are compared with it."""
     created = await client.create(spec)
     await Watched().follow(client.watch(created.experiment_id))
-    return await told(client, created.experiment_id)
+    known = await told(client, created.experiment_id)
+    check(event_problems(known.events), row_problems(known), answer_problems(known.runs))
+    return known
 
 
 def check(*problems: Sequence[str]) -> None:
@@ -340,39 +343,52 @@ def calls_of(
     committed: Mapping[tuple[int, int], float],
 ) -> Calls:
     """Each question belongs to one stage of a run. A call is repeated only if its asker died after it began and before
-    it is repeated; what was known to be committed is never asked again."""
+    it is repeated, once for each such death; what was known to be committed is never asked again."""
     places = {_question(run, n): (run.run_index, n) for run in runs for n in range(len(run.stages))}
     by_question: dict[str, list[ProviderCall]] = defaultdict(list)
     for call in sorted(history, key=lambda call: call.started):
         by_question[call.question].append(call)
     problems = []
     for question, calls in by_question.items():
-        place = places.get(question)
-        if place is None:
-            problems.append(f"{question!r} was asked, and is in no row")
-            continue
+        unused = sorted(deaths, key=lambda death: death.at)
         for before, after in itertools.pairwise(calls):
-            if not any(_excuses(death, before, after) for death in deaths):
+            death = next((death for death in unused if _excuses(death, before, after)), None)
+            if death is None:
                 problems.append(
                     f"{question!r} was asked by {before.asker} and, {after.started - before.started:.3f} s later and"
                     f" nobody dead, by {after.asker} again;{_deaths_near(deaths, before)}"
                 )
-        if calls[-1].started > committed.get(place, calls[-1].started):
+            else:
+                unused.remove(death)
+        place = places.get(question)
+        if place is None:
+            problems.append(f"{question!r} was asked, and is in no row")
+        elif calls[-1].started > committed.get(place, calls[-1].started):
             problems.append(f"{question!r} was asked again after its answer was committed")
     problems += [f"{question!r} is in a row and was never asked" for question in places.keys() - by_question.keys()]
     bound = sum(_open_at(death, by_question, places, committed) for death in deaths)
     repeated = sum(len(calls) - 1 for calls in by_question.values())
-    if repeated > bound:
-        problems.append(f"{repeated} calls were repeated, and {bound} were open at deaths")
     return Calls(len(by_question), len(history), repeated, bound, tuple(problems))
 
 
 def _excuses(death: Death, before: ProviderCall, after: ProviderCall) -> bool:
-    """The first was in flight or not committed when its asker died, or one of the two was made by a frozen Runner that
-    had claimed it and did not know yet that it was dead."""
-    if death.name == before.asker and before.started - UNDER_WAY <= death.until and death.at <= after.started:
+    """The first was in flight or not committed when its asker died, or the second was made by a frozen Runner that had
+    claimed it and did not know yet that it was dead."""
+    if death.name == before.asker and _was_open(before, death) and death.at <= after.started:
         return True
     return death.name == after.asker and death.at <= after.started <= death.until
+
+
+def _was_open(call: ProviderCall, death: Death) -> bool:
+    """Whether its answer was perhaps not stored yet, and it had begun, when its asker died."""
+    return call.started - UNDER_WAY <= death.until and (call.ended is None or death.at <= call.ended + STORED_WITHIN)
+
+
+def most_open(history: Sequence[ProviderCall]) -> int:
+    """How many of these calls were open at once at most."""
+    changes = [(call.started, 1) for call in history]
+    changes += [(call.ended, -1) for call in history if call.ended is not None]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
 
 def _deaths_near(deaths: Sequence[Death], call: ProviderCall) -> str:
@@ -392,9 +408,9 @@ def _open_at(
     places: Mapping[str, tuple[int, int]],
     committed: Mapping[tuple[int, int], float],
 ) -> int:
-    """Calls of the dead one that it had made, and whose answer nobody had seen committed."""
+    """Questions that the dead one had open, and whose answer nobody had seen committed."""
     return sum(
         committed.get(places.get(question, (-1, -1)), float("inf")) >= death.at
-        and any(call.asker == death.name and call.started - UNDER_WAY <= death.until for call in calls)
+        and any(call.asker == death.name and _was_open(call, death) for call in calls)
         for question, calls in by_question.items()
     )

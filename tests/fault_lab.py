@@ -89,7 +89,7 @@ class Node:
             **env,
         }
         self.process: subprocess.Popen[bytes] | None = None
-        self.lives = 0
+        self.lives, self.born = 0, 0.0  # monotonic, of this life
 
     @property
     def pid(self) -> int:
@@ -100,6 +100,7 @@ class Node:
         """Launches it; `env` is for this life only."""
         assert not self.is_alive, f"{self.name} runs already"
         self.lives += 1
+        self.born = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self._module],
@@ -196,6 +197,13 @@ class Cluster:
         async with connected(address, reconnect_for=RECONNECT_FOR) as client:
             yield client
 
+    def calls_of(self, runner: Node) -> int:
+        """Calls of its present life that are open at the provider."""
+        return sum(
+            call.ended is None and call.asker == runner.name and call.started > runner.born
+            for call in self.provider.history
+        )
+
     def kill(self, runner: Node) -> None:
         assert runner.is_alive, f"{runner.name} has ended by itself:\n{runner.last_words()}"
         now = time.monotonic()
@@ -257,11 +265,13 @@ async def cluster(
     runners: int = 1,
     lease_ttl: float = 2.0,
     slots: int = 1_000,
+    replicas: bool = False,
     proxied: Collection[str] = (),
     wait: bool = True,
 ) -> AsyncIterator[Cluster]:
-    """Everything started, on PostgreSQL. `proxied`: of `postgres`, `nats`, `redis`, what is reached through fault
-    proxies. Every call has a known price."""
+    """Everything started, on PostgreSQL. `replicas`: each Runner has a name of its own, under which it succeeds itself,
+    as `promptlooper up` gives it; else only a lease that ran out says that one is dead. `proxied`: of `postgres`,
+    `nats`, `redis`, what is reached through fault proxies. Every call has a known price."""
     async with AsyncExitStack() as stack:
         backs = await stack.enter_async_context(backing())
         folder, postgres, nats, redis = backs.folder, backs.postgres, backs.nats, backs.redis
@@ -295,6 +305,7 @@ async def cluster(
                     "PROMPTLOOPER_SCORER_ADDRESS": scorer.address,
                     "PROMPTLOOPER_LEASE_TTL": str(lease_ttl),
                     "PROMPTLOOPER_SLOTS": str(slots),
+                    "PROMPTLOOPER_REPLICA": name if replicas else "",
                 },
             )
             for number, name in enumerate(names)

@@ -27,6 +27,7 @@ NAMES = (
     "call_after",  # it has answered, nobody knows yet
     "store_before",  # in the cache
     "store_after",
+    "checkpoint_before",  # of the transaction that stores outcomes
     "checkpoint_before_commit",  # of a turn that stores a stage
     "checkpoint_after_commit",
     "score_before",
@@ -35,7 +36,7 @@ NAMES = (
     "terminal_after_commit",
     "publish_before",  # to NATS
     "publish_after",  # given to the socket, not acknowledged
-    "ack_before",  # about to wait for what acknowledges it
+    "ack_before",  # the first is acknowledged, the others are waited for
     "ack_after",  # acknowledged, not recorded
     "lease_before_renew",
     "turn_before",

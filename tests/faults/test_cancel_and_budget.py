@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 
 import pytest
 from fault_checks import Watched, calls_of, check, event_problems, known_commits, row_problems, told, watch_problems
@@ -21,6 +22,7 @@ RUNS, RUNNERS, AT_ONCE = 10_000, 3, 60
 ALLOWED = 1.0  # seconds: no call starts later after the cancel was asked, none goes on for longer after its answer
 SLOW, ONE_IN = 30.0, 20  # seconds that one answer in so many takes: only who hangs up ends such a call in time
 DOLLAR, MAX_TOKENS, CAP = 1_000_000_000, 40, 48  # nano-USD
+SPENT_AT_LEAST = DOLLAR - price_of(200, MAX_TOKENS)  # the bytes of a question and its parameters are less than 200
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -42,6 +44,7 @@ def answering_slowly(seed: int) -> Callable[[ProviderRequest], Awaitable[Reply]]
 
 @pytest.mark.parametrize("with_nats", [True, False], ids=["with NATS", "without NATS"])
 async def test_no_call_starts_after_a_cancel(seed: int, with_nats: bool) -> None:
+    """Here times are asserted, by the provider's clock: they are what is promised."""
     async with FakeProvider(answering_slowly(seed)) as provider, cluster(provider, runners=RUNNERS) as lab:
         async with lab.client(random.Random(seed).choice(lab.runners)) as client:
             if not with_nats:
@@ -55,10 +58,10 @@ async def test_no_call_starts_after_a_cancel(seed: int, with_nats: bool) -> None
             await client.cancel(created.experiment_id)
             answered = time.monotonic()
             await provider.eventually(lambda p: p.open == 0)
-            stopped = time.monotonic()
             await following
             known = await told(client, created.experiment_id)
         last = max(call.started for call in provider.history) - asked
+        stopped = max(call.ended or inf for call in provider.history)
         calls = calls_of(provider.history, (), known.runs, known_commits(watched, known.events))
         check(
             watch_problems(watched, known.events),
@@ -103,6 +106,7 @@ async def test_a_dollar_on_three_runners_is_never_overshot(seed: int) -> None:
         experiment = known.experiment
         assert (experiment.state, experiment.reason) == (ExperimentState.CANCELLED, "BUDGET")
         assert charged == experiment.cost_nanousd <= DOLLAR
+        assert charged >= SPENT_AT_LEAST, "it stopped long before the next call could have been too dear"
         assert experiment.cost_reserved_nanousd == 0
         assert provider.most_open <= CAP
         assert len({call.asker for call in provider.history}) == RUNNERS

@@ -12,10 +12,12 @@ from functools import partial
 import pytest
 from fault_checks import (
     Watched,
+    answer_problems,
     calls_of,
     check,
     event_problems,
     known_commits,
+    most_open,
     result_problems,
     row_problems,
     told,
@@ -27,11 +29,13 @@ from fault_lab import Cluster, answering, cluster, freeze, running, thaw
 from fault_specs import MAX_CONCURRENCY, three_stages
 
 from promptlooper.errors import DomainError
+from promptlooper.experiment import ExperimentSpec
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.testing.eventually import eventually
 from promptlooper.testing.provider import FakeProvider
 
-RUNS, OUTAGE, OTHER = 300, 20.0, "of another "  # seconds; in the questions of the experiment that clients try to create
+RUNS, OUTAGE = 300, 20.0  # seconds
+OTHER, IN_THE_OUTAGE = "of another ", "in-the-outage"
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -52,6 +56,11 @@ async def frozen(lab: Cluster) -> AsyncIterator[None]:
         yield
     finally:
         thaw(processes)
+
+
+def in_the_outage() -> ExperimentSpec:
+    """What clients try to create meanwhile."""
+    return three_stages(1, name="in the outage", mark=OTHER)
 
 
 def told_of(watched: Watched, events: int) -> bool:
@@ -77,11 +86,10 @@ async def refused_all_the_time(lab: Cluster, experiment_id: str) -> Counter[str]
 
     async with lab.client(lab.runners[0]) as first, lab.client(lab.runners[1]) as second:
         # It may be stored all the same, once: what was on its way when the database froze is done when it thaws.
-        spec = three_stages(1, name="in the outage", mark=OTHER)
         await asyncio.gather(
             hear(partial(first.get, experiment_id)),
             hear(partial(second.list_experiments, ExperimentFilter())),
-            hear(partial(second.create, spec, "in-the-outage")),
+            hear(partial(second.create, in_the_outage(), IN_THE_OUTAGE)),
         )
     print({reason: f"{heard[reason]} times, after {seconds:.1f} s at most" for reason, seconds in waited.items()})
     return heard
@@ -104,7 +112,11 @@ async def test_an_outage_of_the_database_loses_and_repeats_nothing(
                 heard = await refused_all_the_time(lab, created.experiment_id)
             await following
             known = await told(client, created.experiment_id)
-            listed = await client.list_experiments(ExperimentFilter())
+            # Whether it was stored in the outage or not: asked again, it is there once.
+            other = await client.create(in_the_outage(), IN_THE_OUTAGE)
+            await Watched().follow(client.watch(other.experiment_id))
+            late = await told(client, other.experiment_id)
+            listed = (await client.list_experiments(ExperimentFilter())).experiments
         history = [call for call in provider.history if OTHER not in call.question]
         calls = calls_of(history, (), known.runs, known_commits(watched, known.events))
         check(
@@ -116,10 +128,10 @@ async def test_an_outage_of_the_database_loses_and_repeats_nothing(
             calls.problems,
         )
         assert [runner.pid for runner in lab.runners if runner.is_alive] == pids, "a Runner ended"
-        if outage is stopped:  # in the other the experiment of the outage may run, too
-            assert provider.most_open <= MAX_CONCURRENCY
+        assert most_open(history) <= MAX_CONCURRENCY
         assert set(heard) == {"STORE_UNAVAILABLE"}, "calls in the outage failed with something else"
-        assert sum(experiment.name == "in the outage" for experiment in listed.experiments) <= 1
+        check(event_problems(late.events), row_problems(late), answer_problems(late.runs))
+        assert sum(experiment.name == "in the outage" for experiment in listed) == 1
         for runner in lab.runners:
             assert not runner.said("back from dead runners"), f"{runner.name} robbed the other"
             assert not runner.said("lost its lease"), f"{runner.name} was robbed"

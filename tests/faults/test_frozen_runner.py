@@ -52,11 +52,11 @@ async def freeze_past_its_lease(lab: Cluster, watched: Watched, chance: random.R
     death.until = time.monotonic()
 
 
-async def stop_before_it_stores(lab: Cluster, at_turn: int) -> None:
+async def stop_where_it_stores(lab: Cluster, failpoint: str, hit: int) -> None:
     """The same where it hurts most: with answers at hand and about to store them, which it tries at once on waking."""
     asleep, awake = lab.runners
     taken, lost = len(awake.said("back from dead runners")), len(asleep.said("lost its lease"))
-    await eventually(lambda: asleep.said(f"failpoint turn_before: stop at hit {at_turn}"), within=60)
+    await eventually(lambda: asleep.said(f"failpoint {failpoint}: stop at hit {hit}"), within=60)
     death = Death(asleep.name, time.monotonic(), float("inf"))
     lab.deaths.append(death)
     try:
@@ -68,21 +68,23 @@ async def stop_before_it_stores(lab: Cluster, at_turn: int) -> None:
     death.until = time.monotonic()
 
 
-async def test_a_runner_that_wakes_after_its_lease_has_run_out_changes_nothing(seed: int) -> None:
+@pytest.mark.parametrize("failpoint", ["checkpoint_before", "checkpoint_before_commit"])
+async def test_a_runner_that_wakes_after_its_lease_has_run_out_changes_nothing(seed: int, failpoint: str) -> None:
+    """Frozen before the transaction, and within it, with the experiment's lock."""
     chance = random.Random(seed)
     async with FakeProvider(answering(seed, 0.05, 0.5)) as provider, cluster(provider, runners=2) as lab:
         asleep, awake = lab.runners
         async with lab.client(awake) as client:
             quiet = await undisturbed(client, three_stages(RUNS))
             provider.history.clear()
-            at_turn = chance.randrange(10, 20)
+            hit = chance.randrange(10, 20)
             asleep.kill()
-            asleep.start(PROMPTLOOPER_FAILPOINTS=f"turn_before=stop@{at_turn}")
+            asleep.start(PROMPTLOOPER_FAILPOINTS=f"{failpoint}=stop@{hit}")
             await asleep.ready()
             created = await client.create(three_stages(RUNS), "frozen")
             watched = Watched()
             following = asyncio.create_task(watched.follow(client.watch(created.experiment_id)))
-            await stop_before_it_stores(lab, at_turn)
+            await stop_where_it_stores(lab, failpoint, hit)
             for _ in range(FREEZES - 1):
                 await freeze_past_its_lease(lab, watched, chance)
             await following

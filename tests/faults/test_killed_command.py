@@ -33,7 +33,7 @@ from promptlooper.cli.embedded import embedded
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.testing.provider import FakeProvider
 
-RUNS, KILLS, AT_ONCE = 150, 10, 8
+RUNS, KILLS, AT_ONCE = 300, 10, 24
 pytestmark = pytest.mark.timeout(600)
 EXPERIMENT = f"""
 name: kills

@@ -37,15 +37,20 @@ def reached(watched: Watched, point: int) -> bool:
     return len(watched.events) >= point or watched.terminal is not None
 
 
-async def killing(lab: Cluster, watched: Watched, chance: random.Random, ends_at: int, kills: int) -> None:
-    """Kills a Runner at random points of the experiment's progress, and starts it again at once."""
-    points = sorted(chance.sample(range(10, ends_at - 30), kills))
+async def killing(lab: Cluster, watched: Watched, chance: random.Random, ends_at: int, kills: int) -> int:
+    """Kills a Runner that has calls under way, at random points of the experiment's progress, and starts it again at
+    once. Returns how many calls that were."""
+    points = sorted(chance.sample(range(10, ends_at * 4 // 5), kills))
+    open_calls = 0
     for point in points:
         await eventually(partial(reached, watched, point), within=300)
+        await eventually(lambda: any(map(lab.calls_of, lab.runners)) or watched.terminal is not None, within=300)
         assert watched.terminal is None, "the experiment ended before the last kill"
-        runner = chance.choice(lab.runners)
+        runner = chance.choice([runner for runner in lab.runners if lab.calls_of(runner)])
+        open_calls += lab.calls_of(runner)
         lab.kill(runner)
         runner.start()
+    return open_calls
 
 
 async def killed(lab: Cluster, spec: ExperimentSpec, chance: random.Random, kills: int) -> Told:
@@ -58,29 +63,35 @@ async def killed(lab: Cluster, spec: ExperimentSpec, chance: random.Random, kill
         created = await client.create(spec, "killed")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watched.follow(client.watch(created.experiment_id)))
-            tasks.create_task(killing(lab, watched, chance, runs * 5, kills))
+            killer = tasks.create_task(killing(lab, watched, chance, runs * 5, kills))
         known = await told(client, created.experiment_id)
     calls = calls_of(lab.provider.history, lab.deaths, known.runs, known_commits(watched, known.events))
     check(
         watch_problems(watched, known.events),
         event_problems(known.events),
-        row_problems(quiet),
         row_problems(known),
         result_problems(known.runs, quiet.runs),
         total_problems(known.experiment, quiet.experiment),
         calls.problems,
     )
     print(
-        f"{len(lab.deaths)} kills of {RUNNERS} Runners; {len(known.runs)} runs, {len(known.events)} events;"
+        f"{len(lab.deaths)} kills of {RUNNERS} Runners that had {killer.result()} calls open;"
+        f" {len(known.runs)} runs, {len(known.events)} events;"
         f" {calls.questions} questions, {calls.calls} calls: {calls.repeated} repeated,"
         f" {calls.bound} were in flight or not committed at a kill; ${known.experiment.cost_nanousd / DOLLAR:.6f}"
     )
     return known
 
 
-async def test_thirty_kills_of_three_runners_lose_nothing_and_repeat_only_what_was_open(seed: int) -> None:
-    async with FakeProvider(answering(seed, 0.02, 0.3)) as provider, cluster(provider, runners=RUNNERS) as lab:
-        await killed(lab, three_stages(RUNS), random.Random(seed), KILLS)
+@pytest.mark.parametrize("replicas", [False, True], ids=["leases run out", "replicas succeed themselves"])
+async def test_thirty_kills_of_three_runners_lose_nothing_and_repeat_only_what_was_open(
+    seed: int, replicas: bool
+) -> None:
+    async with FakeProvider(answering(seed, 0.1, 0.6)) as provider:
+        async with cluster(provider, runners=RUNNERS, replicas=replicas) as lab:
+            await killed(lab, three_stages(RUNS), random.Random(seed), KILLS)
+            waited = [runner.name for runner in lab.runners if runner.said("back from dead runners")]
+            assert waited, "nobody took runs back"
 
 
 async def test_a_budget_counts_what_kills_may_have_cost_and_no_total_does(seed: int) -> None:

@@ -169,11 +169,11 @@ class World:
             case "drain":
                 runner.drain()
             case "outage":
-                self.observer.longest_outage += strike.seconds
+                self.observer.longest_outage = max(self.observer.longest_outage, strike.seconds)
                 self.server.out_until = max(self.server.out_until, self.loop.time() + strike.seconds)
                 await asyncio.sleep(strike.seconds)
             case "freeze":
-                self.observer.longest_outage += strike.seconds
+                self.observer.longest_outage = max(self.observer.longest_outage, strike.seconds)
                 self.server.frozen_until = max(self.server.frozen_until, self.loop.time() + strike.seconds)
                 await asyncio.sleep(strike.seconds)
 

@@ -297,7 +297,8 @@ def _completion_of(found: Found) -> Completion | None:
         return None
     try:
         return Completion(**orjson.loads(found.value))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError) as error:  # of another version, say: its answer is paid for again
+        log.warning("an answer in the cache can't be read, its question is asked anew: %s", type(error).__name__)
         return None
 
 

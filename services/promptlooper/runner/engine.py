@@ -90,8 +90,10 @@ class Engine:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self._stop_loops(hand_back=True)
-            with suppress(StoreUnavailable):
+            try:
                 await self._parts.database.write(lambda c: leases.end_runner(c, self.runner_id))
+            except StoreUnavailable as error:
+                log.warning("can't say that runner %s ended, its lease must run out: %s", self.runner_id, error)
 
     def take_up(self, experiment_id: str) -> None:
         """An experiment was created or resumed here: look at it now."""

@@ -259,6 +259,8 @@ class ExperimentLoop:
         parts = self._parts
         now_us = microseconds(parts.clock.now())
         parts.failpoints.hit("turn_before")
+        if request.outcomes:
+            parts.failpoints.hit("checkpoint_before")
         result = await parts.database.write(partial(turn, request=request, now_us=now_us, failpoints=parts.failpoints))
         parts.failpoints.hit("turn_after_commit")
         if result.claims:

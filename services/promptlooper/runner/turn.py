@@ -62,7 +62,8 @@ class Turn:
     runner_id: str
     now_us: int
     run_timeout_us: int | None = None
-    going_on: bool = True  # False: runs go back after their stage, as this Runner is leaving or dead
+    alive: bool = True  # False: this Runner's lease is gone, others gave its runs back
+    going_on: bool = True  # False: runs go back after their stage, as this Runner is leaving
     touched: dict[int, RunRow] = field(default_factory=dict)  # existing rows to update
     created: list[RunRow] = field(default_factory=list)  # rows to insert
     stage_results: list[tuple[RunRow, StageResult]] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Turn:
         for outcome in outcomes:
             row = rows.get(outcome.run_index)
             if row is None or row.owner != self.runner_id or row.lease_epoch != outcome.lease_epoch:
-                if row is None or not self._stored_before(outcome, row):
+                if row is None or not (self.alive and self._stored_before(outcome, row)):
                     self.refused.append(outcome.run_index)
                 continue
             if isinstance(outcome, StageDone):
@@ -140,7 +141,7 @@ class Turn:
         if self._is_cancelled(row):
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
-        elif self.going_on and ledger.state != ExperimentState.PAUSED.value and ledger.fits(row):
+        elif self.alive and self.going_on and ledger.state != ExperimentState.PAUSED.value and ledger.fits(row):
             ledger.reserve(row)
             self.continuing.append(self.claim_of(row))
         else:
@@ -198,7 +199,7 @@ class Turn:
         ledger = self.ledger
         ledger.release(row)
         row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
-        if not self.going_on or ledger.state == ExperimentState.PAUSED.value or not ledger.fits(row):
+        if not (self.alive and self.going_on) or ledger.state == ExperimentState.PAUSED.value or not ledger.fits(row):
             row.reserved_nanousd = row.reserved_tokens = 0  # nothing is reserved any more
             return False
         ledger.reserve(row)

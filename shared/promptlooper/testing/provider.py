@@ -35,12 +35,13 @@ class ProviderRequest:
 @dataclass(slots=True)
 class ProviderCall:
     """One request's life, in monotonic seconds. `answered` is None while it is open, and for good where its client hung
-    up; `asker` is who asked, by its key."""
+    up; `ended` is when it was answered or given up. `asker` is who asked, by its key."""
 
     question: str
     asker: str
     started: float
     answered: float | None = None
+    ended: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,13 @@ class FakeProvider:
             if reply.until is not None:
                 await reply.until.wait()
             sent = await self._sent(http, request, reply)
-            call.answered = time.monotonic()
+            call.answered = call.ended = time.monotonic()
             return sent
         except asyncio.CancelledError:
             self.hung_up += 1
             raise
         finally:
+            call.ended = call.ended or time.monotonic()
             self.open -= 1
             await asyncio.shield(self._tell())
 

@@ -133,6 +133,15 @@ def test_an_outcome_that_is_stored_already_is_accepted_and_counted_once() -> Non
     assert (book.completed, book.running, book.tokens_in, book.spent_nanousd) == (1, 0, 5, 100)
 
 
+def test_outcomes_of_a_runner_without_a_lease_are_refused_where_its_runs_were_given_back() -> None:
+    """Nobody may have claimed them again yet: then they look as after an outcome of their own."""
+    book = ledger(state="RUNNING", next_index=1, returned=1)
+    rows = {0: RunRow(0, 0, "PENDING", None, 1, 0)}
+    turn = Turn(book, ME, NOW, alive=False)
+    turn.take(completed(0), rows)
+    assert (turn.refused, turn.touched, book.completed) == ([0, 0], {}, 0)
+
+
 def test_totals_are_exact_and_a_cached_answer_costs_nothing_and_says_what_it_saved() -> None:
     book = ledger(state="RUNNING", next_index=2, running=2, total=2)
     rows = {i: RunRow(i, 0, "RUNNING", ME, 1, 0) for i in range(2)}

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from promptlooper.errors import InvalidArgument, ServiceUnavailable, StoreUnavailable
 from promptlooper.failpoints import NAMES, Failpoints, InjectedFault, failpoints_from
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_nothing_is_set_by_default() -> None:
@@ -15,6 +19,22 @@ def test_nothing_is_set_by_default() -> None:
         assert points.actions == {}
         for name in NAMES:
             points.hit(name)
+
+
+STEPS = ["create", "claim", "render", "lookup", "call", "store", "checkpoint", "publish", "ack", "score", "terminal"]
+
+
+def test_every_step_of_a_run_has_one_before_and_one_after() -> None:
+    """Creating is what inserts an experiment."""
+    for step in STEPS:
+        named = [name for name in NAMES if name.startswith(f"{step}_")]
+        assert any("_before" in name for name in named), step
+        assert any("_after" in name for name in named), step
+
+
+def test_the_code_passes_those_that_are_listed_and_no_others() -> None:
+    code = "".join(path.read_text() for path in ROOT.glob("services/promptlooper/**/*.py"))
+    assert sorted(set(re.findall(r'failpoints\.hit\("(\w+)"\)', code))) == sorted(NAMES)
 
 
 def test_an_error_is_raised_at_every_hit_or_only_at_one() -> None:

@@ -17,6 +17,7 @@ from fault_checks import (
     committed_by_clock,
     event_problems,
     known_commits,
+    most_open,
     result_problems,
     row_problems,
     total_problems,
@@ -268,18 +269,22 @@ COMMITTED = {(0, 0): 10.0, (1, 0): 10.0}
 
 
 def calls(*extra: ProviderCall) -> list[ProviderCall]:
-    return [ProviderCall(question(0), "a", 1.0, 2.0), ProviderCall(question(1), "b", 1.0, 2.0), *extra]
+    return [answered(0, "a", 1.0), answered(1, "b", 1.0), *extra]
+
+
+def answered(run_index: int, asker: str, started: float) -> ProviderCall:
+    return ProviderCall(question(run_index), asker, started, started + 1, started + 1)
 
 
 def test_a_call_is_excused_by_the_death_of_who_made_it() -> None:
-    again = ProviderCall(question(0), "b", 5.0, 6.0)
+    again = answered(0, "b", 5.0)
     found = calls_of(calls(again), [Death("a", 3.0, 3.0)], TOLD.runs, COMMITTED)
     assert (found.questions, found.calls, found.repeated, found.bound, found.problems) == (2, 3, 1, 1, ())
 
 
 def test_a_frozen_runner_may_make_the_calls_that_it_had_claimed() -> None:
     frozen = Death("a", 3.0, 6.0)
-    again = ProviderCall(question(1), "a", 5.0, 6.0)
+    again = answered(1, "a", 5.0)
     assert calls_of(calls(again), [frozen, Death("b", 20.0, 20.0)], TOLD.runs, COMMITTED).problems == ()
     late = replace(again, started=6.5)
     assert calls_of(calls(late), [frozen], TOLD.runs, COMMITTED).problems != ()
@@ -288,16 +293,49 @@ def test_a_frozen_runner_may_make_the_calls_that_it_had_claimed() -> None:
 @pytest.mark.parametrize(
     ("extra", "deaths", "says"),
     [
-        (ProviderCall(question(0), "b", 5.0, 6.0), [], "and nobody dead, by b again"),
-        (ProviderCall(question(0), "b", 5.0, 6.0), [Death("b", 3.0, 3.0)], "and nobody dead, by b again"),
-        (ProviderCall(question(0), "b", 5.0, 6.0), [Death("a", 8.0, 8.0)], "and nobody dead, by b again"),
-        (ProviderCall(question(0), "b", 12.0, 13.0), [Death("a", 3.0, 3.0)], "after its answer was committed"),
+        (answered(0, "b", 5.0), [], "and nobody dead, by b again"),
+        (answered(0, "b", 5.0), [Death("b", 3.0, 3.0)], "and nobody dead, by b again"),
+        (answered(0, "b", 5.0), [Death("a", 8.0, 8.0)], "and nobody dead, by b again"),
+        (answered(0, "b", 12.0), [Death("a", 3.0, 3.0)], "after its answer was committed"),
+        (answered(0, "b", 9.0), [Death("a", 4.5, 4.5)], "and nobody dead, by b again"),  # its answer was long there
         (ProviderCall("of nobody", "a", 1.0, 2.0), [], "'of nobody' was asked, and is in no row"),
     ],
 )
 def test_calls_that_nothing_excuses_are_found(extra: ProviderCall, deaths: list[Death], says: str) -> None:
     problems = calls_of(calls(extra), deaths, TOLD.runs, COMMITTED).problems
     assert any(says in problem for problem in problems), problems
+
+
+def test_a_death_excuses_one_call_more_and_not_two() -> None:
+    twice = calls(answered(0, "a", 3.5), answered(0, "a", 5.0))
+    problems = calls_of(twice, [Death("a", 3.0, 3.0)], TOLD.runs, COMMITTED).problems
+    assert any("and nobody dead, by a again" in problem for problem in problems), problems
+    assert calls_of(twice, [Death("a", 3.0, 3.0), Death("a", 4.0, 4.0)], TOLD.runs, COMMITTED).problems == ()
+
+
+def test_a_freeze_excuses_one_call_more_and_not_two() -> None:
+    """The other Runner takes the frozen one's call over, or finds it made when that one wakes: not both."""
+    both = calls(answered(0, "b", 4.0), answered(0, "a", 5.5))
+    problems = calls_of(both, [Death("a", 1.5, 6.0)], TOLD.runs, COMMITTED).problems
+    assert any("and nobody dead, by a again" in problem for problem in problems), problems
+
+
+def test_a_death_has_open_only_what_was_begun_and_not_long_answered() -> None:
+    history = calls(answered(0, "b", 5.0))
+    assert [calls_of(history, [Death("a", at, at)], TOLD.runs, {}).bound for at in (0.2, 1.5, 3.5, 4.5)] == [0, 1, 1, 0]
+
+
+def test_repeated_calls_of_no_row_are_found_too() -> None:
+    (first, second) = (ProviderCall("of nobody", "a", at, at + 1, at + 1) for at in (1.0, 5.0))
+    problems = calls_of(calls(first, second), [], TOLD.runs, COMMITTED).problems
+    assert any("and nobody dead, by a again" in problem for problem in problems), problems
+
+
+def test_calls_that_were_open_at_once_are_counted() -> None:
+    history = [answered(0, "a", 1.0), answered(1, "b", 1.5), answered(0, "a", 2.6), ProviderCall("hangs", "a", 2.7)]
+    assert most_open(history) == 2
+    assert most_open([*history, answered(1, "b", 2.8)]) == 3
+    assert most_open([]) == 0
 
 
 def test_an_answer_that_nobody_gave_is_found() -> None:

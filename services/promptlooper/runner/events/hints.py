@@ -45,15 +45,18 @@ class Hints:
 
     async def _run(self) -> None:
         while True:
-            client = await connected(self._url, "promptlooper-hints", report=self._report, again=self._back, echo=False)
             try:
-                await self._exchange(client)
+                client = await connected(
+                    self._url, "promptlooper-hints", report=self._report, again=self._back, echo=False
+                )
+                try:
+                    await self._exchange(client)
+                finally:
+                    await client.close()
             except (NatsError, OSError, TimeoutError) as error:
                 await self._report(error)
             except Exception:
                 log.exception("hints met a fault; they go on")
-            finally:
-                await client.close()
             await asyncio.sleep(AFTER_FAILURE)
 
     async def _exchange(self, client: Client) -> None:

@@ -97,12 +97,18 @@ class Relay:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        client = await self._connected()
-        try:
-            with self._hub.listening() as news:
-                await self._relay(client, news)
-        finally:
-            await client.close()
+        """For ever: a fault of the connection itself, a wrong URL say, is told and tried again."""
+        while True:
+            try:
+                client = await self._connected()
+                try:
+                    with self._hub.listening() as news:
+                        await self._relay(client, news)
+                finally:
+                    await client.close()
+            except Exception:
+                log.exception("events wait in the database, the connection to NATS met a fault")
+            await asyncio.sleep(POLL)
 
     async def _relay(self, client: Client, news: News) -> None:
         jetstream = client.jetstream(publish_async_max_pending=2 * PAGE)
@@ -241,9 +247,12 @@ async def _publish(jetstream: JetStreamContext, page: list[Event], failpoints: F
             payload = event_to_pb(event).SerializeToString()
             acks.append(await jetstream.publish_async(subject_of(event), payload, headers=headers_of(event)))
         failpoints.hit("publish_after")
-        failpoints.hit("ack_before")
         async with asyncio.timeout(ACK_TIMEOUT):
-            await asyncio.gather(*acks)
+            acknowledged = asyncio.gather(*acks)
+            for ack in acks[:1]:
+                await asyncio.wait([ack])
+            failpoints.hit("ack_before")
+            await acknowledged
     finally:
         for ack in acks:  # an ack that never comes would hold its place among the pending ones for ever
             ack.cancel()

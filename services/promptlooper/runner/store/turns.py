@@ -160,7 +160,7 @@ def _locked(connection: sa.Connection, experiment_id: str, runner_id: str) -> tu
 def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoints: Failpoints) -> TurnResult:
     """One turn. Raises ExperimentNotFound where the experiment was deleted."""
     ledger, alive = _locked(connection, request.experiment_id, request.runner_id)
-    decided = Turn(ledger, request.runner_id, now_us, request.run_timeout_us, alive and request.going_on)
+    decided = Turn(ledger, request.runner_id, now_us, request.run_timeout_us, alive, request.going_on)
     decided.take(request.outcomes, _rows(connection, request.experiment_id, {o.run_index for o in request.outcomes}))
     next_due_us = None
     if alive and (room := decided.room(request.slots)):
