@@ -21,11 +21,11 @@ from promptlooper.experiments import WatchMessage
 from promptlooper.rpc.server import serving
 from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.event_facts import NewEvent
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.servicer import SERVICE_NAME, register
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.turns import locked_ledger, number_events
-from promptlooper.runner.turn import NewEvent
 from promptlooper.scorer.registry import ScorerCore
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class CountingDatabase(Database):
         super().__init__(url)
         self.reads: Counter[str] = Counter()
 
-    async def read(self, fn: Callable[[sa.Connection], T], **settings: float) -> T:
+    async def read(self, fn: Callable[[sa.Connection], T], **settings: Any) -> T:
         found = await super().read(fn, **settings)
         self.reads[getattr(fn, "func", fn).__name__] += 1
         return found
@@ -51,16 +51,24 @@ class WatchedRunner:
     database: CountingDatabase
     hub: Hub
 
-    async def append(self, experiment_id: str, count: int, *, kind: str = "run.started", age: float = 0.0) -> None:
-        """Commits events, as a turn does, and says so. `age` is seconds since they are said to have happened."""
-        await self.database.write(partial(append_events, experiment_id=experiment_id, count=count, kind=kind, age=age))
+    async def append(
+        self, experiment_id: str, count: int, *, kind: str = "run.started", age: float = 0.0, padding: int = 0
+    ) -> None:
+        """Commits events, as a turn does, and says so. `age` is seconds since they are said to have happened, `padding`
+        bytes more in the detail of each."""
+        new = partial(append_events, experiment_id=experiment_id, count=count, kind=kind, age=age, padding=padding)
+        await self.database.write(new)
         self.hub.advanced(experiment_id)
 
 
-def append_events(connection: sa.Connection, experiment_id: str, count: int, kind: str, age: float) -> None:
+def append_events(
+    connection: sa.Connection, experiment_id: str, count: int, kind: str, age: float, padding: int = 0
+) -> None:
     ledger = locked_ledger(connection, experiment_id)
     of_a_run = kind.startswith("run.")
     detail = {"variant_id": "0123456789ab", "repeat": 0} if of_a_run else {"state": ledger.state}
+    if padding:
+        detail["input_id" if of_a_run else "reason"] = "x" * padding
     new = [NewEvent(kind, 0 if of_a_run else None, detail) for _ in range(count)]
     number_events(connection, ledger, new, time.time_ns() // 1000 - int(age * 1e6))
 
@@ -86,13 +94,18 @@ async def on_the_wire(core: RunnerCore, hub: Hub | None = None) -> AsyncIterator
 
 
 @asynccontextmanager
-async def own_connections(address: str, count: int) -> AsyncIterator[list[RunnerClient]]:
-    """Clients that share no connection: a connection carries at most 1,000 streams."""
+async def own_channels(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Channels that share no connection: a connection carries at most 1,000 streams."""
     async with AsyncExitStack() as stack:
         options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [
+        yield [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options)) for _ in range(count)
         ]
+
+
+@asynccontextmanager
+async def own_connections(address: str, count: int) -> AsyncIterator[list[RunnerClient]]:
+    async with own_channels(address, count) as channels:
         yield [RunnerClient(channel, address) for channel in channels]
 
 

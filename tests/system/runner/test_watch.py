@@ -13,15 +13,19 @@ import sqlalchemy as sa
 from runner_lab import Lab, ScriptedModel, ended, experiment, watched
 from watch_lab import NEVER, CountingDatabase, WatchedRunner, on_the_wire, own_connections, seqs, watched_runner
 
+from promptlooper.clients import resuming
+from promptlooper.clients.runner import connected
 from promptlooper.clock import SystemClock
-from promptlooper.errors import ExperimentNotFound, ResumeTokenInvalid, StoreUnavailable
+from promptlooper.errors import DomainError, ExperimentNotFound, ResumeTokenInvalid, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.experiments import WatchMessage
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching, token_of
 from promptlooper.testing.eventually import eventually
+from promptlooper.testing.proxy import FaultProxy, fault_proxy
 
 ROWS = [{"n": n} for n in range(70)]
+CUTS = 200
 T = TypeVar("T")
 
 
@@ -33,21 +37,81 @@ async def held(runner: WatchedRunner, lab: Lab) -> str:
     return str(created.experiment_id)
 
 
-async def test_a_watch_that_is_cut_after_each_event_has_no_gap_and_no_repeat(lab: Lab) -> None:
+class Losses:
+    """Counts what a client says of its connection."""
+
+    def __init__(self) -> None:
+        self.lost_times = self.back_times = 0
+
+    def lost(self, cut: DomainError, patience: float) -> None:
+        self.lost_times += 1
+
+    def back(self) -> None:
+        self.back_times += 1
+
+
+async def cut_off(proxy: FaultProxy) -> None:
+    """Until the client has seen the cut, it may still read what came before; then it connects again."""
+    before = proxy.accepted
+    await proxy.cut()
+    await eventually(lambda: proxy.accepted > before)
+
+
+async def test_a_client_whose_connection_is_cut_after_each_of_200_events_misses_and_repeats_none(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resuming, "FIRST_WAIT", 0.01)  # else 200 of them would be half a minute
+    losses, cuts = Losses(), 0
+    async with watched_runner(lab) as runner, on_the_wire(runner.core) as address:
+        experiment_id = await held(runner, lab)
+        async with (
+            fault_proxy(int(address.rpartition(":")[2])) as proxy,
+            connected(proxy.address, listener=losses) as client,
+            aclosing(client.watch(experiment_id, token_of(experiment_id, 0))) as watch,
+        ):
+            heard: list[WatchMessage] = []
+            async for message in watch:
+                heard.append(message)
+                if message.event is None or cuts == CUTS:
+                    continue
+                # Of each ten events, five come before a cut, to be lost on their way, and five while nobody listens.
+                if cuts % 10 == 0:
+                    await runner.append(experiment_id, 5)
+                await cut_off(proxy)
+                cuts += 1
+                if cuts % 10 == 5:
+                    await runner.append(experiment_id, 5)
+                if cuts == CUTS:
+                    lab.model.go.set()
+    numbers, end = seqs(heard), heard[-1].terminal
+    with capsys.disabled():
+        print(
+            f"\na client heard {len(numbers)} events over {proxy.accepted} connections: {cuts} were cut, each after an"
+            f" event, and it went on {losses.back_times} times"
+        )
+    assert cuts == losses.lost_times == losses.back_times == CUTS
+    assert end is not None
+    assert [message for message in heard if message.terminal] == [heard[-1]]
+    assert numbers == list(range(1, end.event_seq + 1))
+    assert len(numbers) > CUTS
+    assert end.state is ExperimentState.COMPLETED
+
+
+async def test_a_watch_goes_on_from_the_token_of_each_event_without_a_gap_or_a_repeat(lab: Lab) -> None:
     async with watched_runner(lab) as runner, on_the_wire(runner.core) as address:
         async with own_connections(address, 1) as (client,):
             created = await client.create(experiment("{{ input.n }}", rows=ROWS, limits={"max_concurrency": 4}))
             heard: list[int] = []
-            token, cuts, end = token_of(created.experiment_id, 0), 0, None
+            token, watches, end = token_of(created.experiment_id, 0), 0, None
             while end is None:
                 async with aclosing(client.watch(created.experiment_id, token)) as watch:
+                    watches += 1
                     async for message in watch:
                         token, end = message.resume_token, message.terminal
                         if message.event is not None:
                             heard.append(message.event.event_seq)
-                            cuts += 1
                             break
-    assert cuts >= 200
+    assert watches > 200
     assert heard == list(range(1, end.event_seq + 1))
     assert (end.state, end.counts.completed) == (ExperimentState.COMPLETED, len(ROWS))
 
