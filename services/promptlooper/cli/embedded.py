@@ -6,16 +6,18 @@ import asyncio
 import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from promptlooper.adapter.app import gateway_from
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
+from promptlooper.cli import lockfile
 from promptlooper.clock import SystemClock
 from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.events.retention import Retention
 from promptlooper.runner.store import leases
 from promptlooper.runner.store.database import Database, sqlite_url
 from promptlooper.runner.store.migrate import prepare
@@ -40,9 +42,7 @@ class LivingRunners:
 
     def hold(self, runner_id: str) -> None:
         path = self._folder / f"{runner_id}.lock"
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        self._held[path] = descriptor
+        self._held[path] = lockfile.hold(path)
 
     @contextmanager
     def dead(self) -> Iterator[list[str]]:
@@ -51,13 +51,9 @@ class LivingRunners:
         found: dict[Path, int] = {}
         try:
             for path in self._folder.glob("*.lock"):
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(descriptor)
-                else:
-                    found[path] = descriptor
+                with suppress(FileNotFoundError):  # its process has just left
+                    if (descriptor := lockfile.lock_of_dead(path, fcntl.LOCK_EX)) is not None:
+                        found[path] = descriptor
             yield [path.stem for path in found]
             for path in found:
                 path.unlink(missing_ok=True)
@@ -94,5 +90,6 @@ async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_
                 await database.write(bury)
         gateway = await stack.enter_async_context(gateway_from(providers))
         cache = CacheCore(await stack.enter_async_context(LocalStore(home / CACHE)))
+        await stack.enter_async_context(Retention(database, SystemClock(), 0, relayed=False).running())
         core = runner_core(database, gateway, cache, ScorerCore(), slots=slots, own_only=True, registered=living.hold)
         yield await stack.enter_async_context(core)
