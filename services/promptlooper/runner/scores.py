@@ -56,6 +56,7 @@ class Scores:
         return scores, run_score(scores), run_passed(specs, scores)
 
     async def _score_batch(self, items: Sequence[ScoreItem]) -> Sequence[Sequence[ScoreValue]]:
+        """What is wrong with one item must not cost the others their scores: a batch that is refused is halved."""
         pause = PAUSE
         for left in reversed(range(TRIES)):
             try:
@@ -63,17 +64,25 @@ class Scores:
                 scored = await self._scoring.score(items)
                 self._failpoints.hit("score_after")
                 return [_complete(item, values) for item, values in zip(items, scored, strict=True)]
-            except DomainError as error:
-                if not error.retryable or not left:
-                    log.warning("the Scorer did not answer, %d runs have no scores: %s", len(items), error)
-                    return [[ScoreValue(None, error=f"not scored: {error.message}")] * len(i.calls) for i in items]
             except Exception as error:
-                log.exception("the Scorer failed, %d runs have no scores", len(items))
-                said = ScoreValue(None, error=f"not scored: the Scorer failed ({type(error).__name__}); see the log")
-                return [[said] * len(item.calls) for item in items]
+                retryable = isinstance(error, DomainError) and error.retryable
+                if not retryable and len(items) > 1:
+                    half = len(items) // 2
+                    return [*await self._score_batch(items[:half]), *await self._score_batch(items[half:])]
+                if not retryable or not left:
+                    trace = None if isinstance(error, DomainError) else error
+                    log.warning("the Scorer failed, %d runs have no scores: %s", len(items), error, exc_info=trace)
+                    said = ScoreValue(None, error=f"not scored: {_why(error)}")
+                    return [[said] * len(item.calls) for item in items]
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
         raise AssertionError("the last try returns")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, DomainError):
+        return error.message
+    return f"the Scorer failed ({type(error).__name__}); see the log"
 
 
 def _complete(item: ScoreItem, values: Sequence[ScoreValue]) -> Sequence[ScoreValue]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from promptlooper.errors import (
     ServiceUnavailable,
     TooLarge,
 )
+from promptlooper.experiment import ScorerSpec
 from promptlooper.rpc.client import domain_errors
+from promptlooper.runner.render import Renderer
+from promptlooper.runner.scores import Scores
 from promptlooper.scoring import ScoreItem, ScorerCall, ScorerCheck, ScorerInfo, ScoreValue
 from promptlooper.v1 import scorer_service_pb2 as pb
 from promptlooper.v1.scorer_service_pb2_grpc import ScorerServiceStub
@@ -48,6 +52,15 @@ async def test_large_outputs_take_several_messages(scorer: Any) -> None:
     items = [ScoreItem("x" * 2_000_000, (ScorerCall("length"),)) for _ in range(3)]
     assert len(await scorer.client.score(items)) == 3
     assert [len(some) for some in scorer.core.scored] == [1, 1, 1]
+
+
+async def test_run_that_is_too_large_for_a_message_leaves_the_others_their_scores(scorer: Any) -> None:
+    scores = Scores(scorer.client, Renderer())
+    specs = [ScorerSpec("long", "length", value) for value in ("a", "x" * 5_000_000, "b", "c")]
+    found = await asyncio.gather(*(scores.of((spec,), (), {}) for spec in specs))
+    await scores.aclose()
+    assert [value is None for _, value, _ in found] == [False, True, False, False]
+    assert "not scored: a message to or from" in found[1][0][0].error
 
 
 async def test_scorers_are_checked_in_order(scorer: Any) -> None:

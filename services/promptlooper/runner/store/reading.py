@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from promptlooper.jsonvalue import json_text
 from promptlooper.run import Run, RunState, Score, StageResult
 from promptlooper.runner.spec.expand import Shape, Variant, cell
 from promptlooper.runner.store.models import runs, scores, stage_results
-from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, input_chunk
+from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, check_exists, input_chunk
 from promptlooper.runner.store.rows import EPOCH, moment_of, run_error_of, score_of, stage_result_of
 
 PAGE_BYTES = 3 * 1024 * 1024
@@ -45,29 +45,67 @@ def read_runs(
     only: int | None = None,
 ) -> list[Run]:
     """Runs with a row from `start` on, by run_index: up to `limit`, and in the full view up to 3 MiB of text but at
-    least one. `only` names a single run."""
+    least one. `only` names a single run. Raises ExperimentNotFound where the experiment was deleted meanwhile."""
     experiment_id = source.experiment.experiment_id
-    query = sa.select(runs).where(runs.c.experiment_id == experiment_id, runs.c.run_index >= start)
+    query = sa.select(runs, _text_size(connection, full)).where(
+        runs.c.experiment_id == experiment_id, runs.c.run_index >= start
+    )
     if only is not None:
         query = query.where(runs.c.run_index == only)
     if states:
         query = query.where(runs.c.state.in_([state.value for state in states]))
-    rows = connection.execute(query.order_by(runs.c.run_index).limit(limit)).all()
-    if not rows:
-        return []
-    indexes = [row.run_index for row in rows]
-    stages = _stages(connection, experiment_id, indexes) if full else {}
-    judged = _scores(connection, experiment_id, indexes)
     inputs = _Inputs(connection, experiment_id)
     found: list[Run] = []
     size = 0
-    for row in rows:
-        run = _run(source, row, inputs, stages.get(row.run_index, []), judged.get(row.run_index, []), full)
-        size += _text_bytes(run)
-        if found and size > PAGE_BYTES:
-            break
-        found.append(run)
+    with connection.execute(query.order_by(runs.c.run_index).limit(limit)) as rows:
+        for group in _groups(rows):
+            indexes = [row.run_index for row in group]
+            stages = _stages(connection, experiment_id, indexes) if full else {}
+            judged = _scores(connection, experiment_id, indexes)
+            for row in group:
+                run = _run(source, row, inputs, stages.get(row.run_index, []), judged.get(row.run_index, []), full)
+                size += _text_bytes(run)
+                if found and size > PAGE_BYTES:
+                    check_exists(connection, experiment_id)
+                    return found
+                found.append(run)
+    check_exists(connection, experiment_id)
     return found
+
+
+def _text_size(connection: sa.Connection, full: bool) -> sa.Label[int]:
+    """About how much text there is to be read of a run's scores, and in the full view of its stages."""
+    # PostgreSQL knows the bytes of a text without reading it. SQLite counts characters: its octet_length is of 3.43.
+    length = sa.func.octet_length if connection.dialect.name == "postgresql" else sa.func.length
+    texts = [scores.c.explanation, scores.c.error, scores.c.metadata_json]
+    size = _total(scores, [length(text) for text in texts])
+    if full:
+        texts = [stage_results.c[name] for name in ("messages_json", "output", "reasoning", "params_json")]
+        size += _total(stage_results, [length(text) for text in texts])
+    return size.label("text_size")
+
+
+def _total(table: sa.Table, lengths: Sequence[sa.ColumnElement[int]]) -> sa.ColumnElement[int]:
+    of_a_row = sum((sa.func.coalesce(length, 0) for length in lengths), start=sa.literal(0))
+    return (
+        sa.select(sa.func.coalesce(sa.func.sum(of_a_row), 0))
+        .where(table.c.experiment_id == runs.c.experiment_id, table.c.run_index == runs.c.run_index)
+        .scalar_subquery()
+    )
+
+
+def _groups(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    """Runs whose texts are held in memory together: a page's worth, or one run."""
+    group: list[Any] = []
+    size = 0
+    for row in rows:
+        if group and size + row.text_size > PAGE_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += row.text_size
+    if group:
+        yield group
 
 
 class _Inputs:
