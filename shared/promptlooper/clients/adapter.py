@@ -15,7 +15,7 @@ import grpc
 from promptlooper.clients.completion_stream import CompletionStream, Lost
 from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo
 from promptlooper.errors import ServiceUnavailable, TooLarge
-from promptlooper.rpc.client import domain_errors, open_channel, replicas_of
+from promptlooper.rpc.client import away, open_channel, replicas_of
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.completion import check_from_pb, model_from_pb, request_to_pb
@@ -41,7 +41,7 @@ class AdapterClient(CompletionGateway):
     """Questions travel on long-lived CompleteMany streams, one for each of `replicas`, by default one for `channel`,
     which takes the other calls; what is ready in one tick of the event loop goes in one message. A question whose
     stream breaks, or whose Adapter is leaving, is put to another replica at once, to each but once; then
-    ServiceUnavailable is raised. Close it before its channels."""
+    ServiceUnavailable is raised, also for an Adapter that is slow or leaving. Close it before its channels."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class AdapterClient(CompletionGateway):
                 request = replace(request, timeout=left)
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
-        with domain_errors(self._address, "adapter"):
+        with away(self._address, "adapter"):
             response = await self._stub.CheckModels(pb.CheckModelsRequest(models=models))
         return [check_from_pb(check) for check in response.checks]
 
     async def list_models(self) -> list[ModelInfo]:
-        with domain_errors(self._address, "adapter"):
+        with away(self._address, "adapter"):
             response = await self._stub.ListModels(pb.ListModelsRequest())
         return [model_from_pb(model) for model in response.models]
 

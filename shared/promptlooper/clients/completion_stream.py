@@ -88,7 +88,8 @@ class CompletionStream:
     def _expire(self, item_id: int, limit: float) -> None:
         if (future := self._give_up(item_id)) is not None and not future.done():
             message = f"{self._address} gave no answer within {limit:g} s: it may be busy; allow more time"
-            future.set_exception(DeadlineExceeded(message, address=self._address))
+            attempts = int(item_id <= self._last_sent)  # nobody knows; a call that may have been made may be billed
+            future.set_exception(DeadlineExceeded(message, attempts=attempts, address=self._address))
 
     def _give_up(self, item_id: int) -> asyncio.Future[Completion] | None:
         future = self._settled(item_id)

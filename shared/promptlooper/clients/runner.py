@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -60,7 +61,8 @@ async def connected(
 
 class RunnerClient(Experiments):
     """`watch` and `export` go on by themselves where they were when the connection is lost or the server restarts, and
-    raise ServiceUnavailable after `reconnect_for` seconds without a message; `listener` hears of it."""
+    raise ServiceUnavailable after `reconnect_for` seconds without a message; `listener` hears of it. The channel may
+    send a call again: what has no `request_id` gets one here, so that it is done once all the same."""
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class RunnerClient(Experiments):
         self._listener = listener
 
     async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
-        request = pb.CreateExperimentRequest(spec=spec_to_pb(spec), request_id=request_id)
+        request = pb.CreateExperimentRequest(spec=spec_to_pb(spec), request_id=request_id or _new_request_id())
         self._refuse_too_large(request)
         with domain_errors(self._address, "runner"):
             response = await self._stub.CreateExperiment(request)
@@ -120,12 +122,12 @@ class RunnerClient(Experiments):
         return experiment_from_pb(response.experiment)
 
     async def resume(self, experiment_id: str, request_id: str = "") -> Experiment:
-        request = pb.ResumeExperimentRequest(experiment_id=experiment_id, request_id=request_id)
+        request = pb.ResumeExperimentRequest(experiment_id=experiment_id, request_id=request_id or _new_request_id())
         with domain_errors(self._address, "runner"):
             return experiment_from_pb((await self._stub.ResumeExperiment(request)).experiment)
 
     async def retry(self, experiment_id: str, request_id: str = "") -> Experiment:
-        request = pb.RetryExperimentRequest(experiment_id=experiment_id, request_id=request_id)
+        request = pb.RetryExperimentRequest(experiment_id=experiment_id, request_id=request_id or _new_request_id())
         with domain_errors(self._address, "runner"):
             return experiment_from_pb((await self._stub.RetryExperiment(request)).experiment)
 
@@ -243,3 +245,7 @@ class RunnerClient(Experiments):
 
     def _resumed(self) -> ResumedStream:
         return ResumedStream(self._address, self._reconnect_for, listener=self._listener)
+
+
+def _new_request_id() -> str:
+    return uuid.uuid4().hex

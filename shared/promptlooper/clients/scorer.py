@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import grpc
 
-from promptlooper.errors import DeadlineExceeded, Draining, ServiceUnavailable
-from promptlooper.rpc.client import domain_errors, open_channel
+from promptlooper.errors import ServiceUnavailable
+from promptlooper.rpc.client import away, open_channel
 from promptlooper.scoring import ScoreItem, ScorerCheck, ScorerInfo, ScoreValue, ScoringService
 from promptlooper.v1 import scorer_service_pb2 as pb
 from promptlooper.v1.scorer_service_pb2_grpc import ScorerServiceStub
@@ -33,7 +33,7 @@ class ScorerClient(ScoringService):
     async def score(self, items: Sequence[ScoreItem]) -> list[list[ScoreValue]]:
         scored: list[list[ScoreValue]] = []
         for some in chunks([item_to_pb(item) for item in items]):
-            with self._errors():
+            with away(self._address, "scorer"):
                 response = await self._stub.Score(pb.ScoreRequest(items=some))
             scored += [[value_from_pb(value) for value in item.values] for item in response.items]
         asked = [len(item.calls) for item in items]
@@ -44,7 +44,7 @@ class ScorerClient(ScoringService):
     async def check(self, scorers: Sequence[ScorerCheck]) -> list[list[str]]:
         problems: list[list[str]] = []
         for some in chunks([check_to_pb(scorer) for scorer in scorers]):
-            with self._errors():
+            with away(self._address, "scorer"):
                 response = await self._stub.CheckScorers(pb.CheckScorersRequest(scorers=some))
             problems += [list(found.messages) for found in response.problems]
         if len(problems) != len(scorers):
@@ -52,17 +52,9 @@ class ScorerClient(ScoringService):
         return problems
 
     async def list_scorers(self) -> list[ScorerInfo]:
-        with self._errors():
+        with away(self._address, "scorer"):
             response = await self._stub.ListScorers(pb.ListScorersRequest())
         return [scorer_from_pb(scorer) for scorer in response.scorers]
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            with domain_errors(self._address, "scorer"):
-                yield
-        except (DeadlineExceeded, Draining) as error:
-            raise ServiceUnavailable(error.message, address=self._address) from error
 
     def _unavailable(self, what: str) -> ServiceUnavailable:
         return ServiceUnavailable(

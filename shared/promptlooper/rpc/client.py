@@ -17,6 +17,7 @@ from promptlooper.addresses import host_and_port
 from promptlooper.errors import (
     DeadlineExceeded,
     DomainError,
+    Draining,
     InvalidArgument,
     NotAvailableYet,
     ServiceUnavailable,
@@ -199,6 +200,17 @@ def domain_errors(address: str, service: str | None = None) -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise domain_error(error, address, service) from error
+
+
+@contextmanager
+def away(address: str, service: str) -> Iterator[None]:
+    """As `domain_errors`, for services that may come and go: one that is slow or leaving raises ServiceUnavailable, as
+    one that is gone does."""
+    try:
+        with domain_errors(address, service):
+            yield
+    except (DeadlineExceeded, Draining) as error:
+        raise ServiceUnavailable(error.message, address=address) from error
 
 
 def domain_error(error: grpc.aio.AioRpcError, address: str, service: str | None = None) -> DomainError:

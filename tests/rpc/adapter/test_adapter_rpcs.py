@@ -8,7 +8,15 @@ import pytest
 
 from promptlooper.clients.adapter import connected
 from promptlooper.completion import Completion, ModelCheck, ModelInfo, Price
-from promptlooper.errors import ERRORS_BY_REASON, CompletionFailed, InvalidArgument
+from promptlooper.errors import (
+    ERRORS_BY_REASON,
+    CompletionFailed,
+    DeadlineExceeded,
+    DomainError,
+    Draining,
+    InvalidArgument,
+    ServiceUnavailable,
+)
 from promptlooper.rpc.client import domain_errors
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
@@ -58,6 +66,23 @@ async def test_models_are_checked_in_order(adapter: Any) -> None:
 async def test_too_many_models_are_refused(adapter: Any) -> None:
     with pytest.raises(InvalidArgument, match="models: at most 1000"):
         await adapter.client.check_models(["mock/echo"] * 1001)
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded("slow"), Draining("leaving")])
+async def test_adapter_that_is_slow_or_leaving_counts_as_away(
+    adapter: Any, error: DomainError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for an Adapter waits for this one too; nothing fails for it."""
+
+    async def fail(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(adapter.gateway, "check_models", fail)
+    monkeypatch.setattr(adapter.gateway, "list_models", fail)
+    with pytest.raises(ServiceUnavailable, match=error.message):
+        await adapter.client.check_models(["mock/echo"])
+    with pytest.raises(ServiceUnavailable, match=error.message):
+        await adapter.client.list_models()
 
 
 async def test_models_are_listed(adapter: Any) -> None:

@@ -146,6 +146,14 @@ class ScriptedExperiments(Experiments):
         self._called("cancel", experiment_id)
         return ENDED
 
+    async def resume(self, experiment_id: str, request_id: str = "") -> Experiment:
+        self._called("resume", experiment_id, request_id)
+        return EXPERIMENT
+
+    async def retry(self, experiment_id: str, request_id: str = "") -> Experiment:
+        self._called("retry", experiment_id, request_id)
+        return EXPERIMENT
+
     async def delete(self, experiment_id: str) -> None:
         self._called("delete", experiment_id)
 

@@ -48,6 +48,17 @@ async def test_experiment_is_created_with_its_request_id(runner: Any, known: Any
     assert runner.core.calls == [("create", SPEC, "r-1")]
 
 
+async def test_what_the_channel_may_send_again_always_has_a_request_id(runner: Any) -> None:
+    """So that it is done once, though nobody gave it one."""
+    await runner.client.create(SPEC)
+    await runner.client.create(SPEC)
+    await runner.client.resume("exp1")
+    await runner.client.retry("exp1")
+    ids = [call[-1] for call in runner.core.calls]
+    assert len({*ids}) == 4
+    assert all(ids)
+
+
 async def test_experiment_is_validated(runner: Any) -> None:
     assert await runner.client.validate(SPEC) == Validation((Problem("repeats", "too many"),), 4, 8, None)
     assert runner.core.calls == [("validate", SPEC)]
