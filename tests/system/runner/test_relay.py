@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import nats
 import pytest
@@ -16,8 +17,10 @@ from nats.js.errors import NotFoundError
 from runner_lab import Lab, ended, experiment, watched
 
 from promptlooper.backing import NatsServer
+from promptlooper.experiment import Experiment
 from promptlooper.run import Event
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.events import connection, relay
 from promptlooper.runner.events.relay import STREAM, headers_of
 from promptlooper.runner.store import event_log
 from promptlooper.runner.store.database import Database
@@ -139,6 +142,33 @@ async def test_without_nats_experiments_run_and_events_wait_for_it(lab: Lab, bro
                     raise AssertionError(repr(error)) from error
 
             await eventually(complete, within=30)
+
+
+async def test_a_connection_that_was_closed_for_good_is_replaced(
+    lab: Lab, broker: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nats-py does where the server refuses it, after a change of credentials say."""
+    made: list[Client] = []
+
+    async def kept(*args: Any, **kwargs: Any) -> Client:
+        made.append(await connection.connected(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(relay, "connected", kept)
+    async with lab.runner(nats_url=broker.url) as runner, connected(broker) as client:
+        for number in (1, 2):
+            created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:5]))
+            done = await ended(runner, created.experiment_id)
+
+            async def complete(created: Experiment = created, last: int = done.event_seq) -> bool:
+                try:
+                    return len(await in_stream(client, created.experiment_id)) == last
+                except NotFoundError:
+                    return False
+
+            await eventually(complete, within=30)
+            assert len(made) == number
+            await made[-1].close()
 
 
 async def test_a_deleted_experiment_does_not_stop_the_relay_after_an_outage(lab: Lab, broker: NatsServer) -> None:

@@ -22,6 +22,7 @@ from promptlooper.settings import masked
 
 log = logging.getLogger("runner.hints")
 SUBJECT = "promptlooper.v1.hints"
+LOOK_AT_LEAST = 5.0  # seconds between looks whether the connection is closed for good
 TOGETHER = 0.05  # seconds for which advanced experiments are collected; a changed one goes out at once
 IDS = 400  # of each kind in a message: so many ids of 63 characters are under 64 KB
 LONGEST_ID, LARGEST_HINT = 63, 64 * 1024
@@ -66,7 +67,7 @@ class Hints:
         await self._back()
         with self._hub.listening(only_here=True) as news:
             while not client.is_closed:
-                await news.some()
+                await news.some(LOOK_AT_LEAST)
                 await news.changes(TOGETHER)
                 for payload in payloads(*news.take()):
                     if client.is_connected:  # else they are lost: when NATS is back they are old

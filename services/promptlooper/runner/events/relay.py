@@ -97,7 +97,7 @@ class Relay:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        """For ever: a fault of the connection itself, a wrong URL say, is told and tried again."""
+        """For ever: a connection that was closed for good is replaced, and a fault of it told."""
         while True:
             try:
                 client = await self._connected()
@@ -137,6 +137,8 @@ class Relay:
                 if not self._down:
                     log.warning("events wait in the database, NATS does not take them: %r", error)
                 self._down = True
+                if client.is_closed:  # for good: NATS refused it, as after a change of credentials
+                    return
                 await asyncio.sleep(AFTER_FAILURE)
             except Exception:
                 log.exception("the relay met a fault; it goes on")
