@@ -124,7 +124,7 @@ class SimulatedDatabase:
     async def lease(self, fn: Callable[[sa.Connection], T], *, within: float) -> T:
         return await self._ask(fn, within, writes=True)
 
-    async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
+    async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN, urgent: bool = False) -> T:
         return await self._ask(fn, within, writes=False)
 
     @asynccontextmanager

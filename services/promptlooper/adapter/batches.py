@@ -31,7 +31,8 @@ _Message = tuple[Iterable[int], Iterable[ItemT]]  # items that are not wanted an
 
 
 async def completed(core: CompletionGateway, request: CompletionRequest, grace: float) -> Completion:
-    """The core's answer; DeadlineExceeded where it gives none `grace` seconds after the request's own timeout."""
+    """The core's answer; DeadlineExceeded where it gives none `grace` seconds after the request's own timeout, with
+    one attempt, as nobody knows what was sent and may be billed."""
     scope = asyncio.timeout(request.timeout + grace)
     try:
         async with scope:
@@ -39,7 +40,7 @@ async def completed(core: CompletionGateway, request: CompletionRequest, grace: 
     except TimeoutError:
         if not scope.expired():
             raise
-        raise DeadlineExceeded("no answer in time; allow more time") from None
+        raise DeadlineExceeded("no answer in time; allow more time", attempts=1) from None
 
 
 class ItemStreams(Generic[ItemT, ResultT]):

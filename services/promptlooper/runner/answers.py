@@ -147,8 +147,9 @@ class Answers:
                     answer = await asyncio.shield(flight.task)
         except TimeoutError as error:
             raise _too_late(question.request) from error
-        except DeadlineExceeded:
-            if leader or self._clock.monotonic() >= deadline:
+        except (DeadlineExceeded, ServiceUnavailable) as error:
+            unsure = isinstance(error, ServiceUnavailable) and error.sent and question.request.once
+            if leader or unsure or self._clock.monotonic() >= deadline:
                 raise
             return None
         finally:

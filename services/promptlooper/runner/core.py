@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from promptlooper.caching import CacheStats, ResponseCache
@@ -16,6 +18,7 @@ from promptlooper.errors import (
     InvalidExperiment,
     Problem,
     RunNotFound,
+    StoreUnavailable,
     TemplateError,
 )
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
@@ -40,7 +43,7 @@ from promptlooper.runner.spec.check_services import check
 from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY
 from promptlooper.runner.spec.expand import stage_model, stage_params, variants
 from promptlooper.runner.spec.normal import body_sha256, completed
-from promptlooper.runner.store import control, repository, requests
+from promptlooper.runner.store import control, removal, repository, requests
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.reading import RunSource, read_runs
 from promptlooper.runner.store.rows import microseconds
@@ -50,7 +53,7 @@ from promptlooper.scoring import ScorerInfo, ScoringService
 EXPORT_PAGE, GUESSED_FROM = 200, 20
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
 LONGEST_INPUT_ID = 200  # characters: it is in every event
-LONG_WORK, LONGEST_WORK = 25.0, 55.0  # seconds: less than callers wait
+LONG_WORK = 25.0  # seconds: less than callers wait
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -85,6 +88,7 @@ class RunnerCore:
         if request_id:  # also where what it needs has gone since: the first answer stands
             known = partial(requests.known, request_id=request_id, body_sha256=body_sha256(spec))
             if (experiment_id := await self._database.read(known)) is not None:
+                await self._go_on_with(experiment_id)
                 return await self.get(experiment_id)
         validation = await check(spec, self._gateway, self._scoring)
         if problems := (*validation.problems, *_long_ids(spec)):
@@ -98,21 +102,31 @@ class RunnerCore:
         self._engine.take_up(experiment_id)
         return await self._changed(experiment_id)
 
+    async def _go_on_with(self, experiment_id: str) -> None:
+        """An embedded Runner takes up what was interrupted; others work on it anyway."""
+        if self._engine.own_only:
+            take_up = partial(control.take_up, experiment_id=experiment_id, now_us=self._now_us())
+            await self._database.write(take_up)
+            self._engine.take_up(experiment_id)
+
     async def _first_bound(self, spec: ExperimentSpec) -> Bound:
-        """What a cheap call may cost, as the first guess at what calls reserve: the least of the first runs' first
-        calls. A run that needs more says so before it calls; one that is too dear keeps nobody else from running."""
+        """What a cheap call may cost, as the first guess at what calls reserve: the least of every variant's first
+        call for the first inputs. A run that needs more says so before it calls; one that is too dear keeps nobody else
+        from running."""
         if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
             return Bound(0, 0)
-        variant = variants(spec)[0]
-        stage = variant.pipeline.stages[0]
-        (known,) = await self._gateway.check_models([stage_model(variant, stage)])
+        chosen = variants(spec)
+        models = sorted({stage_model(variant, variant.pipeline.stages[0]) for variant in chosen})
+        prices = {check.model: check.price for check in await self._gateway.check_models(models)}
         bounds = []
-        for row in spec.inputs[:GUESSED_FROM]:
-            try:
-                messages = self._renderer.messages(stage, variables(spec, row, (), 0))
-            except TemplateError:  # that run will fail
-                continue
-            bounds.append(call_bound(messages, stage_params(variant, stage), known.price))
+        for variant in chosen:
+            stage = variant.pipeline.stages[0]
+            for row in spec.inputs[: max(1, GUESSED_FROM // len(chosen))]:
+                try:
+                    messages = self._renderer.messages(stage, variables(spec, row, (), 0))
+                except TemplateError:  # that run will fail
+                    continue
+                bounds.append(call_bound(messages, stage_params(variant, stage), prices[stage_model(variant, stage)]))
         return Bound(min((b.nanousd for b in bounds), default=0), min((b.tokens for b in bounds), default=0))
 
     async def validate(self, spec: ExperimentSpec) -> Validation:
@@ -188,8 +202,11 @@ class RunnerCore:
         if not EXPERIMENT_ID.fullmatch(experiment_id):
             raise _no_experiment(experiment_id)
         delete = partial(control.delete, experiment_id=experiment_id, now_us=self._now_us())
-        await self._database.write(delete, within=LONGEST_WORK)
+        await self._database.write(delete, within=LONG_WORK)
         self._hub.changed(experiment_id)
+        with suppress(TimeoutError, StoreUnavailable):  # it is deleted; what is left goes with the next cleaning
+            async with asyncio.timeout(LONG_WORK):
+                await removal.remove(self._database, experiment_id)
 
     async def drain(self, seconds: float) -> None:
         """Starts nothing more; see `Engine.drain`."""
@@ -273,7 +290,7 @@ class RunnerCore:
 
     async def summarize(self, experiment_id: str) -> ExperimentSummary:
         source = await self._source(experiment_id)
-        return await self._database.read(partial(summarize, source=source))
+        return await self._database.read(partial(summarize, source=source), within=LONG_WORK)
 
     async def _source(self, experiment_id: str) -> RunSource:
         experiment = await self.get(experiment_id)

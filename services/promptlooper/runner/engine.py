@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway
@@ -74,18 +75,21 @@ class Engine:
         self._lease_since = 0.0  # monotonic time since when every renewal has succeeded
         self._renewed = 0.0  # monotonic time of the last renewal
         self._outage = False  # the last renewal failed
+        self._reaping: asyncio.Task[None] | None = None
         self._looked_for_cancels = self._forgot = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
         """The engine at work. On leaving, running calls are stopped, and their runs handed back to be claimed again."""
         await self._register()
-        if self._replica:
-            await self._take_from_the_dead()
         background = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._keep_lease())]
+        if self._replica:
+            self._begin_reaping(self._take_from_the_dead())
         try:
             yield self
         finally:
+            if self._reaping is not None:
+                background.append(self._reaping)
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -160,7 +164,7 @@ class Engine:
 
     async def _look(self) -> None:
         """Starts loops for what is active, and tells each its share."""
-        active, living = await self._parts.database.read(repository.active)
+        active, living = await self._parts.database.read(repository.active, urgent=True)
         mine = [a for a in active if not self.own_only or a.experiment_id in self._own]
         self._forget_ended()
         if self._draining:
@@ -201,7 +205,7 @@ class Engine:
             return
         self._looked_for_cancels = now
         wanted = partial(control.requested_cancels, runner_id=self.runner_id)
-        for experiment_id, run_index in await self._parts.database.read(wanted):
+        for experiment_id, run_index in await self._parts.database.read(wanted, urgent=True):
             self.cancel_run(experiment_id, run_index)
 
     def _start(self, experiment_id: str) -> None:
@@ -234,7 +238,8 @@ class Engine:
                 asked = clock.monotonic()
                 alive = await database.lease(renew, within=self._lease_ttl / 3)
                 late = clock.monotonic() - self._renewed >= self._lease_ttl
-                self._renewed = asked
+                if alive:
+                    self._renewed = asked
                 if late or self._outage:  # this Runner or the database was frozen or away: others may have been too
                     self._lease_since, self._outage = clock.monotonic(), False
                 if not alive:
@@ -242,7 +247,7 @@ class Engine:
                     await self._stop_loops(hand_back=False)
                     await self._register()
                 elif clock.monotonic() - self._lease_since >= self._lease_ttl:
-                    await self._reap()
+                    self._begin_reaping(self._reap())
                 if clock.monotonic() - self._forgot >= FORGET_EVERY:
                     self._forgot = clock.monotonic()
                     await database.write(partial(requests.forget_old, now_us=microseconds(clock.now())))
@@ -251,6 +256,22 @@ class Engine:
                 log.warning("can't renew the lease: %s", error)
             except Exception:  # without renewals others would take our runs
                 log.exception("can't renew the lease")
+
+    def _begin_reaping(self, reap: Coroutine[Any, Any, None]) -> None:
+        """One at a time, and beside the renewals: a dead Runner may have left many experiments."""
+        if self._reaping is not None and not self._reaping.done():
+            reap.close()
+            return
+        self._reaping = asyncio.create_task(self._reaped(reap), name="reaping")
+
+    @staticmethod
+    async def _reaped(reap: Coroutine[Any, Any, None]) -> None:
+        try:
+            await reap
+        except StoreUnavailable as error:
+            log.warning("can't take runs back from dead runners yet: %s", error)
+        except Exception:
+            log.exception("can't take runs back from dead runners")
 
     async def _reap(self) -> None:
         mark = partial(leases.mark_expired_runners, runner_id=self.runner_id, ttl=self._lease_ttl)

@@ -117,7 +117,7 @@ class RunRow:
     run_deadline_us: int | None = None  # where limits.run_timeout is set
     cancel_requested: bool = False
     generation: int = 1  # in which it was claimed last
-    cached_before: bool = True  # no paid call was counted before this turn
+    cached_before: bool = True  # no call was made, paid or not, before this turn
     error: RunError | None = None
     score: float | None = None
     passed: bool | None = None

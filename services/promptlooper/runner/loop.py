@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from promptlooper.completion import ModelCheck
 from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUnavailable
 from promptlooper.experiment import ExperimentSpec, ExperimentState
-from promptlooper.run import RunError, RunState
+from promptlooper.runner.adoption import adopted
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.fairness import Portion
 from promptlooper.runner.held import HeldRuns, InputRows
@@ -24,7 +24,8 @@ from promptlooper.runner.pace import SHORTEST, Pace
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
 from promptlooper.runner.store import control, leases, repository
 from promptlooper.runner.store.rows import microseconds
-from promptlooper.runner.store.turns import TurnRequest, TurnResult, turn
+from promptlooper.runner.store.turns import TurnRequest, TurnResult
+from promptlooper.runner.taking import Turns
 from promptlooper.runner.turn import Claim
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ExperimentLoop:
         self._timer: asyncio.TimerHandle | None = None  # for the next run that came back
         self._checkpoint: asyncio.TimerHandle | None = None  # for last stages whose scores are not there yet
         self._pace = Pace()
-        self._event_seq = -1  # of the newest event
+        self._turns = Turns(experiment_id, parts)
         self._held = HeldRuns(
             InputRows(experiment_id, self._read),
             self._report,
@@ -120,10 +121,7 @@ class ExperimentLoop:
             log.warning("experiment %s: left as it is: %s", self.experiment_id, error)
         except Exception:
             log.exception("experiment %s can't be run", self.experiment_id)
-            now_us = microseconds(self._parts.clock.now())
-            reason = "internal error; see the Runner's log"
-            fail = partial(control.fail, experiment_id=self.experiment_id, reason=reason, now_us=now_us)
-            await self._parts.database.write(fail)
+            await self._fail("internal error; see the Runner's log")
         finally:
             for timer in (self._timer, self._checkpoint):
                 if timer is not None:
@@ -131,11 +129,23 @@ class ExperimentLoop:
             self._held.stop()
             await self._held.stopped()
 
+    async def _fail(self, reason: str) -> None:
+        """Ends the experiment as FAILED; in an outage when the database is back, as its runs are still held."""
+        now_us = microseconds(self._parts.clock.now())
+        fail = partial(control.fail, experiment_id=self.experiment_id, reason=reason, now_us=now_us)
+        while not self._stopping:
+            try:
+                await self._parts.database.write(fail)
+                return
+            except StoreUnavailable as error:
+                log.warning("experiment %s: %s; trying again", self.experiment_id, error)
+                await asyncio.sleep(AFTER_OUTAGE)
+
     async def _read(self, fn: Callable[[sa.Connection], T]) -> T:
         """Reads, and in an outage again until the database is back or the loop is stopped."""
         while True:
             try:
-                return await self._parts.database.read(fn)
+                return await self._parts.database.read(fn, urgent=True)
             except StoreUnavailable as error:
                 if self._stopping:
                     raise
@@ -181,7 +191,7 @@ class ExperimentLoop:
                     sent, adopted = await self._adopt(sent)
                     uncertain = False
                     await self._held.start(adopted, executor)
-                result = await self._turn_or_isolate(replace(basis, outcomes=sent, slots=self._free(sent)))
+                result = await self._turns.take_or_isolate(replace(basis, outcomes=sent, slots=self._free(sent)))
             except StoreUnavailable as error:
                 self.asking = 0
                 log.warning("experiment %s: %s; trying again", self.experiment_id, error)
@@ -255,56 +265,6 @@ class ExperimentLoop:
         self.asking = max(0, free)
         return max(0, free + ending)
 
-    async def _turn(self, request: TurnRequest) -> TurnResult:
-        parts = self._parts
-        now_us = microseconds(parts.clock.now())
-        parts.failpoints.hit("turn_before")
-        if request.outcomes:
-            parts.failpoints.hit("checkpoint_before")
-        result = await parts.database.write(partial(turn, request=request, now_us=now_us, failpoints=parts.failpoints))
-        parts.failpoints.hit("turn_after_commit")
-        if result.claims:
-            parts.failpoints.hit("claim_after_commit")
-        if result.stored:
-            parts.failpoints.hit("checkpoint_after_commit")
-        if result.ledger.ended:
-            parts.failpoints.hit("terminal_after_commit")
-        if result.ledger.event_seq != self._event_seq:
-            self._event_seq = result.ledger.event_seq
-            parts.hub.advanced(self.experiment_id)
-        return result
-
-    async def _turn_or_isolate(self, request: TurnRequest) -> TurnResult:
-        """A turn; where the database refuses something in it, a turn per run, and only the run that can't be stored
-        fails."""
-        try:
-            return await self._turn(request)
-        except (StoreUnavailable, ExperimentNotFound):
-            raise
-        except Exception:
-            if not request.outcomes:
-                raise
-            log.exception("experiment %s: a turn failed, its runs are stored one by one", self.experiment_id)
-        outcomes: dict[int, list[Outcome]] = {}
-        for outcome in request.outcomes:
-            outcomes.setdefault(outcome.run_index, []).append(outcome)
-        results: list[TurnResult] = []
-        for run_index, said in outcomes.items():
-            alone = replace(request, outcomes=said, slots=0)
-            try:
-                results.append(await self._turn(alone))
-            except (StoreUnavailable, ExperimentNotFound):
-                raise
-            except Exception as error:
-                told = f"the result could not be stored ({type(error).__name__}); see the Runner's log"
-                failed = RunEnded(
-                    run_index, said[0].lease_epoch, said[0].facts, RunState.FAILED, error=RunError("INTERNAL", told)
-                )
-                results.append(await self._turn(replace(request, outcomes=[failed], slots=0)))
-        continuing = [claim for result in results for claim in result.continuing]
-        refused = [run_index for result in results for run_index in result.refused]
-        return replace(results[-1], continuing=continuing, refused=refused)
-
     def _settle(self, sent: list[Outcome], result: TurnResult) -> None:
         """Forgets the runs that ended or went back, and keeps the results of those that go on."""
         if result.refused:
@@ -332,29 +292,14 @@ class ExperimentLoop:
         self._wake.set()
 
     async def _adopt(self, sent: list[Outcome]) -> tuple[list[Outcome], list[Claim]]:
-        """After a commit whose answer was lost: what the database says this Runner holds and it does not know is taken
-        up, and outcomes that were stored are not sent again."""
+        """After a commit whose answer was lost; see `adopted`."""
         read = partial(leases.owned_claims, experiment_id=self.experiment_id, runner_id=self._engine.runner_id)
-        stored = {claim.run_index: claim for claim in await self._parts.database.write(read)}
+        stored = await self._parts.database.write(read)
         # Only now: calls have ended while the database was asked.
-        waiting = {outcome.run_index for outcome in (*sent, *self._outcomes)}
-        adopted: list[Claim] = []
-        kept: list[Outcome] = []
-        for outcome in sent:
-            claim = stored.get(outcome.run_index)
-            if claim is not None and _stored(outcome, claim):
-                if (known := self._held.get(outcome.run_index)) is not None:
-                    known.results = claim.results
-                adopted.append(claim)
-            else:
-                kept.append(outcome)
-        for index, claim in stored.items():
-            known = self._held.get(index)
-            if index not in waiting and (known is None or known.task is None):
-                adopted.append(claim)
-        if adopted:
-            log.info("experiment %s: adopted %d runs after an uncertain commit", self.experiment_id, len(adopted))
-        return kept, adopted
+        kept, claims = adopted(sent, self._outcomes, stored, self._held)
+        if claims:
+            log.info("experiment %s: adopted %d runs after an uncertain commit", self.experiment_id, len(claims))
+        return kept, claims
 
     async def _hand_over(self, basis: TurnRequest) -> None:
         """Waits for the stopped calls and gives their runs back in a last turn that claims nothing."""
@@ -364,7 +309,7 @@ class ExperimentLoop:
         request = replace(basis, outcomes=self._outcomes, going_on=False)
         self._outcomes = []
         try:
-            await self._turn_or_isolate(request)
+            await self._turns.take_or_isolate(request)
         except StoreUnavailable as error:
             log.warning(
                 "experiment %s: runs could not be handed back, a lease must run out: %s", self.experiment_id, error
@@ -374,11 +319,3 @@ class ExperimentLoop:
 def _leaves(outcome: Outcome) -> bool:
     """Whether a run certainly goes back; one that needs a larger reservation may keep its place."""
     return isinstance(outcome, RunReturned) and not (outcome.need_nanousd or outcome.need_tokens)
-
-
-def _stored(outcome: Outcome, claim: Claim) -> bool:
-    """Whether it is in the database already: the run has been claimed again since, or it is a stage after which the run
-    goes on."""
-    if claim.lease_epoch > outcome.lease_epoch:
-        return True
-    return isinstance(outcome, StageDone) and not outcome.last and claim.next_stage > outcome.result.stage_index

@@ -13,24 +13,9 @@ from typing import Any
 
 from promptlooper.experiment import ExperimentState
 from promptlooper.run import RunError, RunState, Score, StageResult
+from promptlooper.runner.event_facts import FAILURES, NewEvent, experiment_facts
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
-
-# What events say of a failure: never the error's own message, which may quote a prompt or an input. That stands in the
-# run.
-FAILURES = {
-    "TEMPLATE_ERROR": "a template could not be rendered with this run's values",
-    "PROVIDER_CREDENTIALS": "the provider refused the key",
-    "PROVIDER_RATE_LIMITED": "the provider asks to wait",
-    "PROVIDER_UNAVAILABLE": "the provider could not be reached or failed",
-    "PROVIDER_REJECTED": "the provider refused the request",
-    "PROVIDER_MALFORMED": "the provider's answer could not be understood",
-    "CONTEXT_TOO_LONG": "the prompt does not fit the model's context",
-    "CONTENT_FILTERED": "the provider's content filter withheld the answer",
-    "DEADLINE_EXCEEDED": "there was no answer in time",
-    "SERVICE_UNAVAILABLE": "the Adapter could not be reached",
-    "UNKNOWN_PROVIDER": "the provider is not configured",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +30,6 @@ class Claim:
     deadline_us: int | None = None  # when the stage's time is over, where waiting took some of it
     run_deadline_us: int | None = None  # when the run's time is over
     results: tuple[StageResult, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NewEvent:
-    kind: str
-    run_index: int | None
-    detail: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -195,7 +173,8 @@ class Turn:
             self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
 
     def _topped_up(self, outcome: RunReturned, row: RunRow) -> bool:
-        """A run that needs a larger reservation keeps its place where the budget admits that."""
+        """A run that needs a larger reservation keeps its place where the budget admits that. The epoch says that it
+        was granted: what asked for it counts once, also where it is sent again after an uncertain commit."""
         ledger = self.ledger
         ledger.release(row)
         row.reserved_nanousd, row.reserved_tokens = outcome.need_nanousd, outcome.need_tokens
@@ -203,6 +182,7 @@ class Turn:
             row.reserved_nanousd = row.reserved_tokens = 0  # nothing is reserved any more
             return False
         ledger.reserve(row)
+        row.lease_epoch += 1
         row.deadline_us = outcome.deadline_us
         self.touched[row.run_index] = row
         self.continuing.append(self.claim_of(row))
@@ -367,18 +347,3 @@ class Turn:
         values = {"variant_id": facts.variant_id, "input_id": facts.input_id, "repeat": facts.repeat}
         values.update((name, value) for name, value in detail.items() if value is not None)
         self.events.append(NewEvent(kind, outcome.run_index, values))
-
-
-def experiment_facts(ledger: Ledger) -> dict[str, Any]:
-    """What experiment.… events say."""
-    return {
-        "state": ledger.state,
-        "reason": ledger.reason,
-        "total": ledger.total,
-        "completed": ledger.completed,
-        "failed": ledger.failed,
-        "cancelled": ledger.cancelled,
-        "cost_nanousd": ledger.spent_nanousd,
-        "cost_unknown_calls": ledger.cost_unknown_calls,
-        "max_concurrency": ledger.max_concurrency,
-    }

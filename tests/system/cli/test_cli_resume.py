@@ -191,6 +191,20 @@ async def test_resume_of_a_completed_experiment_prints_its_report_and_asks_nobod
     assert provider.calls.total() == 2 * INPUTS
 
 
+async def test_the_same_request_id_goes_on_with_what_was_interrupted(
+    shell: Any, provider: FakeProvider, meter: Metered
+) -> None:
+    (shell.folder / "promptlooper.yaml").write_text(EXPERIMENT.replace("CACHE", "off"))
+    run = await interrupted(shell, provider, meter, 4, "run", "--request-id", "once")
+    run.send_signal(signal.SIGINT)
+    await run.communicate()
+    meter.allow(None)
+    again = await shell("run", "-q", "--request-id", "once")
+    assert again.code == 0, again.err
+    assert provider.calls.total() == 2 * INPUTS + AT_ONCE
+    assert len(json.loads((await shell("list", "--json")).out)) == 1
+
+
 async def test_other_file_is_not_resumed(shell: Any, provider: FakeProvider, meter: Metered) -> None:
     (shell.folder / "promptlooper.yaml").write_text(EXPERIMENT.replace("CACHE", "off"))
     run = await interrupted(shell, provider, meter, 1, "run")

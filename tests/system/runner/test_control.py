@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from runner_lab import Lab, ended, experiment, exported, watched
+from runner_lab import Lab, ended, experiment, exported, stage, watched
 
-from promptlooper.completion import CompletionRequest, Price
+from promptlooper.completion import CompletionRequest, ModelCheck, Price
 from promptlooper.errors import (
     DeadlineExceeded,
     ExperimentNotEnded,
@@ -20,7 +21,7 @@ from promptlooper.errors import (
     RunNotFound,
     ServiceUnavailable,
 )
-from promptlooper.experiment import ExperimentState, Gate, ScorerSpec
+from promptlooper.experiment import ExperimentState, Gate, ModelEntry, Pipeline, ScorerSpec
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.run import RunState
 
@@ -257,6 +258,27 @@ async def test_one_run_that_can_not_be_paid_does_not_keep_the_others_from_runnin
     done, runs = await lab.ran(spec)
     assert (done.state, done.reason, done.counts.completed) == (ExperimentState.CANCELLED, "BUDGET", 19)
     assert runs[3].state is RunState.CANCELLED
+
+
+async def test_a_dear_model_does_not_keep_a_cheap_one_from_running(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it comes first in the grid."""
+    prices = {"mock/dear": Price(10**12, 10**12), "mock/cheap": Price(10**9, 10**9)}
+
+    async def check_models(models: Sequence[str]) -> list[ModelCheck]:
+        return [ModelCheck(model, price=prices[model]) for model in models]
+
+    monkeypatch.setattr(lab.model, "check_models", check_models)
+    lab.model.price = prices["mock/cheap"]
+    models = (ModelEntry("dear", "mock/dear"), ModelEntry("cheap", "mock/cheap"))
+    pipelines = (Pipeline("direct", (stage("{{ input.n }}"),), models),)
+    limits = {"budget_nanousd": CENT}
+    done, runs = await lab.ran(
+        experiment(rows=ROWS[:10], pipelines=pipelines, params={"max_tokens": 10}, limits=limits)
+    )
+    assert (done.state, done.reason) == (ExperimentState.CANCELLED, "BUDGET")
+    completed = [run.model for run in runs if run.state is RunState.COMPLETED]
+    assert completed == ["cheap"] * 10
+    assert sum(lab.model.calls.values()) == 10
 
 
 async def test_a_call_whose_answer_was_lost_is_repeated_and_never_beyond_the_budget(lab: Lab) -> None:

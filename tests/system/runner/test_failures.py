@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from runner_lab import Lab, ended, experiment, exported, watched
 
-from promptlooper.completion import Completion, Message
-from promptlooper.errors import ExperimentNotFound, ProviderRejected, ResumeTokenInvalid, StoreUnavailable
+from promptlooper.completion import Completion, CompletionRequest, Message, ModelCheck
+from promptlooper.errors import (
+    ExperimentNotFound,
+    ProviderRateLimited,
+    ProviderRejected,
+    ResumeTokenInvalid,
+    StoreUnavailable,
+)
 from promptlooper.experiment import CacheMode, CachePolicy, ExperimentState, ScorerSpec
 from promptlooper.experiments import WatchMessage
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import RunState, StageResult
+from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.watching import token_of
 from promptlooper.runner.outcomes import RunFacts, StageDone
-from promptlooper.runner.store import leases, repository
+from promptlooper.runner.store import control, leases, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.models import runners
 from promptlooper.runner.store.turns import TurnRequest, turn
+from promptlooper.testing.eventually import eventually
 
 ROWS = [{"n": n} for n in range(40)]
 
@@ -291,6 +300,77 @@ async def test_a_process_that_lost_its_lease_goes_on_with_its_own_experiments(la
             database.close()
         lab.model.go.set()
         assert (await ended(runner, created.experiment_id)).counts.completed == 4
+
+
+async def test_an_experiment_that_can_not_run_is_failed_also_in_an_outage(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail, failures = control.fail, [StoreUnavailable("cut by a test")] * 2
+
+    def flaky(*args: Any, **kwargs: Any) -> None:
+        if failures:
+            raise failures.pop()
+        fail(*args, **kwargs)
+
+    checked: list[Sequence[str]] = []
+
+    async def check_models(models: Sequence[str]) -> list[ModelCheck]:
+        checked.append(models)
+        if len(checked) > 1:  # the first time it is created
+            raise RuntimeError("a fault of ours")
+        return [ModelCheck(model) for model in models]
+
+    monkeypatch.setattr(control, "fail", flaky)
+    monkeypatch.setattr(lab.model, "check_models", check_models)
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:3]))
+        assert (await ended(runner, created.experiment_id)).state is ExperimentState.FAILED
+    assert not failures
+
+
+async def test_a_runner_renews_its_lease_while_it_takes_runs_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead Runner may have left more than can be taken back within a lease."""
+    taking, renewed = asyncio.Event(), 0
+
+    async def take_for_ever(engine: Engine) -> None:
+        taking.set()
+        await asyncio.Event().wait()
+
+    def count() -> None:
+        nonlocal renewed
+        renewed += taking.is_set()
+
+    monkeypatch.setattr(Engine, "_take_from_the_dead", take_for_ever)
+    lab.failpoints.actions["lease_before_renew"] = count
+    async with lab.runner(lease_ttl=0.3, replica="runner-0") as runner:
+        await eventually(lambda: renewed >= 5)
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:3]))
+        assert (await ended(runner, created.experiment_id)).counts.completed == 3
+
+
+async def test_a_run_that_was_parked_is_not_told_as_cached(lab: Lab) -> None:
+    """It made a call: rows, events and counts say the same."""
+    refused = asyncio.Event()
+
+    def say(request: CompletionRequest) -> str | Exception:
+        if not refused.is_set():
+            refused.set()
+            return ProviderRateLimited("later", attempts=1, retry_after=1.0)
+        return "fine"
+
+    lab.model.say = say
+    spec = experiment("{{ input.n }}", rows=ROWS[:1], cache=CachePolicy(CacheMode.READ_WRITE))
+    async with lab.runner() as runner:
+        parked = await runner.create(spec)
+        await refused.wait()
+        other = await runner.create(replace(spec, name="asks the same meanwhile"))
+        await ended(runner, other.experiment_id)
+        done = await ended(runner, parked.experiment_id)
+        (run,) = await exported(runner, parked.experiment_id)
+        events = [m.event for m in await watched(runner, parked.experiment_id, token_of(parked.experiment_id, 0))]
+    assert lab.model.calls.total() == 2
+    assert (run.stages[0].cached, run.cached, done.counts.cached) == (True, False, 0)
+    assert [e.detail["cached"] for e in events if e and e.kind == "run.completed"] == [False]
 
 
 def a_result(output: str) -> StageResult:

@@ -255,6 +255,19 @@ async def test_one_who_has_time_left_asks_again_when_anothers_time_is_over(tmp_p
     assert len(model.calls) == 2
 
 
+async def test_one_who_has_time_left_asks_again_when_the_adapter_was_away_for_all_of_anothers_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hurried = Model(), question()
+    model.errors = [ServiceUnavailable("the Adapter is away")]
+    monkeypatch.setattr("promptlooper.runner.answers.FIRST_RETRY", hurried.request.timeout)  # no time for a second try
+    patient = dataclasses.replace(hurried, request=dataclasses.replace(hurried.request, timeout=600))
+    async with cache_in(tmp_path) as cache, answering(model, cache) as answers:
+        first, second = await asyncio.gather(answers.ask(hurried), answers.ask(patient), return_exceptions=True)
+    assert isinstance(first, ServiceUnavailable)
+    assert isinstance(second, Answer)
+
+
 def test_the_key_covers_all_that_can_change_the_answer_and_nothing_else() -> None:
     """A new field of a question must be put into one of the two lists."""
     in_key = {

@@ -213,21 +213,22 @@ def test_a_run_that_needs_more_keeps_its_place_where_the_budget_admits_it() -> N
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
     turn = Turn(book, ME, NOW)
     turn.take([RunReturned(0, 1, FACTS, need_nanousd=400)], rows)
-    assert [(claim.lease_epoch, claim.reserved_nanousd) for claim in turn.continuing] == [(1, 400)]
+    assert [(claim.lease_epoch, claim.reserved_nanousd) for claim in turn.continuing] == [(2, 400)]
     assert (book.unit_nanousd, book.returned, book.running, book.reserved_nanousd) == (100, 0, 1, 400)
 
 
 def test_a_call_whose_answer_was_lost_is_repeated_within_another_reservation() -> None:
     book = ledger(budget_nanousd=350, unit_nanousd=100, state="RUNNING", next_index=1, running=1, reserved_nanousd=100)
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
-    lost = RunReturned(0, 1, FACTS, need_nanousd=100, maybe_paid=True)
     for times in (1, 2):
-        turn = Turn(book, ME, NOW)
-        turn.take([lost], rows)
-        assert len(turn.continuing) == 1
-        assert (book.uncertain_nanousd, book.reserved_nanousd) == (100 * times, 100)
+        lost = RunReturned(0, times, FACTS, need_nanousd=100, maybe_paid=True)
+        for expected in (1, 0):  # the same again, after a commit whose answer was lost, changes nothing
+            turn = Turn(book, ME, NOW)
+            turn.take([lost], rows)
+            assert len(turn.continuing) == expected
+            assert (book.uncertain_nanousd, book.reserved_nanousd) == (100 * times, 100)
     turn = Turn(book, ME, NOW)
-    turn.take([lost], rows)
+    turn.take([RunReturned(0, 3, FACTS, need_nanousd=100, maybe_paid=True)], rows)
     assert turn.continuing == []
     assert (book.uncertain_nanousd, book.reserved_nanousd, book.returned) == (300, 0, 1)
 

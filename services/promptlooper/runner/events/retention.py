@@ -10,7 +10,7 @@ from functools import partial
 
 from promptlooper.clock import Clock
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
-from promptlooper.runner.store import event_log
+from promptlooper.runner.store import event_log, removal
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 
@@ -50,6 +50,8 @@ class Retention:
 
     async def clean(self) -> None:
         """Looks at everything once."""
+        for experiment_id in await self._database.read(removal.left_behind):
+            await removal.remove(self._database, experiment_id)
         now_us = microseconds(self._clock.now())
         forget = partial(event_log.forget_deletions, before_us=now_us - DELETED_KEPT_US, relayed=self._relayed)
         await self._database.write(forget)

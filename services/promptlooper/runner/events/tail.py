@@ -196,7 +196,8 @@ class Tails:
                 kinds=sorted(kinds or ()),
                 now_us=microseconds(self._clock.now()),
                 at_most_bytes=RING_BYTES,
-            )
+            ),
+            urgent=True,
         )
         if tail.kinds != kinds:
             return True  # who joined meanwhile wants more kinds than were read

@@ -18,21 +18,19 @@ from promptlooper.experiments import ExperimentUpdate
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import RunState
+from promptlooper.runner.event_facts import NewEvent, experiment_facts
 from promptlooper.runner.ledger import Ledger
 from promptlooper.runner.store.models import (
     deleted,
-    events,
     experiments,
-    inputs,
     progress,
     relay,
     runs,
-    scores,
     stage_results,
 )
 from promptlooper.runner.store.requests import first_answer
 from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, number_events, pending_rows, run_row, write
-from promptlooper.runner.turn import NewEvent, Turn, experiment_facts
+from promptlooper.runner.turn import Turn
 
 CANCELLED, FAILED = RunState.CANCELLED.value, RunState.FAILED.value
 
@@ -97,15 +95,25 @@ def resume(connection: sa.Connection, who: Restart, now_us: int) -> None:
         ledger.cancelled = 0
         ledger.restart(now_us)
     else:
-        if who.took_up and not ledger.ended and not ledger.running:
-            _time_anew(connection, who.experiment_id)
-            ledger.set_deadline(now_us)  # its time was not running while nobody worked on it
-            number_events(connection, ledger, (), now_us)
+        if who.took_up:
+            _take_up(connection, ledger, now_us)
         return
     decided = Turn(ledger, "", now_us)
     decided.events.append(NewEvent("experiment.resumed", None, experiment_facts(ledger)))
     decided.settle(list)  # all its runs may have ended while it was being cancelled
     write(connection, decided, Failpoints())
+
+
+def take_up(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
+    """Gives an experiment that was interrupted, and nobody works on, all its time anew."""
+    _take_up(connection, locked_ledger(connection, experiment_id), now_us)
+
+
+def _take_up(connection: sa.Connection, ledger: Ledger, now_us: int) -> None:
+    if not ledger.ended and not ledger.running:
+        _time_anew(connection, ledger.experiment_id)
+        ledger.set_deadline(now_us)  # its time was not running while nobody worked on it
+        number_events(connection, ledger, (), now_us)
 
 
 def retry(connection: sa.Connection, who: Restart, now_us: int) -> None:
@@ -192,7 +200,7 @@ def requested_cancels(connection: sa.Connection, runner_id: str) -> list[tuple[s
 
 
 def delete(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
-    """Deletes an experiment that has ended, with everything of it but the fact that it is gone."""
+    """Takes an experiment that has ended out of sight; the fact that it is gone stays. `removal` does the rest."""
     try:
         ledger = locked_ledger(connection, experiment_id)
     except ExperimentNotFound:
@@ -219,7 +227,7 @@ def delete(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
             "detail_json": json_text(experiment_facts(ledger)),
         },
     )
-    for table in (scores, stage_results, runs, events, inputs, relay, experiments, progress):
+    for table in (relay, progress):
         connection.execute(sa.delete(table).where(table.c.experiment_id == experiment_id))
 
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 # SQLSTATE classes: read-only (in a failover), out of resources, shut down by an operator.
 UNAVAILABLE_CLASSES = ("25", "53", "57")
 ANSWER_WITHIN = 8.0  # seconds: less than callers wait
+READERS, URGENT_READERS = 4, 2  # threads
 # A connection whose other end is gone is given up after some seconds: the system's own limit is a quarter of an hour.
 CONNECT: dict[str, Any] = {
     "connect_timeout": 3,
@@ -58,7 +59,8 @@ class Database:
     """`await write(fn)` and `await read(fn)` call `fn(connection)` inside a transaction, in a thread of their own.
 
     `write` commits unless fn raises. A database that does not answer is StoreUnavailable; after it a commit may or may
-    not have happened. What takes longer than `within` seconds does not answer. In-memory SQLite (for tests) reads
+    not have happened. What takes longer than `within` seconds does not answer. Short reads that work waits for are
+    `urgent`: they have threads of their own and don't wait for a client's long ones. In-memory SQLite (for tests) reads
     through the writer's connection.
     """
 
@@ -77,7 +79,10 @@ class Database:
         self._read_engine = self._write_engine if in_memory else self._engine(writes=False)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
         self._leases = ThreadPoolExecutor(1, thread_name_prefix="sql-lease")
-        self._readers = self._writer if in_memory else ThreadPoolExecutor(4, thread_name_prefix="sql-read")
+        self._readers = self._urgent = self._writer
+        if not in_memory:
+            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sql-read")
+            self._urgent = ThreadPoolExecutor(URGENT_READERS, thread_name_prefix="sql-urgent")
 
     def _engine(self, *, writes: bool) -> sa.Engine:
         if not self.is_sqlite:
@@ -87,8 +92,9 @@ class Database:
                 "-c application_name=promptlooper-runner"
             )
             connect = {**CONNECT, "options": options}
+            threads = 1 if writes else READERS + URGENT_READERS + 1  # one is for leases
             engine = sa.create_engine(
-                self.url, hide_parameters=True, pool_size=1 if writes else 5, max_overflow=0, connect_args=connect
+                self.url, hide_parameters=True, pool_size=threads, max_overflow=0, connect_args=connect
             )
             _ping_after_a_pause(engine)
             return engine
@@ -150,8 +156,8 @@ class Database:
         with self._transaction(self._write_engine if self.is_sqlite else self._read_engine) as connection:
             return fn(connection)
 
-    async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN) -> T:
-        return await self._answer(self._readers, partial(self.reading, fn), within)
+    async def read(self, fn: Callable[[sa.Connection], T], *, within: float = ANSWER_WITHIN, urgent: bool = False) -> T:
+        return await self._answer(self._urgent if urgent else self._readers, partial(self.reading, fn), within)
 
     async def _answer(self, threads: ThreadPoolExecutor, work: Callable[[], T], within: float) -> T:
         """A database that is frozen says nothing at all: then its thread is left to wait. What has not begun by then is
@@ -196,7 +202,7 @@ class Database:
                 return False
 
         async def holds() -> bool:
-            return held and await self._answer(self._readers, ping, ANSWER_WITHIN)
+            return held and await self._answer(self._urgent, ping, ANSWER_WITHIN)
 
         try:
             yield holds
@@ -206,6 +212,7 @@ class Database:
     def close(self) -> None:
         """Waits for what is under way."""
         self._readers.shutdown(wait=True)
+        self._urgent.shutdown(wait=True)
         self._writer.shutdown(wait=True)
         self._leases.shutdown(wait=True)
         self._read_engine.dispose()

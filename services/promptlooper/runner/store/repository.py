@@ -12,6 +12,7 @@ from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
+from promptlooper.runner.event_facts import NewEvent, experiment_facts
 from promptlooper.runner.spec.expand import shape
 from promptlooper.runner.spec.normal import row_from_json, row_to_json, spec_from_json, spec_to_json
 from promptlooper.runner.store.models import (
@@ -24,7 +25,6 @@ from promptlooper.runner.store.models import (
 from promptlooper.runner.store.requests import first_answer
 from promptlooper.runner.store.rows import experiment_of
 from promptlooper.runner.store.turns import locked_ledger, number_events
-from promptlooper.runner.turn import NewEvent, experiment_facts
 
 INPUTS_PER_CHUNK = 200
 EXPERIMENT = sa.select(
@@ -133,6 +133,13 @@ def get(connection: sa.Connection, experiment_id: str, now_us: int) -> Experimen
     if row is None:
         raise _not_found(experiment_id)
     return experiment_of(row, now_us)
+
+
+def check_exists(connection: sa.Connection, experiment_id: str) -> None:
+    """Raises ExperimentNotFound where the experiment was deleted. Asked after its rows were read: a deletion takes them
+    away by and by, after the progress row."""
+    if connection.execute(sa.select(progress.c.total).where(progress.c.experiment_id == experiment_id)).first() is None:
+        raise _not_found(experiment_id)
 
 
 def page(

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from promptlooper.experiment import ExperimentSpec, ExperimentSummary, Gate, GateResult, ScorerSummary, VariantSummary
 from promptlooper.run import RunState
 from promptlooper.runner.spec.expand import Variant
+from promptlooper.runner.store import repository
 from promptlooper.runner.store.models import runs, scores
 from promptlooper.runner.store.reading import RunSource
 
@@ -19,9 +20,11 @@ ENDED = [RunState.COMPLETED.value, RunState.FAILED.value, RunState.CANCELLED.val
 def summarize(connection: sa.Connection, source: RunSource) -> ExperimentSummary:
     experiment_id = source.experiment.experiment_id
     totals = {row.variant_index: row for row in connection.execute(_totals(experiment_id))}
+    latencies = {row.variant_index: row for row in connection.execute(_latencies(experiment_id))}
     means = _means(connection, experiment_id)
+    repository.check_exists(connection, experiment_id)
     variants = tuple(
-        _variant(connection, source, index, variant, totals.get(index), means.get(index, {}))
+        _variant(source, variant, totals.get(index), latencies.get(index), means.get(index, {}))
         for index, variant in enumerate(source.variants)
     )
     return ExperimentSummary(
@@ -40,7 +43,6 @@ def _totals(experiment_id: str) -> sa.Select[Any]:
         sa.select(
             runs.c.variant_index,
             count(runs.c.state.in_(ENDED)).label("ended"),
-            count(completed).label("completed"),
             count(failed).label("failed"),
             sa.func.avg(sa.case((completed, runs.c.score))).label("score"),
             count(sa.and_(completed, runs.c.passed.is_(True))).label("passed"),
@@ -76,16 +78,9 @@ def _means(connection: sa.Connection, experiment_id: str) -> dict[int, dict[str,
 
 
 def _variant(
-    connection: sa.Connection,
-    source: RunSource,
-    index: int,
-    variant: Variant,
-    totals: Any,
-    means: Mapping[str, ScorerSummary],
+    source: RunSource, variant: Variant, totals: Any, latencies: Any, means: Mapping[str, ScorerSummary]
 ) -> VariantSummary:
     spec: ExperimentSpec = source.spec
-    experiment_id = source.experiment.experiment_id
-    completed = 0 if totals is None else int(totals.completed)
     # A failed run did not pass; where nothing has a threshold there is no rate.
     judged = 0 if totals is None or not totals.judged else int(totals.judged) + int(totals.failed)
     return VariantSummary(
@@ -100,8 +95,8 @@ def _variant(
         score=None if totals is None or totals.score is None else float(totals.score),
         pass_rate=int(totals.passed) / judged if judged else None,
         scores=tuple(means.get(s.name, ScorerSummary(s.name, None, 0, 0)) for s in spec.scorers),
-        latency_ms_p50=_latency(connection, experiment_id, index, completed, 0.50),
-        latency_ms_p95=_latency(connection, experiment_id, index, completed, 0.95),
+        latency_ms_p50=None if latencies is None else int(latencies.latency_ms_p50),
+        latency_ms_p95=None if latencies is None else int(latencies.latency_ms_p95),
         tokens_in=0 if totals is None else int(totals.tokens_in),
         tokens_out=0 if totals is None else int(totals.tokens_out),
         cost_nanousd=0 if totals is None else int(totals.cost_nanousd),
@@ -109,23 +104,27 @@ def _variant(
     )
 
 
-def _latency(connection: sa.Connection, experiment_id: str, variant: int, completed: int, share: float) -> int | None:
-    """The nearest-rank percentile over completed runs: the smallest value with at least that share at or below it."""
-    if not completed:
-        return None
-    rank = max(1, -int(-share * completed // 1))
-    query = (
-        sa.select(runs.c.latency_ms)
-        .where(
-            runs.c.experiment_id == experiment_id,
-            runs.c.variant_index == variant,
-            runs.c.state == RunState.COMPLETED.value,
+def _latencies(experiment_id: str) -> sa.Select[Any]:
+    """The nearest-rank percentiles over completed runs: the smallest value with at least that share at or below it."""
+    variant = runs.c.variant_index
+    ranked = (
+        sa.select(
+            variant,
+            runs.c.latency_ms,
+            sa.func.row_number().over(partition_by=variant, order_by=runs.c.latency_ms).label("rank"),
+            sa.func.count().over(partition_by=variant).label("completed"),
         )
-        .order_by(runs.c.latency_ms)
-        .offset(rank - 1)
-        .limit(1)
+        .where(runs.c.experiment_id == experiment_id, runs.c.state == RunState.COMPLETED.value)
+        .subquery()
     )
-    return int(connection.execute(query).scalar_one())
+
+    def percentile(percent: int) -> sa.ColumnElement[int]:
+        rank = (ranked.c.completed * percent + 99) // 100  # rounded up
+        return sa.func.max(sa.case((ranked.c.rank == rank, ranked.c.latency_ms)))
+
+    return sa.select(
+        ranked.c.variant_index, percentile(50).label("latency_ms_p50"), percentile(95).label("latency_ms_p95")
+    ).group_by(ranked.c.variant_index)
 
 
 def gate_results(

@@ -13,12 +13,13 @@ from promptlooper.errors import ExperimentNotFound
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import RunState, Score, StageResult
+from promptlooper.runner.event_facts import NewEvent
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.outcomes import Outcome
 from promptlooper.runner.store.bulk import BulkInsert, BulkUpdate
 from promptlooper.runner.store.models import events, progress, runners, runs, scores, stage_results
 from promptlooper.runner.store.rows import STAGE_RESULT_COLUMNS, stage_result_of, stage_result_row, storable
-from promptlooper.runner.turn import Claim, NewEvent, Turn
+from promptlooper.runner.turn import Claim, Turn
 
 LEDGER_COLUMNS = [progress.c[f.name] for f in fields(Ledger)]
 RUN_FIELDS = (
@@ -36,7 +37,7 @@ RUN_FIELDS = (
     "cancel_requested",
     "generation",
 )
-RUN_COLUMNS = [runs.c[name] for name in (*RUN_FIELDS, "paid_calls")]
+RUN_COLUMNS = [runs.c[name] for name in (*RUN_FIELDS, "paid_calls", "attempts")]
 ADDED = (
     "tokens_in",
     "tokens_out",
@@ -192,7 +193,8 @@ SELECT_RUNS = sa.select(*RUN_COLUMNS).where(
 def run_row(row: sa.Row[Any]) -> RunRow:
     """Of a row with RUN_COLUMNS."""
     values = row._mapping
-    return RunRow(**{name: values[name] for name in RUN_FIELDS}, cached_before=values["paid_calls"] == 0)
+    called = bool(values["paid_calls"] or values["attempts"])
+    return RunRow(**{name: values[name] for name in RUN_FIELDS}, cached_before=not called)
 
 
 def _rows(connection: sa.Connection, experiment_id: str, indexes: set[int]) -> dict[int, RunRow]:

@@ -1,0 +1,47 @@
+"""What events say of experiments and of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from promptlooper.runner.ledger import Ledger
+
+# What events say of a failure: never the error's own message, which may quote a prompt or an input. That stands in the
+# run.
+FAILURES = {
+    "TEMPLATE_ERROR": "a template could not be rendered with this run's values",
+    "PROVIDER_CREDENTIALS": "the provider refused the key",
+    "PROVIDER_RATE_LIMITED": "the provider asks to wait",
+    "PROVIDER_UNAVAILABLE": "the provider could not be reached or failed",
+    "PROVIDER_REJECTED": "the provider refused the request",
+    "PROVIDER_MALFORMED": "the provider's answer could not be understood",
+    "CONTEXT_TOO_LONG": "the prompt does not fit the model's context",
+    "CONTENT_FILTERED": "the provider's content filter withheld the answer",
+    "DEADLINE_EXCEEDED": "there was no answer in time",
+    "SERVICE_UNAVAILABLE": "the Adapter could not be reached",
+    "UNKNOWN_PROVIDER": "the provider is not configured",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    kind: str
+    run_index: int | None
+    detail: Mapping[str, Any]
+
+
+def experiment_facts(ledger: Ledger) -> dict[str, Any]:
+    """What experiment.… events say."""
+    return {
+        "state": ledger.state,
+        "reason": ledger.reason,
+        "total": ledger.total,
+        "completed": ledger.completed,
+        "failed": ledger.failed,
+        "cancelled": ledger.cancelled,
+        "cost_nanousd": ledger.spent_nanousd,
+        "cost_unknown_calls": ledger.cost_unknown_calls,
+        "max_concurrency": ledger.max_concurrency,
+    }
