@@ -135,8 +135,8 @@ class RunnerCore:
     async def get(self, experiment_id: str) -> Experiment:
         if not EXPERIMENT_ID.fullmatch(experiment_id):
             raise _no_experiment(experiment_id)
-        now_us = self._now_us()
-        return await self._database.read(partial(repository.get, experiment_id=experiment_id, now_us=now_us))
+        get = partial(repository.get, experiment_id=experiment_id, now_us=self._now_us())
+        return await self._database.read(get, urgent=True)
 
     async def list_experiments(
         self, where: ExperimentFilter, page_size: int = 0, page_token: str = ""

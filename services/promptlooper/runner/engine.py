@@ -280,7 +280,7 @@ class Engine:
 
     async def _take_from_the_dead(self) -> None:
         database = self._parts.database
-        for experiment_id in await database.read(leases.orphaned):
+        for experiment_id in await database.read(leases.orphaned, urgent=True):
             now_us = microseconds(self._parts.clock.now())
             take = partial(leases.give_back_orphans, experiment_id=experiment_id, now_us=now_us)
             try:
