@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import orjson
@@ -70,15 +71,16 @@ _Place: TypeAlias = tuple[str, float | None, bool]  # what may share an answer: 
 class _Flight:
     """One question that this process is asking, and how many wait for it."""
 
-    task: asyncio.Task[Answer]
     waiters: int = 0
     counted: bool = False  # one of the waiters has taken the answer as the one that was paid for
+    is_looking: bool = True  # in the cache: not cancelled then, as the lease that it may get must be given back
+    abandoned: bool = False
 
 
 class Answers:
     """Asks every question once. A cache that does not answer is a miss; a model's error goes to all who waited for it.
 
-    Close it when no question is under way: it writes what is still to be stored.
+    Close it when nobody waits for an answer: it writes what is still to be stored, and gives leases back.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class Answers:
     ) -> None:
         self._gateway, self._cache, self._claimant_id, self._clock = gateway, cache, claimant_id, clock
         self._failpoints = failpoints or Failpoints()
-        self._flights: dict[_Place, _Flight] = {}
+        self._flights: dict[_Place, tuple[_Flight, asyncio.Task[Answer]]] = {}
+        self._running: set[asyncio.Task[Answer]] = set()  # flights, also those that nobody waits for any more
         self._leading: set[str] = set()
         self._renewer: asyncio.Task[None] | None = None
         self._tick: asyncio.Task[None] | None = None
@@ -103,6 +106,8 @@ class Answers:
         self._last_warning = float("-inf")
 
     async def aclose(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running)
         for batcher in (self._look_up, self._read, self._store, self._release):
             await batcher.aclose()
         for task in (self._renewer, self._tick):
@@ -132,19 +137,17 @@ class Answers:
         """None where the one who asked ran out of time, which this caller still has."""
         key = cache_key(question)
         place = (key, question.policy.max_age, question.request.once)
-        flight = self._flights.get(place)
-        leader = flight is None
-        if flight is None:
-            flight = _Flight(asyncio.create_task(self._fly(key, question, deadline)))
-            self._flights[place] = flight
-            flight.task.add_done_callback(lambda _: self._forget(place, flight))
+        leader = place not in self._flights
+        if leader:
+            self._take_off(place, question, deadline)
+        flight, task = self._flights[place]
         flight.waiters += 1
         try:
             if leader:
-                answer = await asyncio.shield(flight.task)
+                answer = await asyncio.shield(task)
             else:
                 async with asyncio.timeout(deadline - self._clock.monotonic()):
-                    answer = await asyncio.shield(flight.task)
+                    answer = await asyncio.shield(task)
         except TimeoutError as error:
             raise _too_late(question.request) from error
         except (DeadlineExceeded, ServiceUnavailable) as error:
@@ -154,26 +157,46 @@ class Answers:
             return None
         finally:
             flight.waiters -= 1
-            if not flight.waiters and not flight.task.done():
-                flight.task.cancel()  # nobody waits for it any more
-                self._forget(place, flight)
+            if not flight.waiters and not task.done():
+                flight.abandoned = True
+                if not flight.is_looking:
+                    task.cancel()
+                self._forget(place, task)
         if answer.cached or flight.counted:
             return Answer(answer.completion, cached=True)
         flight.counted = True  # whoever comes first, should the leader have been cancelled
         return answer
 
-    def _forget(self, place: _Place, flight: _Flight) -> None:
-        if self._flights.get(place) is flight:
+    def _take_off(self, place: _Place, question: Question, deadline: float) -> None:
+        flight = _Flight()
+        task = asyncio.create_task(self._fly(flight, place[0], question, deadline))
+        self._flights[place] = flight, task
+        self._running.add(task)
+        task.add_done_callback(partial(self._forget, place))
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[Answer]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its waiters have it; where there are none, nobody needs it
+
+    def _forget(self, place: _Place, task: asyncio.Task[Answer]) -> None:
+        if place in self._flights and self._flights[place][1] is task:
             del self._flights[place]
 
-    async def _fly(self, key: str, question: Question, deadline: float) -> Answer:
+    async def _fly(self, flight: _Flight, key: str, question: Question, deadline: float) -> Answer:
         lookup = Lookup(key, question.policy.max_age)
         while (found := await self._look_up(lookup)).status is LookupStatus.BUSY:
-            if self._clock.monotonic() >= deadline:
+            if self._clock.monotonic() >= deadline or flight.abandoned:
                 raise _too_late(question.request)
             await self._next_tick()
+        flight.is_looking = False
         if (completion := _completion_of(found)) is not None:
             return Answer(completion, cached=True)
+        if flight.abandoned:
+            if found.status is LookupStatus.LEAD and not any(place[0] == key for place in self._flights):
+                self._release(key)  # else whoever asks next would wait until the lease runs out
+            raise _too_late(question.request)
         if found.status is LookupStatus.LEAD:
             self._leading.add(key)
             self._keep_leases()

@@ -7,12 +7,13 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
-from promptlooper.caching import Found, Lookup, ResponseCache
+from promptlooper.caching import Found, Lookup, LookupStatus, ResponseCache
 from promptlooper.clock import SystemClock
 from promptlooper.completion import Completion, CompletionRequest, Message, ModelCheck, ModelInfo
 from promptlooper.errors import CacheUnavailable, DeadlineExceeded, ProviderRejected, ServiceUnavailable
@@ -51,6 +52,23 @@ class Model:
 
     async def list_models(self) -> list[ModelInfo]:
         return []
+
+
+class SlowLookup:
+    """A cache whose lookups are answered when they may."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache = cache
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def lookup(self, lookups: Sequence[Lookup], claimant_id: str) -> Sequence[Found]:
+        found = await self._cache.lookup(lookups, claimant_id)
+        self.asked.set()
+        await self.go.wait()
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
 
 
 def question(text: str = "why?", *, repeat: int = 0, mode: CacheMode = CacheMode.READ_WRITE) -> Question:
@@ -203,6 +221,22 @@ class NoCache:
 
     async def store(self, entries: object, claimant_id: str) -> None:
         raise ServiceUnavailable("gone")
+
+
+async def test_who_is_cancelled_while_the_cache_is_asked_leaves_no_lease_behind(tmp_path: Path) -> None:
+    """A Runner that stops in a burst: the next one must not wait until leases run out."""
+    model = Model()
+    async with cache_in(tmp_path) as cache:
+        slow = SlowLookup(cache)
+        async with answering(model, slow) as answers:  # type: ignore[arg-type]
+            asker = asyncio.create_task(answers.ask(question()))
+            await slow.asked.wait()
+            asker.cancel()
+            await asyncio.gather(asker, return_exceptions=True)
+            slow.go.set()
+        (found,) = await cache.lookup([Lookup(cache_key(question()), None)], "another")
+    assert found.status is LookupStatus.LEAD
+    assert model.calls == []
 
 
 async def test_a_cache_that_does_not_answer_is_a_miss_and_flights_still_share() -> None:
