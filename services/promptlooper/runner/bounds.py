@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from promptlooper.completion import Message, Price
+from promptlooper.errors import TemplateError
+from promptlooper.experiment import ExperimentSpec
 from promptlooper.jsonvalue import Json, JsonObject, json_text
+from promptlooper.runner.render import Renderer, variables
+from promptlooper.runner.spec.expand import Variant, stage_model, stage_params
 
+GUESSED_FROM = 20  # inputs, over all variants
 TOKENS_PER_MESSAGE = 16  # role and separators, generously
 TOKENS_PER_CALL = 16
 MTOK = 1_000_000
@@ -33,6 +38,23 @@ def call_bound(messages: Sequence[Message], params: JsonObject, price: Price | N
         return Bound(0, tokens_in + tokens_out)
     parts = tokens_in * price.input_nanousd_per_mtok + tokens_out * price.output_nanousd_per_mtok
     return Bound(min(-(-parts // MTOK), LARGEST), min(tokens_in + tokens_out, LARGEST))
+
+
+def cheapest(
+    spec: ExperimentSpec, chosen: Sequence[Variant], prices: Mapping[str, Price | None], renderer: Renderer
+) -> Bound:
+    """What a cheap call of an experiment may cost: the least of every variant's first call for the first inputs. A run
+    that needs more says so before it calls; one that is too dear keeps nobody else from running."""
+    bounds = []
+    for variant in chosen:
+        stage = variant.pipeline.stages[0]
+        for row in spec.inputs[: max(1, GUESSED_FROM // len(chosen))]:
+            try:
+                messages = renderer.messages(stage, variables(spec, row, (), 0))
+            except TemplateError:  # that run will fail
+                continue
+            bounds.append(call_bound(messages, stage_params(variant, stage), prices[stage_model(variant, stage)]))
+    return Bound(min((b.nanousd for b in bounds), default=0), min((b.tokens for b in bounds), default=0))
 
 
 def _whole(value: Json) -> int:

@@ -19,7 +19,6 @@ from promptlooper.errors import (
     Problem,
     RunNotFound,
     StoreUnavailable,
-    TemplateError,
 )
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
 from promptlooper.experiments import (
@@ -34,14 +33,14 @@ from promptlooper.experiments import (
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Run, RunState
 from promptlooper.runner import page_tokens
-from promptlooper.runner.bounds import LARGEST, Bound, call_bound
+from promptlooper.runner.bounds import LARGEST, Bound, cheapest
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching
-from promptlooper.runner.render import Renderer, variables
+from promptlooper.runner.render import Renderer
 from promptlooper.runner.spec.check_services import check
 from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY
-from promptlooper.runner.spec.expand import stage_model, stage_params, variants
+from promptlooper.runner.spec.expand import stage_model, variants
 from promptlooper.runner.spec.normal import body_sha256, completed
 from promptlooper.runner.store import control, removal, repository, requests
 from promptlooper.runner.store.database import Database
@@ -50,7 +49,7 @@ from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.summary import summarize
 from promptlooper.scoring import ScorerInfo, ScoringService
 
-EXPORT_PAGE, GUESSED_FROM = 200, 20
+EXPORT_PAGE = 200
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
 LONGEST_INPUT_ID = 200  # characters: it is in every event
 LONG_WORK = 25.0  # seconds: less than callers wait
@@ -110,24 +109,13 @@ class RunnerCore:
             self._engine.take_up(experiment_id)
 
     async def _first_bound(self, spec: ExperimentSpec) -> Bound:
-        """What a cheap call may cost, as the first guess at what calls reserve: the least of every variant's first
-        call for the first inputs. A run that needs more says so before it calls; one that is too dear keeps nobody else
-        from running."""
+        """The first guess at what calls reserve."""
         if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
             return Bound(0, 0)
         chosen = variants(spec)
         models = sorted({stage_model(variant, variant.pipeline.stages[0]) for variant in chosen})
         prices = {check.model: check.price for check in await self._gateway.check_models(models)}
-        bounds = []
-        for variant in chosen:
-            stage = variant.pipeline.stages[0]
-            for row in spec.inputs[: max(1, GUESSED_FROM // len(chosen))]:
-                try:
-                    messages = self._renderer.messages(stage, variables(spec, row, (), 0))
-                except TemplateError:  # that run will fail
-                    continue
-                bounds.append(call_bound(messages, stage_params(variant, stage), prices[stage_model(variant, stage)]))
-        return Bound(min((b.nanousd for b in bounds), default=0), min((b.tokens for b in bounds), default=0))
+        return cheapest(spec, chosen, prices, self._renderer)
 
     async def validate(self, spec: ExperimentSpec) -> Validation:
         return await check(_completed(spec), self._gateway, self._scoring)
