@@ -180,9 +180,13 @@ def _farewell(stop: Interrupted, session: Session, experiment: Experiment | None
     remote, had_ended = session.target.server is not None, experiment.state.ended
     if remote or (not had_ended and session.is_worked_on(name)):
         where = "" if remote else " in another process"
+        if experiment.state is ExperimentState.PAUSED:
+            now, verb = "is paused", "resume"
+        else:
+            now, verb = f"goes on{where}", "watch"
         return (
-            f"Stopped watching by {stop}; experiment {name} goes on{where}.\n"
-            f"  promptlooper watch {name}{option}\n"
+            f"Stopped watching by {stop}; experiment {name} {now}.\n"
+            f"  promptlooper {verb} {name}{option}\n"
             f"  promptlooper cancel {name}{option}"
         )
     files = "".join(f" -o {shlex.quote(text)}" for text in wanted.outputs)

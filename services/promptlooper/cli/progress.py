@@ -111,7 +111,8 @@ class PlainLines:
             return
         self._next = at + _LINE_EVERY
         line = progress_line(experiment, self._pace)
-        if not experiment.state.ended or line != self._said:  # what had ended before is heard of twice
+        still = experiment.state.ended or experiment.state is ExperimentState.PAUSED
+        if not still or line != self._said:  # what had ended before is heard of twice, what is paused again and again
             self.note(line)
         self._said = line
 

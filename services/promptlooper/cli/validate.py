@@ -49,9 +49,10 @@ def validate(session: Session, file: Path, as_json: bool, **flags: Any) -> None:
             }
         )
         return
+    why = ": a model has no price, or max_tokens is not set" if found.estimated_cost_nanousd is None else ""
     click.echo(
         f"{file} is valid: {count(found.runs, 'run')}, {count(found.calls, 'call')}, "
-        f"estimated cost {money(found.estimated_cost_nanousd)}"
+        f"estimated cost {money(found.estimated_cost_nanousd)}{why}"
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from promptlooper.cli.working import working_on
 from promptlooper.errors import ExperimentCancelled
-from promptlooper.experiment import ExperimentState, RunCounts
+from promptlooper.experiment import Experiment, ExperimentState, RunCounts
 from promptlooper.experiments import ExperimentUpdate
 from promptlooper.run import Event
 from promptlooper.runner.spec.normal import body_sha256
@@ -124,6 +124,26 @@ def test_signal_where_another_process_works_on_it_ends_only_the_watching(
     assert result.stderr == (
         "Error: Stopped watching by SIGINT; experiment abc123 goes on in another process.\n"
         "  promptlooper watch abc123\n"
+        "  promptlooper cancel abc123\n"
+    )
+
+
+def test_signal_while_it_is_paused_says_so_and_what_goes_on_with_it(
+    promptlooper: Any, paused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def paused_again(experiment_id: str, request_id: str = "") -> Experiment:
+        found: Experiment = paused.experiments[0]
+        return found
+
+    monkeypatch.setattr(paused, "resume", paused_again)
+    paused.hold = asyncio.Event()
+    paused.on_watch = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with working_on(tmp_path / ".promptlooper", "abc123"):
+        result = promptlooper("resume", "latest", "-q")
+    assert result.exit_code == 143
+    assert result.stderr == (
+        "Error: Stopped watching by SIGTERM; experiment abc123 is paused.\n"
+        "  promptlooper resume abc123\n"
         "  promptlooper cancel abc123\n"
     )
 

@@ -57,6 +57,18 @@ def test_plain_lines_come_at_most_every_five_seconds_and_at_the_end(make: Any) -
     ]
 
 
+def test_a_plain_line_of_what_is_paused_comes_once(make: Any) -> None:
+    now, out = [0.0], io.StringIO()
+    lines = PlainLines(out, lambda: now[0])
+    for second, completed in [(0, 10), (10, 10), (20, 11), (30, 11)]:  # a call that was under way ends
+        now[0] = second
+        lines.update(replace(running(make, completed), state=ExperimentState.PAUSED))
+    assert out.getvalue().splitlines() == [
+        "capitals: paused, 10/100 runs, 0 failed, 0 cached, spent $0.0025",
+        "capitals: paused, 11/100 runs, 0 failed, 0 cached, spent $0.0025",
+    ]
+
+
 def test_what_it_may_cost_in_all_is_said_where_it_can_be_guessed(make: Any) -> None:
     now = replace(running(make, 10), cost_remaining_nanousd=7_500_000, budget_nanousd=20_000_000)
     assert progress_line(now, Pace()) == (
