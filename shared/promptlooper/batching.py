@@ -15,7 +15,8 @@ class TickBatcher(Generic[ItemT, AnswerT]):
     """Sends what is asked for in one tick of the event loop in one call.
 
     The first item schedules a batch, and those that come until the loop has gone round join it. While `max_in_flight`
-    batches are on their way the rest gathers; nothing waits for a clock. `send` gets the items and returns, in their
+    batches are on their way the rest gathers. With `gather` seconds a batch waits so long for others, where that costs
+    less than a hop of its own; else nothing waits for a clock. `send` gets the items and returns, in their
     order, an answer or the exception to raise for each; what it raises itself is raised for all its items. Items whose
     waiter was cancelled are not sent. `size_of` says an item's bytes; one above `max_bytes` travels alone.
     """
@@ -28,12 +29,14 @@ class TickBatcher(Generic[ItemT, AnswerT]):
         max_bytes: int = 1024 * 1024,
         size_of: Callable[[ItemT], int] | None = None,
         max_in_flight: int = 2,
+        gather: float = 0.0,
     ) -> None:
         self._send = send
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._max_in_flight = max_in_flight
+        self._gather = gather
         self._waiting: deque[tuple[ItemT, asyncio.Future[AnswerT]]] = deque()
         self._sending: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -48,7 +51,10 @@ class TickBatcher(Generic[ItemT, AnswerT]):
         self._waiting.append((item, future))
         if not self._scheduled and len(self._sending) < self._max_in_flight:
             self._scheduled = True
-            loop.call_soon(self._dispatch)
+            if self._gather:
+                loop.call_later(self._gather, self._dispatch)
+            else:
+                loop.call_soon(self._dispatch)
         return future
 
     async def aclose(self) -> None:

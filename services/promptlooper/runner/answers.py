@@ -91,6 +91,7 @@ class Answers:
         clock: Clock,
         *,
         failpoints: Failpoints | None = None,
+        gather: float = 0.0,
     ) -> None:
         self._gateway, self._cache, self._claimant_id, self._clock = gateway, cache, claimant_id, clock
         self._failpoints = failpoints or Failpoints()
@@ -101,7 +102,7 @@ class Answers:
         self._tick: asyncio.Task[None] | None = None
         self._look_up = TickBatcher(self._lookup_batch)
         self._read = TickBatcher(self._read_batch)
-        self._store = TickBatcher(self._store_batch, size_of=lambda entry: len(entry.value))
+        self._store = TickBatcher(self._store_batch, size_of=lambda entry: len(entry.value), gather=gather)
         self._release = TickBatcher(self._release_batch)
         self._last_warning = float("-inf")
 

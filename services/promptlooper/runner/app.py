@@ -24,6 +24,7 @@ from promptlooper.runner.store.migrate import prepare
 from promptlooper.scoring import ScoringService
 
 log = logging.getLogger("runner")
+GATHER = 0.015  # seconds: with the answer it is less than a turn waits anyway
 
 
 @asynccontextmanager
@@ -42,13 +43,15 @@ async def runner_core(
     clock: Clock | None = None,
     new_id: IdMaker = random_id,
     failpoints: Failpoints | None = None,
+    gather: float = 0.0,
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
-    it. A Runner takes the runs of its predecessor of the same `replica` at once. On leaving, running calls are stopped
+    it. A Runner takes the runs of its predecessor of the same `replica` at once. Answers to be stored in the cache and
+    outputs to be scored wait `gather` seconds for others, where cache and Scorer are an RPC away. On leaving, running calls are stopped
     and their runs handed back."""
     hub, clock, renderer, failpoints = hub or Hub(), clock or SystemClock(), Renderer(), failpoints or Failpoints()
-    answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints)
-    scores = Scores(scoring, renderer, failpoints=failpoints)
+    answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints, gather=gather)
+    scores = Scores(scoring, renderer, failpoints=failpoints, gather=gather)
     parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints)
     engine = Engine(
         parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, replica=replica, registered=registered
@@ -98,6 +101,7 @@ async def run(settings: RunnerSettings) -> None:
                 replica=settings.replica,
                 hub=hub,
                 failpoints=failpoints,
+                gather=GATHER,
             )
         )
         async with serving(

@@ -20,9 +20,11 @@ TRIES, PAUSE, LONGEST_PAUSE = 10, 0.2, 5.0  # while the Scorer can't be reached:
 
 
 class Scores:
-    def __init__(self, scoring: ScoringService, renderer: Renderer, *, failpoints: Failpoints | None = None) -> None:
+    def __init__(
+        self, scoring: ScoringService, renderer: Renderer, *, failpoints: Failpoints | None = None, gather: float = 0.0
+    ) -> None:
         self._scoring, self._renderer, self._failpoints = scoring, renderer, failpoints or Failpoints()
-        self._score = TickBatcher(self._score_batch)
+        self._score = TickBatcher(self._score_batch, gather=gather)
 
     async def aclose(self) -> None:
         await self._score.aclose()

@@ -34,6 +34,26 @@ async def test_items_of_one_tick_travel_together() -> None:
     assert gate.batches == [[2, 4, 6]]
 
 
+async def test_items_of_several_ticks_travel_together_where_they_may_wait() -> None:
+    gate = Gate()
+    batcher = TickBatcher(gate.send, gather=0.05)
+    first = batcher(2)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    second = batcher(4)
+    assert gate.batches == []
+    assert await asyncio.gather(first, second) == [20, 40]
+    assert gate.batches == [[2, 4]]
+
+
+async def test_items_that_wait_for_others_are_sent_when_it_is_closed() -> None:
+    gate = Gate()
+    batcher = TickBatcher(gate.send, gather=3600)
+    last = batcher(2)
+    await batcher.aclose()
+    assert last.result() == 20
+
+
 async def test_tasks_that_call_in_the_same_tick_share_a_batch() -> None:
     gate = Gate()
     batcher = TickBatcher(gate.send)
