@@ -47,8 +47,8 @@ async def runner_core(
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
     it. A Runner takes the runs of its predecessor of the same `replica` at once. Answers to be stored in the cache and
-    outputs to be scored wait `gather` seconds for others, where cache and Scorer are an RPC away. On leaving, running calls are stopped
-    and their runs handed back."""
+    outputs to be scored wait `gather` seconds for others, where cache and Scorer are an RPC away. On leaving, running
+    calls are stopped and their runs handed back."""
     hub, clock, renderer, failpoints = hub or Hub(), clock or SystemClock(), Renderer(), failpoints or Failpoints()
     answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints, gather=gather)
     scores = Scores(scoring, renderer, failpoints=failpoints, gather=gather)
