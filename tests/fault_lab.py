@@ -197,7 +197,7 @@ class Cluster:
         async with connected(address, reconnect_for=RECONNECT_FOR) as client:
             yield client
 
-    def calls_of(self, runner: Node) -> int:
+    def open_calls_of(self, runner: Node) -> int:
         """Calls of its present life that are open at the provider."""
         return sum(
             call.ended is None and call.asker == runner.name and call.started > runner.born

@@ -44,10 +44,10 @@ async def killing(lab: Cluster, watched: Watched, chance: random.Random, ends_at
     open_calls = 0
     for point in points:
         await eventually(partial(reached, watched, point), within=300)
-        await eventually(lambda: any(map(lab.calls_of, lab.runners)) or watched.terminal is not None, within=300)
+        await eventually(lambda: any(map(lab.open_calls_of, lab.runners)) or watched.terminal is not None, within=300)
         assert watched.terminal is None, "the experiment ended before the last kill"
-        runner = chance.choice([runner for runner in lab.runners if lab.calls_of(runner)])
-        open_calls += lab.calls_of(runner)
+        runner = chance.choice([runner for runner in lab.runners if lab.open_calls_of(runner)])
+        open_calls += lab.open_calls_of(runner)
         lab.kill(runner)
         runner.start()
     return open_calls

@@ -188,9 +188,9 @@ class ExperimentLoop:
                 self._wake.set()
             try:
                 if uncertain:
-                    sent, adopted = await self._adopt(sent)
+                    sent, claims = await self._adopt(sent)
                     uncertain = False
-                    await self._held.start(adopted, executor)
+                    await self._held.start(claims, executor)
                 result = await self._turns.take_or_isolate(replace(basis, outcomes=sent, slots=self._free(sent)))
             except StoreUnavailable as error:
                 self.asking = 0
