@@ -101,7 +101,7 @@ async def test_openai_example_asks_both_models_through_another_server(
         file = str(EXAMPLES / "openai" / "promptlooper.yaml")
         checked = await promptlooper("validate", file, OPENAI_BASE_URL=provider.base_url)
         assert checked.code == 0, checked.stderr
-        assert "24 runs, 24 calls, estimated cost unknown: a model has no price, or max_tokens is not set" in checked.stdout
+        assert "24 runs, 24 calls, estimated cost unknown: a model has no price, or max_tokens" in checked.stdout
         assert not provider.requests
 
         ended = await promptlooper("run", file, "--json", OPENAI_BASE_URL=provider.base_url)

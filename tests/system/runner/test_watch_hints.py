@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
 
 import nats
 import pytest
@@ -16,7 +17,7 @@ from watch_lab import NEVER, WatchedRunner, on_the_wire, own_connections, seqs, 
 from promptlooper.backing import NatsServer
 from promptlooper.experiment import ExperimentState
 from promptlooper.experiments import WatchMessage
-from promptlooper.runner.events import hints, relay
+from promptlooper.runner.events import connection, hints, relay
 from promptlooper.runner.events.hints import SUBJECT, Hints
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.relay import Relay
@@ -238,3 +239,30 @@ def test_hints_are_few_and_bounded() -> None:
     assert [name for hint in understood if hint for name in hint[0]] == many
     assert [name for hint in understood if hint for name in hint[1]] == many[:10]
     assert hints.payloads([], []) == []
+
+
+async def test_hints_go_on_when_their_connections_were_closed_for_good(
+    broker: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Client] = []
+
+    async def kept(*args: Any, **kwargs: Any) -> Client:
+        made.append(await connection.connected(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(hints, "connected", kept)
+    monkeypatch.setattr(hints, "LOOK_AT_LEAST", 0.05)
+    one, other = Hub(), Hub()
+    async with Hints(one, broker.url).running(), Hints(other, broker.url).running():
+        with one.listening() as news_of_one, other.listening() as news_of_other:
+
+            def hear_each_other() -> bool:
+                one.changed("said by one")
+                other.changed("said by the other")
+                return "said by the other" in news_of_one.take()[0] and "said by one" in news_of_other.take()[0]
+
+            await eventually(hear_each_other)
+            for client in made[:]:
+                await client.close()
+            await eventually(lambda: len(made) == 4)
+            await eventually(hear_each_other)
