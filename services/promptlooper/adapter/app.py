@@ -46,22 +46,12 @@ async def run(settings: AdapterSettings) -> None:
     """Serves until a signal comes."""
     # Not above: the embedded composition takes `gateway_from` without gRPC.
     from promptlooper.adapter import servicer
-    from promptlooper.rpc.process import until_signalled
-    from promptlooper.rpc.server import serving
+    from promptlooper.rpc.service import service, until_stopped
 
     async with gateway_from(settings.providers) as gateway:
         core = servicer.AdapterServicer(gateway)
-        async with serving(
-            settings.listen,
-            {servicer.SERVICE_NAME: core.register},
-            health_listen=settings.health_listen,
-            reflection=settings.reflection,
-            grace=settings.grace,
-            lame_duck=settings.lame_duck,
-            on_drain=core.drain,
-        ) as server:
-            _log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-            await until_signalled(settings.lame_duck + settings.grace)
+        async with service(settings, {servicer.SERVICE_NAME: core.register}, log=_log, on_drain=core.drain):
+            await until_stopped(settings)
 
 
 def _allow_many_connections() -> None:

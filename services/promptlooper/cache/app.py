@@ -9,8 +9,7 @@ from promptlooper.cache import servicer
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.settings import CacheSettings
 from promptlooper.cache.store.redis import RedisStore
-from promptlooper.rpc.process import until_signalled
-from promptlooper.rpc.server import serving
+from promptlooper.rpc.service import service, until_stopped
 
 log = logging.getLogger(__name__)
 DAY = 86400.0
@@ -22,14 +21,6 @@ async def run(settings: CacheSettings) -> None:
         RedisStore(
             settings.redis_url, value_ttl=settings.cache_ttl_days * DAY, timeout=settings.redis_timeout
         ) as store,
-        serving(
-            settings.listen,
-            {servicer.SERVICE_NAME: partial(servicer.register, core=CacheCore(store))},
-            health_listen=settings.health_listen,
-            reflection=settings.reflection,
-            grace=settings.grace,
-            lame_duck=settings.lame_duck,
-        ) as server,
+        service(settings, {servicer.SERVICE_NAME: partial(servicer.register, core=CacheCore(store))}, log=log),
     ):
-        log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-        await until_signalled(settings.lame_duck + settings.grace)
+        await until_stopped(settings)

@@ -68,8 +68,7 @@ async def run(settings: RunnerSettings) -> None:
     """Serves until a signal comes."""
     # Not above: the embedded composition needs neither gRPC nor NATS.
     from promptlooper.clients import adapter, cache, scorer
-    from promptlooper.rpc.process import until_signalled
-    from promptlooper.rpc.server import serving
+    from promptlooper.rpc.service import service, until_stopped
     from promptlooper.runner import servicer
     from promptlooper.runner.events.hints import Hints
     from promptlooper.runner.events.relay import Relay
@@ -104,17 +103,9 @@ async def run(settings: RunnerSettings) -> None:
                 gather=GATHER,
             )
         )
-        async with serving(
-            settings.listen,
-            {servicer.SERVICE_NAME: partial(servicer.register, core=core)},
-            health_listen=settings.health_listen,
-            reflection=settings.reflection,
-            grace=settings.grace,
-            lame_duck=settings.lame_duck,
-            on_drain=hub.drain,
-        ) as server:
-            log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
-            await until_signalled(settings.lame_duck + settings.grace)
+        services = {servicer.SERVICE_NAME: partial(servicer.register, core=core)}
+        async with service(settings, services, log=log, on_drain=hub.drain):
+            await until_stopped(settings)
             # Beside the calls of clients: both end within the grace, with some of it left to hand runs back.
             draining = asyncio.create_task(core.drain(0.8 * settings.grace))
         await draining
