@@ -79,6 +79,28 @@ class TooLarge(DomainError):
     reason = "TOO_LARGE"
 
 
+class FilesMissing(DomainError):
+    """`missing` are paths as the experiment file names them, with what is wrong with each: never sent, or only in
+    part."""
+
+    reason = "FILES_MISSING"
+
+    def __init__(self, missing: Sequence[Problem]) -> None:
+        names = ", ".join(repr(one.field) for one in missing[:10]) + (", …" if len(missing) > 10 else "")
+        super().__init__(
+            f"the experiment names files that are not here: {names}; send them with UploadFile", count=str(len(missing))
+        )
+        self.missing = tuple(missing)
+
+
+class Unauthenticated(DomainError):
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(DomainError):
+    reason = "PERMISSION_DENIED"
+
+
 class UnknownProvider(DomainError):
     reason = "UNKNOWN_PROVIDER"
 

@@ -10,6 +10,8 @@ _SCORER = "/promptlooper.v1.ScorerService/"
 # Seconds, as the comments in protos/ say; None is no deadline.
 USUAL: dict[str, float | None] = {
     _RUNNER + "CreateExperiment": 30,
+    _RUNNER + "UploadFile": 30,
+    _RUNNER + "RenderRun": 30,
     _RUNNER + "ValidateExperiment": 30,
     _RUNNER + "GetExperiment": 10,
     _RUNNER + "ListExperiments": 10,
@@ -24,6 +26,9 @@ USUAL: dict[str, float | None] = {
     _RUNNER + "GetRun": 10,
     _RUNNER + "ListRuns": 10,
     _RUNNER + "CancelRun": 10,
+    _RUNNER + "StartRun": 30,
+    _RUNNER + "WatchRun": None,
+    _RUNNER + "ExecuteRun": 300,
     _RUNNER + "ExportRuns": 600,
     _RUNNER + "SummarizeExperiment": 30,
     _RUNNER + "ListModels": 10,
@@ -32,6 +37,7 @@ USUAL: dict[str, float | None] = {
     _RUNNER + "PurgeCache": 60,
     _ADAPTER + "Complete": 60,
     _ADAPTER + "CompleteMany": None,
+    _ADAPTER + "StreamComplete": 60,
     _ADAPTER + "CheckModels": 10,
     _ADAPTER + "ListModels": 10,
     _CACHE + "Lookup": 1,

@@ -11,7 +11,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from promptlooper import errors
-from promptlooper.errors import CompletionFailed, DomainError, InvalidExperiment, Problem
+from promptlooper.errors import CompletionFailed, DomainError, FilesMissing, InvalidExperiment, Problem
 
 DOMAIN = "promptlooper"
 Code = grpc.StatusCode
@@ -30,6 +30,9 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     errors.ResumeTokenExpired: Code.OUT_OF_RANGE,
     errors.PageTokenInvalid: Code.INVALID_ARGUMENT,
     errors.TooLarge: Code.RESOURCE_EXHAUSTED,
+    errors.FilesMissing: Code.FAILED_PRECONDITION,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
+    errors.PermissionDenied: Code.PERMISSION_DENIED,
     errors.UnknownProvider: Code.INVALID_ARGUMENT,
     errors.ProviderCredentials: Code.FAILED_PRECONDITION,
     errors.ProviderRateLimited: Code.RESOURCE_EXHAUSTED,
@@ -79,6 +82,9 @@ def status_of(error: DomainError) -> status_pb2.Status:
     if isinstance(error, InvalidExperiment):
         room = _TRAILER_BYTES - len(quote(message)) - status.ByteSize() * 4 // 3
         _add(status, _bad_request(error.problems, room * 3 // 4 - 200))
+    if isinstance(error, FilesMissing):
+        room = _TRAILER_BYTES - len(quote(message)) - status.ByteSize() * 4 // 3
+        _add(status, _missing_files(error.missing, room * 3 // 4 - 200))
     return status
 
 
@@ -105,6 +111,9 @@ def error_of(status: status_pb2.Status) -> DomainError | None:
         bad = _detail(status, error_details_pb2.BadRequest)
         found = [Problem(v.field, v.description) for v in bad.field_violations] if bad else []
         return InvalidExperiment(found or [Problem("", status.message)])
+    if issubclass(cls, FilesMissing):
+        failure = _detail(status, error_details_pb2.PreconditionFailure)
+        return FilesMissing([Problem(v.subject, v.description) for v in failure.violations] if failure else [])
     if issubclass(cls, CompletionFailed):
         attempts = facts.pop("attempts", "0")
         error: DomainError = cls(status.message, attempts=int(attempts) if attempts.isdecimal() else 0)
@@ -132,6 +141,17 @@ def _bad_request(problems: Iterable[Problem], room: int) -> error_details_pb2.Ba
     if left_out:
         bad.field_violations.add(description=f"and {left_out} more: ValidateExperiment lists them all")
     return bad
+
+
+def _missing_files(missing: Iterable[Problem], room: int) -> error_details_pb2.PreconditionFailure:
+    """As many as fit: who has sent those is told of the next ones."""
+    failure = error_details_pb2.PreconditionFailure()
+    for problem in missing:
+        room -= len(problem.field.encode()) + len(problem.message.encode()) + 24
+        if room < 0 and failure.violations:
+            break
+        failure.violations.add(type="FILE", subject=problem.field, description=problem.message)
+    return failure
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -46,6 +46,11 @@ class AdapterServiceStub:
                 request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CompleteManyRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.CompleteManyResponse.FromString,
                 _registered_method=True)
+        self.StreamComplete = channel.unary_stream(
+                '/promptlooper.v1.AdapterService/StreamComplete',
+                request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteResponse.FromString,
+                _registered_method=True)
         self.CheckModels = channel.unary_unary(
                 '/promptlooper.v1.AdapterService/CheckModels',
                 request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CheckModelsRequest.SerializeToString,
@@ -83,6 +88,15 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamComplete(self, request, context):
+        """As Complete, with the answer's text as it is generated: deltas, and then the whole completion, then OK. Where the provider
+        can't stream, one delta. What fails after the first delta is not tried again. Usual deadline: 60 s. A caller that cancels
+        stops the provider call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckModels(self, request, context):
         """Says of each model whether its provider is configured, a key is there, and what it costs. Calls no provider.
         Usual deadline: 10 s.
@@ -110,6 +124,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.CompleteMany,
                     request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.CompleteManyRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CompleteManyResponse.SerializeToString,
+            ),
+            'StreamComplete': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamComplete,
+                    request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteResponse.SerializeToString,
             ),
             'CheckModels': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckModels,
@@ -178,6 +197,33 @@ class AdapterService:
             '/promptlooper.v1.AdapterService/CompleteMany',
             promptlooper_dot_v1_dot_adapter__service__pb2.CompleteManyRequest.SerializeToString,
             promptlooper_dot_v1_dot_adapter__service__pb2.CompleteManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamComplete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/promptlooper.v1.AdapterService/StreamComplete',
+            promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteRequest.SerializeToString,
+            promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

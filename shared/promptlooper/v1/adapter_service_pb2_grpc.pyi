@@ -30,6 +30,11 @@ class AdapterServiceStub:
     Each item has its own deadline and its own error; the stream fails only as a whole. When it breaks, the items without an
     answer are lost and may have been paid for. Send at most 256 items and 1 MiB in a message. No deadline; close when done.
     """
+    StreamComplete: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.StreamCompleteRequest, _adapter_service_pb2.StreamCompleteResponse]
+    """As Complete, with the answer's text as it is generated: deltas, and then the whole completion, then OK. Where the provider
+    can't stream, one delta. What fails after the first delta is not tried again. Usual deadline: 60 s. A caller that cancels
+    stops the provider call.
+    """
     CheckModels: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.CheckModelsRequest, _adapter_service_pb2.CheckModelsResponse]
     """Says of each model whether its provider is configured, a key is there, and what it costs. Calls no provider.
     Usual deadline: 10 s.
@@ -64,6 +69,17 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """The same for many questions on one stream: batches go in, answers come back in batches as they are ready, in any order.
         Each item has its own deadline and its own error; the stream fails only as a whole. When it breaks, the items without an
         answer are lost and may have been paid for. Send at most 256 items and 1 MiB in a message. No deadline; close when done.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamComplete(
+        self,
+        request: _adapter_service_pb2.StreamCompleteRequest,
+        context: _aio.ServicerContext[_adapter_service_pb2.StreamCompleteRequest, _abc.AsyncIterator[_adapter_service_pb2.StreamCompleteResponse]],
+    ) -> _abc.AsyncIterator[_adapter_service_pb2.StreamCompleteResponse]:
+        """As Complete, with the answer's text as it is generated: deltas, and then the whole completion, then OK. Where the provider
+        can't stream, one delta. What fails after the first delta is not tried again. Usual deadline: 60 s. A caller that cancels
+        stops the provider call.
         """
 
     @_abc_1.abstractmethod

@@ -51,6 +51,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The page token is not one that this server gave for this filter. INVALID_ARGUMENT."""
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 11
     """The message is larger than this server takes: send less. RESOURCE_EXHAUSTED."""
+    ERROR_REASON_FILES_MISSING: _ErrorReason.ValueType  # 13
+    """The experiment file names files that this server does not have: PreconditionFailure lists them; send them with UploadFile.
+    FAILED_PRECONDITION. Metadata: count.
+    """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 14
+    """The call has no credentials, or none that this server knows: send a token. UNAUTHENTICATED."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 15
+    """The credentials do not allow this call: ask an operator for the scope. PERMISSION_DENIED. Metadata: scope."""
     ERROR_REASON_UNKNOWN_PROVIDER: _ErrorReason.ValueType  # 20
     """No provider of that name is configured. INVALID_ARGUMENT. Metadata: provider, model."""
     ERROR_REASON_PROVIDER_CREDENTIALS: _ErrorReason.ValueType  # 21
@@ -118,6 +126,14 @@ ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 10
 """The page token is not one that this server gave for this filter. INVALID_ARGUMENT."""
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 11
 """The message is larger than this server takes: send less. RESOURCE_EXHAUSTED."""
+ERROR_REASON_FILES_MISSING: ErrorReason.ValueType  # 13
+"""The experiment file names files that this server does not have: PreconditionFailure lists them; send them with UploadFile.
+FAILED_PRECONDITION. Metadata: count.
+"""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 14
+"""The call has no credentials, or none that this server knows: send a token. UNAUTHENTICATED."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 15
+"""The credentials do not allow this call: ask an operator for the scope. PERMISSION_DENIED. Metadata: scope."""
 ERROR_REASON_UNKNOWN_PROVIDER: ErrorReason.ValueType  # 20
 """No provider of that name is configured. INVALID_ARGUMENT. Metadata: provider, model."""
 ERROR_REASON_PROVIDER_CREDENTIALS: ErrorReason.ValueType  # 21

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from promptlooper.v1 import adapter_service_pb2 as _adapter_service_pb2
+from promptlooper.v1 import completion_pb2 as _completion_pb2
 from promptlooper.v1 import events_pb2 as _events_pb2
 from promptlooper.v1 import experiment_pb2 as _experiment_pb2
 from promptlooper.v1 import run_pb2 as _run_pb2
@@ -25,6 +26,129 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class FileReference(_message.Message):
+    """A file that an experiment file names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As the experiment file names it, relative to its own folder: `data/rows.csv`."""
+    sha256: _builtins.str
+    """Of its bytes: 64 lowercase hex digits."""
+    size: _builtins.int
+    """Its bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileReference: _TypeAlias = FileReference  # noqa: Y015
+
+@_typing.final
+class ExperimentSource(_message.Message):
+    """An experiment as its author wrote it, and the files that it names. Without files to begin with, FILES_MISSING says which
+    it needs.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """What problems call the file, and what says whether it is JSON (`.json`) or YAML. Empty is `promptlooper.yaml`."""
+    text: _builtins.str
+    """The text of the experiment file; at most 3 MiB."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileReference]:
+        """Those it names, sent with UploadFile. Others are left alone."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        text: _builtins.str = ...,
+        files: _abc.Iterable[Global___FileReference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "path", b"path", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExperimentSource: _TypeAlias = ExperimentSource  # noqa: Y015
+
+@_typing.final
+class UploadFileRequest(_message.Message):
+    """A piece of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    """Of the whole file: 64 lowercase hex digits."""
+    size: _builtins.int
+    """Bytes of the whole file; at most 64 MiB."""
+    offset: _builtins.int
+    """Where the piece begins: a multiple of 1 MiB."""
+    data: _builtins.bytes
+    """1 MiB; the last piece is what is left. An empty file has one empty piece."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+        size: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadFileRequest: _TypeAlias = UploadFileRequest  # noqa: Y015
+
+@_typing.final
+class UploadFileResponse(_message.Message):
+    """How much of the file is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    received_bytes: _builtins.int
+    complete: _builtins.bool
+    """Whether it may be referred to."""
+    def __init__(
+        self,
+        *,
+        received_bytes: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "received_bytes", b"received_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadFileResponse: _TypeAlias = UploadFileResponse  # noqa: Y015
+
+@_typing.final
 class CreateExperimentRequest(_message.Message):
     """Stores an experiment."""
 
@@ -32,19 +156,25 @@ class CreateExperimentRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes repeating the call safe; `[A-Za-z0-9._:-]{1,128}`. Empty: every call makes an experiment."""
     @_builtins.property
-    def spec(self) -> _experiment_pb2.ExperimentSpec: ...
+    def spec(self) -> _experiment_pb2.ExperimentSpec:
+        """One of spec and source must be set."""
+
+    @_builtins.property
+    def source(self) -> Global___ExperimentSource: ...
     def __init__(
         self,
         *,
         spec: _experiment_pb2.ExperimentSpec | None = ...,
         request_id: _builtins.str = ...,
+        source: Global___ExperimentSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "source", b"source", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -79,16 +209,22 @@ class ValidateExperimentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def spec(self) -> _experiment_pb2.ExperimentSpec: ...
+    def spec(self) -> _experiment_pb2.ExperimentSpec:
+        """One of spec and source must be set."""
+
+    @_builtins.property
+    def source(self) -> Global___ExperimentSource: ...
     def __init__(
         self,
         *,
         spec: _experiment_pb2.ExperimentSpec | None = ...,
+        source: Global___ExperimentSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -102,19 +238,27 @@ class Problem(_message.Message):
 
     FIELD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
     field: _builtins.str
     """Where in the spec: `pipelines[0].stages[1].model`."""
     message: _builtins.str
     """A sentence that says what is wrong and what to do."""
+    file: _builtins.str
+    """Of a source: the path of the file that is wrong."""
+    line: _builtins.int
+    """From 1; 0 where it is of no line in particular."""
     def __init__(
         self,
         *,
         field: _builtins.str = ...,
         message: _builtins.str = ...,
+        file: _builtins.str = ...,
+        line: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "file", b"file", "line", b"line", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -900,6 +1044,407 @@ class CancelRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
+
+@_typing.final
+class RunTarget(_message.Message):
+    """Which pipeline is run, and on what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    INPUT_JSON_FIELD_NUMBER: _builtins.int
+    REPEAT_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """A stored one, whose pipelines, scorers and policies are used as they were."""
+    variant_id: _builtins.str
+    """Which variant (`variant_id` of its runs and its summary), where there are several."""
+    input_json: _builtins.str
+    """The row to run on instead of the experiment's own, as in an experiment file: JSON, with `expected` and `_id` if wanted.
+    Needed where the experiment has several inputs.
+    """
+    repeat: _builtins.int
+    """From 0: repeats of a question differ, also in the cache."""
+    @_builtins.property
+    def spec(self) -> _experiment_pb2.ExperimentSpec: ...
+    @_builtins.property
+    def source(self) -> Global___ExperimentSource: ...
+    def __init__(
+        self,
+        *,
+        spec: _experiment_pb2.ExperimentSpec | None = ...,
+        source: Global___ExperimentSource | None = ...,
+        experiment_id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        input_json: _builtins.str | None = ...,
+        repeat: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "experiment", b"experiment", "experiment_id", b"experiment_id", "input_json", b"input_json", "source", b"source", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "experiment", b"experiment", "experiment_id", b"experiment_id", "input_json", b"input_json", "repeat", b"repeat", "source", b"source", "spec", b"spec", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
+    _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015
+    _WhichOneofReturnType_experiment: _TypeAlias = _typing.Literal["spec", "source", "experiment_id"]  # noqa: Y015
+    _WhichOneofArgType_experiment: _TypeAlias = _typing.Literal["experiment", b"experiment"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_json) -> _WhichOneofReturnType__input_json | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_experiment) -> _WhichOneofReturnType_experiment | None: ...
+
+Global___RunTarget: _TypeAlias = RunTarget  # noqa: Y015
+
+@_typing.final
+class StartRunRequest(_message.Message):
+    """One run to be queued."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes repeating the call safe, for 7 days; `[A-Za-z0-9._:-]{1,128}`. Empty: every call makes a run."""
+    @_builtins.property
+    def target(self) -> Global___RunTarget: ...
+    def __init__(
+        self,
+        *,
+        target: Global___RunTarget | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRunRequest: _TypeAlias = StartRunRequest  # noqa: Y015
+
+@_typing.final
+class StartRunResponse(_message.Message):
+    """The run, and the experiment that was made for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    @_builtins.property
+    def experiment(self) -> _experiment_pb2.Experiment: ...
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        experiment: _experiment_pb2.Experiment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRunResponse: _TypeAlias = StartRunResponse  # noqa: Y015
+
+@_typing.final
+class WatchRunRequest(_message.Message):
+    """Names a run and where to go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    resume_token: _builtins.str
+    """From the last message; empty for a snapshot first."""
+    @_builtins.property
+    def bookmark_interval(self) -> _duration_pb2.Duration:
+        """As in WatchExperimentRequest."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        bookmark_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "resume_token", b"resume_token", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunRequest: _TypeAlias = WatchRunRequest  # noqa: Y015
+
+@_typing.final
+class WatchRunResponse(_message.Message):
+    """One message of a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    EVENT_SEQ_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    BOOKMARK_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Goes on after this message."""
+    event_seq: _builtins.int
+    """The last event of the experiment that is included."""
+    @_builtins.property
+    def snapshot(self) -> _run_pb2.Run:
+        """The first message of a watch without a token: the run in the BASIC view, PENDING where it has not started."""
+
+    @_builtins.property
+    def event(self) -> _events_pb2.Event: ...
+    @_builtins.property
+    def bookmark(self) -> Global___WatchRunBookmark:
+        """A place that a watch can go on from."""
+
+    @_builtins.property
+    def terminal(self) -> _run_pb2.Run:
+        """The run has ended: in the FULL view. The last message."""
+
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+        event_seq: _builtins.int = ...,
+        snapshot: _run_pb2.Run | None = ...,
+        event: _events_pb2.Event | None = ...,
+        bookmark: Global___WatchRunBookmark | None = ...,
+        terminal: _run_pb2.Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "event", b"event", "message", b"message", "snapshot", b"snapshot", "terminal", b"terminal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "event", b"event", "event_seq", b"event_seq", "message", b"message", "resume_token", b"resume_token", "snapshot", b"snapshot", "terminal", b"terminal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot", "event", "bookmark", "terminal"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
+
+@_typing.final
+class WatchRunBookmark(_message.Message):
+    """Nothing has happened to the run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunBookmark: _TypeAlias = WatchRunBookmark  # noqa: Y015
+
+@_typing.final
+class ExecuteRunRequest(_message.Message):
+    """One run to be executed now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def target(self) -> Global___RunTarget: ...
+    def __init__(
+        self,
+        *,
+        target: Global___RunTarget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecuteRunRequest: _TypeAlias = ExecuteRunRequest  # noqa: Y015
+
+@_typing.final
+class OutputDelta(_message.Message):
+    """A piece of an output, as it is generated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_INDEX_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    stage_index: _builtins.int
+    stage: _builtins.str
+    text: _builtins.str
+    """Follows what came before of this stage. What the cache answers comes in one piece."""
+    def __init__(
+        self,
+        *,
+        stage_index: _builtins.int = ...,
+        stage: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage", "stage_index", b"stage_index", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputDelta: _TypeAlias = OutputDelta  # noqa: Y015
+
+@_typing.final
+class ExecuteRunResponse(_message.Message):
+    """One message of an execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELTA_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delta(self) -> Global___OutputDelta: ...
+    @_builtins.property
+    def stage(self) -> _run_pb2.StageResult:
+        """A stage has its answer; its output is what its deltas were."""
+
+    @_builtins.property
+    def run(self) -> _run_pb2.Run:
+        """The run has ended: in the FULL view, without an id. The last message."""
+
+    def __init__(
+        self,
+        *,
+        delta: Global___OutputDelta | None = ...,
+        stage: _run_pb2.StageResult | None = ...,
+        run: _run_pb2.Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "message", b"message", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "message", b"message", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["delta", "stage", "run"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ExecuteRunResponse: _TypeAlias = ExecuteRunResponse  # noqa: Y015
+
+@_typing.final
+class RenderRunRequest(_message.Message):
+    """Which run of an experiment's grid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    RUN_INDEX_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    run_index: _builtins.int
+    @_builtins.property
+    def spec(self) -> _experiment_pb2.ExperimentSpec: ...
+    @_builtins.property
+    def source(self) -> Global___ExperimentSource: ...
+    def __init__(
+        self,
+        *,
+        spec: _experiment_pb2.ExperimentSpec | None = ...,
+        source: Global___ExperimentSource | None = ...,
+        experiment_id: _builtins.str = ...,
+        run_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "experiment_id", b"experiment_id", "source", b"source", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "experiment_id", b"experiment_id", "run_index", b"run_index", "source", b"source", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_experiment: _TypeAlias = _typing.Literal["spec", "source", "experiment_id"]  # noqa: Y015
+    _WhichOneofArgType_experiment: _TypeAlias = _typing.Literal["experiment", b"experiment"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_experiment) -> _WhichOneofReturnType_experiment | None: ...
+
+Global___RenderRunRequest: _TypeAlias = RenderRunRequest  # noqa: Y015
+
+@_typing.final
+class RenderedStage(_message.Message):
+    """A stage, as it would be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_INDEX_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PARAMS_JSON_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    stage_index: _builtins.int
+    name: _builtins.str
+    model: _builtins.str
+    params_json: _builtins.str
+    """A JSON object."""
+    problem: _builtins.str
+    """Why there are no messages: what the templates need is not known before earlier stages answer, or the run would fail."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Message]: ...
+    def __init__(
+        self,
+        *,
+        stage_index: _builtins.int = ...,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        params_json: _builtins.str = ...,
+        messages: _abc.Iterable[_completion_pb2.Message] | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "name", b"name", "params_json", b"params_json", "problem", b"problem", "stage_index", b"stage_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderedStage: _TypeAlias = RenderedStage  # noqa: Y015
+
+@_typing.final
+class RenderRunResponse(_message.Message):
+    """A run, as it would be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_INDEX_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    INPUT_ID_FIELD_NUMBER: _builtins.int
+    REPEAT_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    run_index: _builtins.int
+    runs: _builtins.int
+    """How many runs the grid has."""
+    variant_id: _builtins.str
+    label: _builtins.str
+    """`direct · gpt5-low · temperature=0.7`."""
+    input_id: _builtins.str
+    repeat: _builtins.int
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedStage]: ...
+    def __init__(
+        self,
+        *,
+        run_index: _builtins.int = ...,
+        runs: _builtins.int = ...,
+        variant_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        input_id: _builtins.str = ...,
+        repeat: _builtins.int = ...,
+        stages: _abc.Iterable[Global___RenderedStage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_id", b"input_id", "label", b"label", "repeat", b"repeat", "run_index", b"run_index", "runs", b"runs", "stages", b"stages", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderRunResponse: _TypeAlias = RenderRunResponse  # noqa: Y015
 
 @_typing.final
 class ExportRunsRequest(_message.Message):

@@ -41,6 +41,16 @@ class RunnerServiceStub:
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.CreateExperimentRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.CreateExperimentResponse.FromString,
                 _registered_method=True)
+        self.UploadFile = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/UploadFile',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.UploadFileRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.UploadFileResponse.FromString,
+                _registered_method=True)
+        self.RenderRun = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/RenderRun',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.RenderRunRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.RenderRunResponse.FromString,
+                _registered_method=True)
         self.ValidateExperiment = channel.unary_unary(
                 '/promptlooper.v1.RunnerService/ValidateExperiment',
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ValidateExperimentRequest.SerializeToString,
@@ -111,6 +121,21 @@ class RunnerServiceStub:
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.StartRun = channel.unary_unary(
+                '/promptlooper.v1.RunnerService/StartRun',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.StartRunRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.StartRunResponse.FromString,
+                _registered_method=True)
+        self.WatchRun = channel.unary_stream(
+                '/promptlooper.v1.RunnerService/WatchRun',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchRunResponse.FromString,
+                _registered_method=True)
+        self.ExecuteRun = channel.unary_stream(
+                '/promptlooper.v1.RunnerService/ExecuteRun',
+                request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ExecuteRunRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ExecuteRunResponse.FromString,
+                _registered_method=True)
         self.ExportRuns = channel.unary_stream(
                 '/promptlooper.v1.RunnerService/ExportRuns',
                 request_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ExportRunsRequest.SerializeToString,
@@ -151,7 +176,27 @@ class RunnerServiceServicer:
     def CreateExperiment(self, request, context):
         """Stores an experiment and returns; its runs start by themselves. With a request_id, the same request again gets the first
         answer, for 7 days. INVALID_ARGUMENT INVALID_EXPERIMENT: BadRequest has every problem, nothing was stored.
+        FAILED_PRECONDITION FILES_MISSING, of a source: PreconditionFailure has a violation of type FILE for each, its subject is
+        the path; send them with UploadFile, add them to the source, and call again with the same request_id.
         INVALID_ARGUMENT REQUEST_ID_REUSED: take a new one. Usual deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadFile(self, request, context):
+        """Keeps a piece of a file that an ExperimentSource refers to; the same piece again changes nothing. Once all pieces are
+        there, the file is kept for 7 days after its last use. INVALID_ARGUMENT INVALID_ARGUMENT names the field; with the last
+        piece also where the whole has another SHA-256: all its pieces are dropped, send them again. Usual deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderRun(self, request, context):
+        """The exact messages of one run of an experiment's grid, without calling a model: outputs of earlier stages are
+        placeholders, such as `<output of think>`. Errors of CreateExperiment, and INVALID_ARGUMENT INVALID_ARGUMENT for a
+        run_index that the grid has not. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -271,6 +316,35 @@ class RunnerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartRun(self, request, context):
+        """Stores an experiment of one run and returns; it starts by itself, as others do. With a request_id, the same request again
+        gets the first answer, for 7 days. Errors of CreateExperiment; INVALID_ARGUMENT INVALID_ARGUMENT where the target has
+        several variants or inputs and does not say which. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRun(self, request, context):
+        """Follows one run: a snapshot, its events after it in order, each once, and one terminal message with the run in full,
+        then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start. No
+        deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecuteRun(self, request, context):
+        """Executes one run now, for this caller, and stores nothing: its outputs come as they are generated, and at the end the run
+        in full, COMPLETED or FAILED, then OK. It never waits in a queue: where a provider asks to wait, the run fails with
+        PROVIDER_RATE_LIMITED. The caller's deadline is that of the provider's calls too, and who cancels stops them. Calls cost
+        money each time, but for what the cache answers, by the target's cache policy. Errors of StartRun before the first
+        message; UNAVAILABLE SERVICE_UNAVAILABLE: this Runner executes as many as it may. Usual deadline: 300 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportRuns(self, request, context):
         """The runs of an experiment in full, by run_index. When the stream breaks, call again with the next start_run_index.
         NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 min.
@@ -321,6 +395,16 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     servicer.CreateExperiment,
                     request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.CreateExperimentRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.CreateExperimentResponse.SerializeToString,
+            ),
+            'UploadFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadFile,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.UploadFileRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.UploadFileResponse.SerializeToString,
+            ),
+            'RenderRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderRun,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.RenderRunRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.RenderRunResponse.SerializeToString,
             ),
             'ValidateExperiment': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateExperiment,
@@ -392,6 +476,21 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelRunRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.CancelRunResponse.SerializeToString,
             ),
+            'StartRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRun,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.StartRunRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.StartRunResponse.SerializeToString,
+            ),
+            'WatchRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRun,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchRunRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'ExecuteRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExecuteRun,
+                    request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ExecuteRunRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_runner__service__pb2.ExecuteRunResponse.SerializeToString,
+            ),
             'ExportRuns': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportRuns,
                     request_deserializer=promptlooper_dot_v1_dot_runner__service__pb2.ExportRunsRequest.FromString,
@@ -452,6 +551,60 @@ class RunnerService:
             '/promptlooper.v1.RunnerService/CreateExperiment',
             promptlooper_dot_v1_dot_runner__service__pb2.CreateExperimentRequest.SerializeToString,
             promptlooper_dot_v1_dot_runner__service__pb2.CreateExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/UploadFile',
+            promptlooper_dot_v1_dot_runner__service__pb2.UploadFileRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/RenderRun',
+            promptlooper_dot_v1_dot_runner__service__pb2.RenderRunRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.RenderRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -830,6 +983,87 @@ class RunnerService:
             '/promptlooper.v1.RunnerService/CancelRun',
             promptlooper_dot_v1_dot_runner__service__pb2.CancelRunRequest.SerializeToString,
             promptlooper_dot_v1_dot_runner__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/StartRun',
+            promptlooper_dot_v1_dot_runner__service__pb2.StartRunRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.StartRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/WatchRun',
+            promptlooper_dot_v1_dot_runner__service__pb2.WatchRunRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/promptlooper.v1.RunnerService/ExecuteRun',
+            promptlooper_dot_v1_dot_runner__service__pb2.ExecuteRunRequest.SerializeToString,
+            promptlooper_dot_v1_dot_runner__service__pb2.ExecuteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,7 +21,19 @@ class RunnerServiceStub:
     CreateExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.CreateExperimentRequest, _runner_service_pb2.CreateExperimentResponse]
     """Stores an experiment and returns; its runs start by themselves. With a request_id, the same request again gets the first
     answer, for 7 days. INVALID_ARGUMENT INVALID_EXPERIMENT: BadRequest has every problem, nothing was stored.
+    FAILED_PRECONDITION FILES_MISSING, of a source: PreconditionFailure has a violation of type FILE for each, its subject is
+    the path; send them with UploadFile, add them to the source, and call again with the same request_id.
     INVALID_ARGUMENT REQUEST_ID_REUSED: take a new one. Usual deadline: 30 s.
+    """
+    UploadFile: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.UploadFileRequest, _runner_service_pb2.UploadFileResponse]
+    """Keeps a piece of a file that an ExperimentSource refers to; the same piece again changes nothing. Once all pieces are
+    there, the file is kept for 7 days after its last use. INVALID_ARGUMENT INVALID_ARGUMENT names the field; with the last
+    piece also where the whole has another SHA-256: all its pieces are dropped, send them again. Usual deadline: 30 s.
+    """
+    RenderRun: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.RenderRunRequest, _runner_service_pb2.RenderRunResponse]
+    """The exact messages of one run of an experiment's grid, without calling a model: outputs of earlier stages are
+    placeholders, such as `<output of think>`. Errors of CreateExperiment, and INVALID_ARGUMENT INVALID_ARGUMENT for a
+    run_index that the grid has not. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
     """
     ValidateExperiment: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.ValidateExperimentRequest, _runner_service_pb2.ValidateExperimentResponse]
     """Says what CreateExperiment would say, what would be run, and what it may cost. Stores nothing. Usual deadline: 30 s."""
@@ -75,6 +87,23 @@ class RunnerServiceStub:
     """The runs of an experiment that have started, by run_index, a page at a time. Usual deadline: 10 s."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.CancelRunRequest, _runner_service_pb2.CancelRunResponse]
     """Stops one run that has started. A run that ended stays as it is. NOT_FOUND RUN_NOT_FOUND. Usual deadline: 10 s."""
+    StartRun: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.StartRunRequest, _runner_service_pb2.StartRunResponse]
+    """Stores an experiment of one run and returns; it starts by itself, as others do. With a request_id, the same request again
+    gets the first answer, for 7 days. Errors of CreateExperiment; INVALID_ARGUMENT INVALID_ARGUMENT where the target has
+    several variants or inputs and does not say which. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+    """
+    WatchRun: _aio.UnaryStreamMultiCallable[_runner_service_pb2.WatchRunRequest, _runner_service_pb2.WatchRunResponse]
+    """Follows one run: a snapshot, its events after it in order, each once, and one terminal message with the run in full,
+    then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start. No
+    deadline.
+    """
+    ExecuteRun: _aio.UnaryStreamMultiCallable[_runner_service_pb2.ExecuteRunRequest, _runner_service_pb2.ExecuteRunResponse]
+    """Executes one run now, for this caller, and stores nothing: its outputs come as they are generated, and at the end the run
+    in full, COMPLETED or FAILED, then OK. It never waits in a queue: where a provider asks to wait, the run fails with
+    PROVIDER_RATE_LIMITED. The caller's deadline is that of the provider's calls too, and who cancels stops them. Calls cost
+    money each time, but for what the cache answers, by the target's cache policy. Errors of StartRun before the first
+    message; UNAVAILABLE SERVICE_UNAVAILABLE: this Runner executes as many as it may. Usual deadline: 300 s.
+    """
     ExportRuns: _aio.UnaryStreamMultiCallable[_runner_service_pb2.ExportRunsRequest, _runner_service_pb2.ExportRunsResponse]
     """The runs of an experiment in full, by run_index. When the stream breaks, call again with the next start_run_index.
     NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 10 min.
@@ -103,7 +132,31 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_runner_service_pb2.CreateExperimentResponse]:
         """Stores an experiment and returns; its runs start by themselves. With a request_id, the same request again gets the first
         answer, for 7 days. INVALID_ARGUMENT INVALID_EXPERIMENT: BadRequest has every problem, nothing was stored.
+        FAILED_PRECONDITION FILES_MISSING, of a source: PreconditionFailure has a violation of type FILE for each, its subject is
+        the path; send them with UploadFile, add them to the source, and call again with the same request_id.
         INVALID_ARGUMENT REQUEST_ID_REUSED: take a new one. Usual deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadFile(
+        self,
+        request: _runner_service_pb2.UploadFileRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.UploadFileRequest, _abc.Awaitable[_runner_service_pb2.UploadFileResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.UploadFileResponse]:
+        """Keeps a piece of a file that an ExperimentSource refers to; the same piece again changes nothing. Once all pieces are
+        there, the file is kept for 7 days after its last use. INVALID_ARGUMENT INVALID_ARGUMENT names the field; with the last
+        piece also where the whole has another SHA-256: all its pieces are dropped, send them again. Usual deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def RenderRun(
+        self,
+        request: _runner_service_pb2.RenderRunRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.RenderRunRequest, _abc.Awaitable[_runner_service_pb2.RenderRunResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.RenderRunResponse]:
+        """The exact messages of one run of an experiment's grid, without calling a model: outputs of earlier stages are
+        placeholders, such as `<output of think>`. Errors of CreateExperiment, and INVALID_ARGUMENT INVALID_ARGUMENT for a
+        run_index that the grid has not. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
         """
 
     @_abc_1.abstractmethod
@@ -241,6 +294,41 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runner_service_pb2.CancelRunRequest, _abc.Awaitable[_runner_service_pb2.CancelRunResponse]],
     ) -> _abc.Awaitable[_runner_service_pb2.CancelRunResponse]:
         """Stops one run that has started. A run that ended stays as it is. NOT_FOUND RUN_NOT_FOUND. Usual deadline: 10 s."""
+
+    @_abc_1.abstractmethod
+    def StartRun(
+        self,
+        request: _runner_service_pb2.StartRunRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.StartRunRequest, _abc.Awaitable[_runner_service_pb2.StartRunResponse]],
+    ) -> _abc.Awaitable[_runner_service_pb2.StartRunResponse]:
+        """Stores an experiment of one run and returns; it starts by itself, as others do. With a request_id, the same request again
+        gets the first answer, for 7 days. Errors of CreateExperiment; INVALID_ARGUMENT INVALID_ARGUMENT where the target has
+        several variants or inputs and does not say which. NOT_FOUND EXPERIMENT_NOT_FOUND. Usual deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchRun(
+        self,
+        request: _runner_service_pb2.WatchRunRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.WatchRunRequest, _abc.AsyncIterator[_runner_service_pb2.WatchRunResponse]],
+    ) -> _abc.AsyncIterator[_runner_service_pb2.WatchRunResponse]:
+        """Follows one run: a snapshot, its events after it in order, each once, and one terminal message with the run in full,
+        then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start. No
+        deadline.
+        """
+
+    @_abc_1.abstractmethod
+    def ExecuteRun(
+        self,
+        request: _runner_service_pb2.ExecuteRunRequest,
+        context: _aio.ServicerContext[_runner_service_pb2.ExecuteRunRequest, _abc.AsyncIterator[_runner_service_pb2.ExecuteRunResponse]],
+    ) -> _abc.AsyncIterator[_runner_service_pb2.ExecuteRunResponse]:
+        """Executes one run now, for this caller, and stores nothing: its outputs come as they are generated, and at the end the run
+        in full, COMPLETED or FAILED, then OK. It never waits in a queue: where a provider asks to wait, the run fails with
+        PROVIDER_RATE_LIMITED. The caller's deadline is that of the provider's calls too, and who cancels stops them. Calls cost
+        money each time, but for what the cache answers, by the target's cache policy. Errors of StartRun before the first
+        message; UNAVAILABLE SERVICE_UNAVAILABLE: this Runner executes as many as it may. Usual deadline: 300 s.
+        """
 
     @_abc_1.abstractmethod
     def ExportRuns(
