@@ -25,17 +25,25 @@ class InvalidArgument(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with an experiment: where (`pipelines[0].stages[1].model`), and a sentence."""
+    """One thing that is wrong with an experiment: where (`pipelines[0].stages[1].model`), and a sentence. Of an
+    experiment that was sent as its file also the file, and the line from 1; 0 where it is of no line in particular."""
 
     field: str
     message: str
+    file: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """`rows.csv:3`, or the field."""
+        return f"{self.file}:{self.line}" if self.file and self.line else self.file or self.field
 
 
 class InvalidExperiment(DomainError):
     reason = "INVALID_EXPERIMENT"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(f"{p.field}: {p.message}" if p.field else p.message for p in problems))
+        super().__init__("; ".join(f"{p.place}: {p.message}" if p.place else p.message for p in problems))
         self.problems = tuple(problems)
 
 
@@ -80,16 +88,14 @@ class TooLarge(DomainError):
 
 
 class FilesMissing(DomainError):
-    """`missing` are paths as the experiment file names them, with what is wrong with each: never sent, or only in
-    part."""
+    """`missing`: the paths, as the experiment file names them, with what is to be done about each."""
 
     reason = "FILES_MISSING"
 
-    def __init__(self, missing: Sequence[Problem]) -> None:
-        names = ", ".join(repr(one.field) for one in missing[:10]) + (", …" if len(missing) > 10 else "")
-        super().__init__(
-            f"the experiment names files that are not here: {names}; send them with UploadFile", count=str(len(missing))
-        )
+    def __init__(
+        self, message: str, *, missing: Sequence[Problem] = (), retry_after: float | None = None, **metadata: str
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, **metadata)
         self.missing = tuple(missing)
 
 

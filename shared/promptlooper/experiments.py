@@ -12,6 +12,7 @@ from promptlooper.errors import Problem
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState, ExperimentSummary
 from promptlooper.run import Event, Run, RunState
 from promptlooper.scoring import ScorerInfo
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, Uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,19 @@ class WatchMessage:
 class Experiments(Protocol):
     """The Runner as clients see it. The errors are those of the RPCs of the same names."""
 
-    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment: ...
+    async def create(self, experiment: ExperimentSpec | ExperimentSource, request_id: str = "") -> Experiment:
+        """Raises FilesMissing where a source lacks files: upload them, and ask again with the same request_id."""
+        ...
 
-    async def validate(self, spec: ExperimentSpec) -> Validation: ...
+    async def validate(self, experiment: ExperimentSpec | ExperimentSource) -> Validation: ...
+
+    async def upload(self, piece: FilePiece) -> Uploaded:
+        """Keeps a piece of a file for sources that refer to it."""
+        ...
+
+    async def render(self, experiment: ExperimentSpec | ExperimentSource | str, run_index: int = 0) -> RenderedRun:
+        """What a run would send, also of a stored experiment."""
+        ...
 
     async def get(self, experiment_id: str) -> Experiment: ...
 

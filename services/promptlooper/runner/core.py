@@ -16,7 +16,6 @@ from promptlooper.errors import (
     ExperimentNotFound,
     InvalidArgument,
     InvalidExperiment,
-    Problem,
     RunNotFound,
     StoreUnavailable,
 )
@@ -33,27 +32,26 @@ from promptlooper.experiments import (
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Run, RunState
 from promptlooper.runner import page_tokens
-from promptlooper.runner.bounds import LARGEST, Bound, cheapest
+from promptlooper.runner.bounds import LARGEST
+from promptlooper.runner.creating import Creation, check_request_id
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.watching import Watching
+from promptlooper.runner.preview import place_of, rendered, rendered_at
 from promptlooper.runner.render import Renderer
-from promptlooper.runner.spec.check_services import check
-from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY
-from promptlooper.runner.spec.expand import stage_model, variants
-from promptlooper.runner.spec.normal import body_sha256, completed
-from promptlooper.runner.store import control, removal, repository, requests
+from promptlooper.runner.sources import LONG_WORK, Sources
+from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY, problems_of
+from promptlooper.runner.spec.expand import variants
+from promptlooper.runner.store import control, removal, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.reading import RunSource, read_runs
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.summary import summarize
 from promptlooper.scoring import ScorerInfo, ScoringService
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, Uploaded
 
 EXPORT_PAGE = 200
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
-LONGEST_INPUT_ID = 200  # characters: it is in every event
-LONG_WORK = 25.0  # seconds: less than callers wait
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RunnerCore:
@@ -72,53 +70,44 @@ class RunnerCore:
         new_id: IdMaker,
         failpoints: Failpoints,
     ) -> None:
-        self._failpoints = failpoints
         self._database, self._engine, self._hub = database, engine, hub
         self._gateway, self._cache, self._scoring = gateway, cache, scoring
-        self._renderer, self._clock, self._new_id = renderer, clock, new_id
+        self._renderer, self._clock = renderer, clock
         self._watching = Watching(database, hub, clock)
+        self._sources = Sources(database, clock)
+        self._creation = Creation(database, engine, gateway, scoring, renderer, clock, new_id, failpoints)
 
     def _now_us(self) -> int:
         return microseconds(self._clock.now())
 
-    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
-        _check_request_id(request_id)
-        spec = _completed(spec)
-        if request_id:  # also where what it needs has gone since: the first answer stands
-            known = partial(requests.known, request_id=request_id, body_sha256=body_sha256(spec))
-            if (experiment_id := await self._database.read(known)) is not None:
-                await self._go_on_with(experiment_id)
-                return await self.get(experiment_id)
-        validation = await check(spec, self._gateway, self._scoring)
-        if problems := (*validation.problems, *_long_ids(spec)):
-            raise InvalidExperiment(problems)
-        unit = await self._first_bound(spec)
-        new = repository.NewExperiment(self._new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens)
-        now_us = self._now_us()
-        create = partial(repository.create, new=new, now_us=now_us, failpoints=self._failpoints)
-        experiment_id = await self._database.write(create, within=LONG_WORK)
-        self._failpoints.hit("create_after_commit")
-        self._engine.take_up(experiment_id)
-        return await self._changed(experiment_id)
+    async def create(self, experiment: ExperimentSpec | ExperimentSource, request_id: str = "") -> Experiment:
+        check_request_id(request_id)
+        given = await self._sources.given(experiment)
+        return await self._changed(await self._creation.create(given, request_id))
 
-    async def _go_on_with(self, experiment_id: str) -> None:
-        """An embedded Runner takes up what was interrupted; others work on it anyway."""
-        if self._engine.own_only:
-            take_up = partial(control.take_up, experiment_id=experiment_id, now_us=self._now_us())
-            await self._database.write(take_up)
-            self._engine.take_up(experiment_id)
+    async def validate(self, experiment: ExperimentSpec | ExperimentSource) -> Validation:
+        return await self._creation.validate(await self._sources.given(experiment))
 
-    async def _first_bound(self, spec: ExperimentSpec) -> Bound:
-        """The first guess at what calls reserve."""
-        if spec.limits.budget_nanousd is None and spec.limits.budget_tokens is None:
-            return Bound(0, 0)
-        chosen = variants(spec)
-        models = sorted({stage_model(variant, variant.pipeline.stages[0]) for variant in chosen})
-        prices = {check.model: check.price for check in await self._gateway.check_models(models)}
-        return cheapest(spec, chosen, prices, self._renderer)
+    async def upload(self, piece: FilePiece) -> Uploaded:
+        return await self._sources.upload(piece)
 
-    async def validate(self, spec: ExperimentSpec) -> Validation:
-        return await check(_completed(spec), self._gateway, self._scoring)
+    async def render(self, experiment: ExperimentSpec | ExperimentSource | str, run_index: int = 0) -> RenderedRun:
+        if not isinstance(experiment, str):
+            given = await self._sources.given(experiment)
+            if problems := problems_of(given.spec, renderer=self._renderer):
+                raise InvalidExperiment(given.located(problems))
+            return rendered(given.spec, run_index, self._renderer)
+        source = await self._source(experiment)
+        place = place_of(source.grid, run_index)
+        row = partial(repository.input_at, experiment_id=experiment, input_index=place.input_index)
+        return rendered_at(
+            source.spec,
+            source.variants[place.variant_index],
+            await self._database.read(row),
+            place,
+            source.grid.total,
+            self._renderer,
+        )
 
     async def get(self, experiment_id: str) -> Experiment:
         if not EXPERIMENT_ID.fullmatch(experiment_id):
@@ -166,7 +155,7 @@ class RunnerCore:
     async def _restart(
         self, restart: Callable[..., None], verb: str, experiment_id: str, request_id: str
     ) -> Experiment:
-        _check_request_id(request_id)
+        check_request_id(request_id)
         await self.get(experiment_id)
         who = control.Restart(experiment_id, request_id, sha256_hex([verb, experiment_id]), self._engine.own_only)
         await self._database.write(partial(restart, who=who, now_us=self._now_us()), within=LONG_WORK)
@@ -298,21 +287,6 @@ class RunnerCore:
         return await self._cache.purge(scope)
 
 
-def _long_ids(spec: ExperimentSpec) -> list[Problem]:
-    return [
-        Problem(f"inputs[{index}]", f"the id is longer than {LONGEST_INPUT_ID} characters; give a shorter `_id`")
-        for index, row in enumerate(spec.inputs)
-        if len(row.input_id) > LONGEST_INPUT_ID
-    ]
-
-
-def _completed(spec: ExperimentSpec) -> ExperimentSpec:
-    try:
-        return completed(spec)
-    except ValueError as error:
-        raise InvalidExperiment([Problem("inputs", str(error))]) from error
-
-
 def _run_place(run_id: str) -> tuple[str, int]:
     experiment_id, dash, index = run_id.rpartition("-")
     if not dash or not index.isdecimal() or len(index) > 18:
@@ -322,13 +296,6 @@ def _run_place(run_id: str) -> tuple[str, int]:
 
 def _no_experiment(experiment_id: str) -> ExperimentNotFound:
     return ExperimentNotFound(f"there is no experiment {experiment_id!r}; see `list`", experiment_id=experiment_id)
-
-
-def _check_request_id(request_id: str) -> None:
-    if request_id and not REQUEST_ID.fullmatch(request_id):
-        raise InvalidArgument(
-            f"request_id {request_id!r} is not 1 to 128 letters, digits or ._:-; choose another", field="request_id"
-        )
 
 
 def _check_update(update: ExperimentUpdate) -> None:

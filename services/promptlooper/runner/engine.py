@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import sqlalchemy as sa
+
 from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
@@ -21,7 +23,7 @@ from promptlooper.runner.fairness import fair_shares
 from promptlooper.runner.loop import ExperimentLoop
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
-from promptlooper.runner.store import control, leases, repository, requests
+from promptlooper.runner.store import control, leases, repository, requests, uploads
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 
@@ -250,7 +252,7 @@ class Engine:
                     self._begin_reaping(self._reap())
                 if clock.monotonic() - self._forgot >= FORGET_EVERY:
                     self._forgot = clock.monotonic()
-                    await database.write(partial(requests.forget_old, now_us=microseconds(clock.now())))
+                    await database.write(partial(_forget_old, now_us=microseconds(clock.now())))
             except StoreUnavailable as error:
                 self._outage = True
                 log.warning("can't renew the lease: %s", error)
@@ -291,3 +293,8 @@ class Engine:
                 log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
                 self.hint()
         await database.write(leases.forget_dead_runners)
+
+
+def _forget_old(connection: sa.Connection, now_us: int) -> None:
+    requests.forget_old(connection, now_us)
+    uploads.forget_old(connection, now_us)

@@ -15,7 +15,6 @@ from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceServicer, add_RunnerServiceServicer_to_server
 from promptlooper.wire.caching import runner_stats_to_pb
 from promptlooper.wire.completion import model_to_pb
-from promptlooper.wire.experiment import spec_from_pb
 from promptlooper.wire.experiments import (
     event_page_to_pb,
     experiment_page_to_pb,
@@ -29,6 +28,7 @@ from promptlooper.wire.experiments import (
 )
 from promptlooper.wire.run import RUN_STATES, basic, run_to_pb
 from promptlooper.wire.scoring import scorer_to_pb
+from promptlooper.wire.sources import experiment_of, given_from_pb, piece_from_pb, rendered_to_pb, uploaded_to_pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RunnerService"]
 SERVICE_NAME = SERVICE.full_name
@@ -52,13 +52,19 @@ class RunnerServicer(RunnerServiceServicer):
     async def CreateExperiment(
         self, request: pb.CreateExperimentRequest, context: Context
     ) -> pb.CreateExperimentResponse:
-        experiment = await self._core.create(spec_from_pb(request.spec), request.request_id)
+        experiment = await self._core.create(given_from_pb(request), request.request_id)
         return pb.CreateExperimentResponse(experiment=experiment_to_pb(experiment))
 
     async def ValidateExperiment(
         self, request: pb.ValidateExperimentRequest, context: Context
     ) -> pb.ValidateExperimentResponse:
-        return validation_to_pb(await self._core.validate(spec_from_pb(request.spec)))
+        return validation_to_pb(await self._core.validate(given_from_pb(request)))
+
+    async def UploadFile(self, request: pb.UploadFileRequest, context: Context) -> pb.UploadFileResponse:
+        return uploaded_to_pb(await self._core.upload(piece_from_pb(request)))
+
+    async def RenderRun(self, request: pb.RenderRunRequest, context: Context) -> pb.RenderRunResponse:
+        return rendered_to_pb(await self._core.render(experiment_of(request), request.run_index))
 
     async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
         experiment = await self._core.get(request.experiment_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -27,6 +28,7 @@ from promptlooper.experiments import (
 from promptlooper.rpc.client import domain_errors, open_channel
 from promptlooper.run import Run, RunState
 from promptlooper.scoring import ScorerInfo
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, Uploaded
 from promptlooper.v1 import run_pb2
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceStub
@@ -44,9 +46,10 @@ from promptlooper.wire.experiments import (
     validation_from_pb,
     watch_message_from_pb,
 )
-from promptlooper.wire.limits import LARGEST_MESSAGE
+from promptlooper.wire.limits import LARGEST_MESSAGE, Measured
 from promptlooper.wire.run import RUN_STATES, run_from_pb
 from promptlooper.wire.scoring import scorer_from_pb
+from promptlooper.wire.sources import piece_to_pb, render_to_pb, rendered_from_pb, source_to_pb, uploaded_from_pb
 
 RECONNECT_FOR = 60.0  # seconds without a message after which a watch or an export gives up
 
@@ -77,20 +80,30 @@ class RunnerClient(Experiments):
         self._reconnect_for = reconnect_for
         self._listener = listener
 
-    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
-        request = pb.CreateExperimentRequest(spec=spec_to_pb(spec), request_id=request_id or _new_request_id())
+    async def create(self, experiment: ExperimentSpec | ExperimentSource, request_id: str = "") -> Experiment:
+        request = pb.CreateExperimentRequest(request_id=request_id or _new_request_id(), **_given(experiment))
         self._refuse_too_large(request)
         with domain_errors(self._address, "runner"):
             response = await self._stub.CreateExperiment(request)
         return experiment_from_pb(response.experiment)
 
-    async def validate(self, spec: ExperimentSpec) -> Validation:
-        request = pb.ValidateExperimentRequest(spec=spec_to_pb(spec))
+    async def validate(self, experiment: ExperimentSpec | ExperimentSource) -> Validation:
+        request = pb.ValidateExperimentRequest(**_given(experiment))
         self._refuse_too_large(request)
         with domain_errors(self._address, "runner"):
             return validation_from_pb(await self._stub.ValidateExperiment(request))
 
-    def _refuse_too_large(self, request: pb.CreateExperimentRequest | pb.ValidateExperimentRequest) -> None:
+    async def upload(self, piece: FilePiece) -> Uploaded:
+        with domain_errors(self._address, "runner"):
+            return uploaded_from_pb(await self._stub.UploadFile(piece_to_pb(piece)))
+
+    async def render(self, experiment: ExperimentSpec | ExperimentSource | str, run_index: int = 0) -> RenderedRun:
+        request = render_to_pb(experiment, run_index)
+        self._refuse_too_large(request)
+        with domain_errors(self._address, "runner"):
+            return rendered_from_pb(await self._stub.RenderRun(request))
+
+    def _refuse_too_large(self, request: Measured) -> None:
         """Before grpc does, in words that say what to do."""
         size = request.ByteSize()
         if size > LARGEST_MESSAGE:
@@ -249,3 +262,9 @@ class RunnerClient(Experiments):
 
 def _new_request_id() -> str:
     return uuid.uuid4().hex
+
+
+def _given(experiment: ExperimentSpec | ExperimentSource) -> dict[str, Any]:
+    if isinstance(experiment, ExperimentSource):
+        return {"source": source_to_pb(experiment)}
+    return {"spec": spec_to_pb(experiment)}

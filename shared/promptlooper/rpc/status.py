@@ -111,14 +111,13 @@ def error_of(status: status_pb2.Status) -> DomainError | None:
         bad = _detail(status, error_details_pb2.BadRequest)
         found = [Problem(v.field, v.description) for v in bad.field_violations] if bad else []
         return InvalidExperiment(found or [Problem("", status.message)])
-    if issubclass(cls, FilesMissing):
-        failure = _detail(status, error_details_pb2.PreconditionFailure)
-        return FilesMissing([Problem(v.subject, v.description) for v in failure.violations] if failure else [])
     if issubclass(cls, CompletionFailed):
         attempts = facts.pop("attempts", "0")
         error: DomainError = cls(status.message, attempts=int(attempts) if attempts.isdecimal() else 0)
     else:
         error = cls(status.message)
+    if isinstance(error, FilesMissing) and (failure := _detail(status, error_details_pb2.PreconditionFailure)):
+        error.missing = tuple(Problem(v.subject, v.description) for v in failure.violations)
     # Set afterwards: a fact may be called `message`, and would clash with the argument.
     error.metadata = facts
     error.retry_after = retry_after
@@ -131,7 +130,7 @@ def _bad_request(problems: Iterable[Problem], room: int) -> error_details_pb2.Ba
     bad = error_details_pb2.BadRequest()
     left_out = 0
     for problem in problems:
-        field, description = _shortened(problem.field, 256), _shortened(problem.message, 512)
+        field, description = _shortened(problem.place, 256), _shortened(problem.message, 512)
         size = len(field.encode()) + len(description.encode()) + 12
         if left_out or size > room:
             left_out += 1

@@ -1056,7 +1056,6 @@ class RunTarget(_message.Message):
     EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
     VARIANT_ID_FIELD_NUMBER: _builtins.int
     INPUT_JSON_FIELD_NUMBER: _builtins.int
-    REPEAT_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """A stored one, whose pipelines, scorers and policies are used as they were."""
     variant_id: _builtins.str
@@ -1065,8 +1064,6 @@ class RunTarget(_message.Message):
     """The row to run on instead of the experiment's own, as in an experiment file: JSON, with `expected` and `_id` if wanted.
     Needed where the experiment has several inputs.
     """
-    repeat: _builtins.int
-    """From 0: repeats of a question differ, also in the cache."""
     @_builtins.property
     def spec(self) -> _experiment_pb2.ExperimentSpec: ...
     @_builtins.property
@@ -1079,11 +1076,10 @@ class RunTarget(_message.Message):
         experiment_id: _builtins.str = ...,
         variant_id: _builtins.str = ...,
         input_json: _builtins.str | None = ...,
-        repeat: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "experiment", b"experiment", "experiment_id", b"experiment_id", "input_json", b"input_json", "source", b"source", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "experiment", b"experiment", "experiment_id", b"experiment_id", "input_json", b"input_json", "repeat", b"repeat", "source", b"source", "spec", b"spec", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "experiment", b"experiment", "experiment_id", b"experiment_id", "input_json", b"input_json", "source", b"source", "spec", b"spec", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
     _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015

@@ -327,8 +327,8 @@ class RunnerServiceServicer:
 
     def WatchRun(self, request, context):
         """Follows one run: a snapshot, its events after it in order, each once, and one terminal message with the run in full,
-        then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start. No
-        deadline.
+        then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start.
+        No deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

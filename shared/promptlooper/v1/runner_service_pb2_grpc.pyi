@@ -94,8 +94,8 @@ class RunnerServiceStub:
     """
     WatchRun: _aio.UnaryStreamMultiCallable[_runner_service_pb2.WatchRunRequest, _runner_service_pb2.WatchRunResponse]
     """Follows one run: a snapshot, its events after it in order, each once, and one terminal message with the run in full,
-    then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start. No
-    deadline.
+    then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start.
+    No deadline.
     """
     ExecuteRun: _aio.UnaryStreamMultiCallable[_runner_service_pb2.ExecuteRunRequest, _runner_service_pb2.ExecuteRunResponse]
     """Executes one run now, for this caller, and stores nothing: its outputs come as they are generated, and at the end the run
@@ -313,8 +313,8 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runner_service_pb2.WatchRunRequest, _abc.AsyncIterator[_runner_service_pb2.WatchRunResponse]],
     ) -> _abc.AsyncIterator[_runner_service_pb2.WatchRunResponse]:
         """Follows one run: a snapshot, its events after it in order, each once, and one terminal message with the run in full,
-        then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start. No
-        deadline.
+        then OK. Resumed as WatchExperiment is. NOT_FOUND RUN_NOT_FOUND: also of a run that its experiment will never start.
+        No deadline.
         """
 
     @_abc_1.abstractmethod

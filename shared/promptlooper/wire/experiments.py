@@ -198,11 +198,11 @@ def summary_from_pb(message: pb.ExperimentSummary) -> ExperimentSummary:
 
 
 def problem_to_pb(problem: Problem) -> runner_pb.Problem:
-    return runner_pb.Problem(field=problem.field, message=problem.message)
+    return runner_pb.Problem(field=problem.field, message=problem.message, file=problem.file, line=problem.line)
 
 
 def problem_from_pb(message: runner_pb.Problem) -> Problem:
-    return Problem(message.field, message.message)
+    return Problem(message.field, message.message, message.file, message.line)
 
 
 def validation_to_pb(validation: Validation) -> runner_pb.ValidateExperimentResponse:

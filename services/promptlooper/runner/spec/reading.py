@@ -14,7 +14,7 @@ from promptlooper.jsonvalue import Json
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.spec.check_spec import problems_of
 from promptlooper.runner.spec.data_set import RowReader
-from promptlooper.runner.spec.files import Folder
+from promptlooper.runner.spec.files import DiskFolder, Folder
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.notes import Notes, path_of
 from promptlooper.runner.spec.overrides import Overrides, applied, check_effect, selected
@@ -29,6 +29,7 @@ KEYS = (
     *("version", "name", "description", "project", "tags", "metadata", "config", "files", "inputs", "models", "model"),
     *("params", "sweep", "repeats", "prompt", "prompts", "pipelines", "scorers", "gates", "limits", "cache"),
 )
+USUAL_STEM = "promptlooper"  # a file of that name is called by its folder
 LATER_KEYS = ("judge", "metrics", "baseline")
 
 
@@ -96,34 +97,56 @@ def read_experiment(
     path: Path, overrides: Overrides | None = None, scorer_types: Collection[str] = SCORER_TYPES
 ) -> ReadExperiment:
     """The experiment of a file. Raises InvalidFile with everything that is wrong with it."""
-    reader = _Reader(Path(path), overrides or Overrides(), scorer_types)
+    path = Path(path)
+    try:
+        text = decoded(path.read_bytes())
+    except FileNotFoundError as error:
+        message = "there is no such file; `promptlooper init` writes one"
+        raise InvalidFile([FileProblem(str(path), None, message)]) from error
+    except OSError as error:
+        raise InvalidFile([FileProblem(str(path), None, f"it cannot be read: {error.strerror}")]) from error
+    except NotUtf8 as error:
+        raise InvalidFile([FileProblem(str(path), error.line, str(error))]) from error
+    name = path.resolve().parent.name if path.stem == USUAL_STEM else path.stem
+    return read_text(text, str(path), name, DiskFolder(path), overrides, scorer_types)
+
+
+def read_text(
+    text: str,
+    path: str,
+    name: str,
+    folder: Folder,
+    overrides: Overrides | None = None,
+    scorer_types: Collection[str] = SCORER_TYPES,
+) -> ReadExperiment:
+    """The experiment of a file's text. `path` is what messages call it, `name` what the experiment is called where
+    it does not say. Raises InvalidFile."""
+    reader = _Reader(text, path, name, folder, overrides or Overrides(), scorer_types)
     found = reader.read()
-    problems = sorted(reader.notes.problems, key=lambda p: (p.file != str(path), p.file, p.line or 0))
+    problems = sorted(reader.notes.problems, key=lambda p: (p.file != path, p.file, p.line or 0))
     if problems:
         raise InvalidFile(problems, None if found is None else found.for_services())
     if found is None:
-        raise InvalidFile([FileProblem(str(path), None, "nothing could be read")])
+        raise InvalidFile([FileProblem(path, None, "nothing could be read")])
     return found
 
 
 class _Reader:
-    def __init__(self, path: Path, overrides: Overrides, scorer_types: Collection[str]) -> None:
-        self._path = path
+    def __init__(
+        self,
+        text: str,
+        path: str,
+        name: str,
+        folder: Folder,
+        overrides: Overrides,
+        scorer_types: Collection[str],
+    ) -> None:
+        self._name = name or "experiment"
         self._overrides = overrides
         self._scorer_types = scorer_types
-        self._folder = Folder(path)
-        try:
-            text = decoded(path.read_bytes())
-        except FileNotFoundError as error:
-            message = "there is no such file; `promptlooper init` writes one"
-            raise InvalidFile([FileProblem(str(path), None, message)]) from error
-        except OSError as error:
-            raise InvalidFile([FileProblem(str(path), None, f"it cannot be read: {error.strerror}")]) from error
-        except NotUtf8 as error:
-            raise InvalidFile([FileProblem(str(path), error.line, str(error))]) from error
-        self._document = read_document(text, json=path.suffix == ".json")
-        self.notes = Notes(str(path), self._document)
-        self._form = Form(self.notes, self._folder)
+        self._document = read_document(text, json=path.endswith(".json"))
+        self.notes = Notes(path, self._document)
+        self._form = Form(self.notes, folder)
 
     def read(self) -> ReadExperiment | None:
         value = self._document.value
@@ -164,11 +187,9 @@ class _Reader:
             for model in (*(entry.model for entry in pipeline.models), *(stage.model for stage in pipeline.stages))
         ]
         local = any(model.startswith("local/") for model in models)
-        stem = self._path.stem
-        name = self._path.resolve().parent.name if stem == "promptlooper" else stem
         repeats = form.integer(("repeats",), document["repeats"], "repeats") if "repeats" in document else 1
         return ExperimentSpec(
-            name=self._text(document, "name", name or "experiment"),
+            name=self._text(document, "name", self._name),
             description=self._text(document, "description", ""),
             project=self._text(document, "project", "default"),
             tags=self._tags(document),

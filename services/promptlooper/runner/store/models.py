@@ -6,7 +6,20 @@ no foreign keys to hot rows.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 metadata = MetaData()
 
@@ -228,4 +241,22 @@ relay = Table(
     metadata,
     Column("experiment_id", String(63), primary_key=True),
     Column("published_seq", BigInteger, nullable=False),
+)
+
+# Files that experiments sent as sources name, by what they hold.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("used_us", BigInteger, nullable=False),  # the last time that a piece came or the file was read
+)
+
+upload_pieces = Table(
+    "upload_pieces",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("piece", Integer, primary_key=True),  # of 1 MiB each, but the last
+    Column("data", LargeBinary, nullable=False),
 )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
 from promptlooper.errors import ExperimentNotFound
-from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState
+from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState, InputRow
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text, json_value
@@ -192,14 +191,18 @@ def spec_of(connection: sa.Connection, experiment_id: str) -> tuple[ExperimentSp
     return spec_from_json(json_value(row.spec_json)), row.total
 
 
-def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> list[Any]:
-    """The rows of a chunk as InputRow."""
+def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> list[InputRow]:
     text = connection.execute(
         sa.select(inputs.c.rows_json).where(inputs.c.experiment_id == experiment_id, inputs.c.chunk == chunk)
     ).scalar()
     if text is None:
         raise _not_found(experiment_id)
     return [row_from_json(row) for row in json_value(text)]
+
+
+def input_at(connection: sa.Connection, experiment_id: str, input_index: int) -> InputRow:
+    chunk, offset = divmod(input_index, INPUTS_PER_CHUNK)
+    return input_chunk(connection, experiment_id, chunk)[offset]
 
 
 def active(connection: sa.Connection) -> tuple[list[Active], int]:
