@@ -12,7 +12,7 @@ from promptlooper.errors import Problem
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState, ExperimentSummary
 from promptlooper.run import Event, Run, RunState
 from promptlooper.scoring import ScorerInfo
-from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, Uploaded
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTarget, Uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,26 @@ class WatchMessage:
     terminal: Experiment | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """A run that was queued, and the experiment that was made for it."""
+
+    run_id: str
+    experiment: Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class RunWatchMessage:
+    """One of the four is set. `resume_token` goes on after this message."""
+
+    resume_token: str
+    event_seq: int  # of the experiment
+    snapshot: Run | None = None  # without texts
+    event: Event | None = None
+    bookmark: bool = False
+    terminal: Run | None = None  # in full
+
+
 class Experiments(Protocol):
     """The Runner as clients see it. The errors are those of the RPCs of the same names."""
 
@@ -86,6 +106,16 @@ class Experiments(Protocol):
 
     async def render(self, experiment: ExperimentSpec | ExperimentSource | str, run_index: int = 0) -> RenderedRun:
         """What a run would send, also of a stored experiment."""
+        ...
+
+    async def start_run(self, target: RunTarget, request_id: str = "") -> StartedRun:
+        """Queues one run, as an experiment of its own."""
+        ...
+
+    def watch_run(
+        self, run_id: str, resume_token: str = "", bookmark_interval: float | None = None
+    ) -> AsyncIterator[RunWatchMessage]:
+        """Snapshot, events of the run, terminal. Ends without a terminal where the server drains, as `watch` does."""
         ...
 
     async def get(self, experiment_id: str) -> Experiment: ...

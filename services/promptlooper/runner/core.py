@@ -16,7 +16,6 @@ from promptlooper.errors import (
     ExperimentNotFound,
     InvalidArgument,
     InvalidExperiment,
-    RunNotFound,
     StoreUnavailable,
 )
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
@@ -26,6 +25,8 @@ from promptlooper.experiments import (
     ExperimentPage,
     ExperimentUpdate,
     RunPage,
+    RunWatchMessage,
+    StartedRun,
     Validation,
     WatchMessage,
 )
@@ -36,19 +37,20 @@ from promptlooper.runner.bounds import LARGEST
 from promptlooper.runner.creating import Creation, check_request_id
 from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.events.run_watching import RunWatching
 from promptlooper.runner.events.watching import Watching
 from promptlooper.runner.preview import place_of, rendered, rendered_at
 from promptlooper.runner.render import Renderer
+from promptlooper.runner.runs import Runs, no_run, run_place
 from promptlooper.runner.sources import LONG_WORK, Sources
 from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY, problems_of
-from promptlooper.runner.spec.expand import variants
 from promptlooper.runner.store import control, removal, repository
 from promptlooper.runner.store.database import Database
-from promptlooper.runner.store.reading import RunSource, read_runs
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.summary import summarize
+from promptlooper.runner.targets import Targets
 from promptlooper.scoring import ScorerInfo, ScoringService
-from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, Uploaded
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTarget, Uploaded
 
 EXPORT_PAGE = 200
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
@@ -74,7 +76,10 @@ class RunnerCore:
         self._gateway, self._cache, self._scoring = gateway, cache, scoring
         self._renderer, self._clock = renderer, clock
         self._watching = Watching(database, hub, clock)
+        self._runs = Runs(database, self.get)
+        self._run_watching = RunWatching(database, self._watching, self._runs)
         self._sources = Sources(database, clock)
+        self._targets = Targets(database, self._sources, self._runs)
         self._creation = Creation(database, engine, gateway, scoring, renderer, clock, new_id, failpoints)
 
     def _now_us(self) -> int:
@@ -97,17 +102,19 @@ class RunnerCore:
             if problems := problems_of(given.spec, renderer=self._renderer):
                 raise InvalidExperiment(given.located(problems))
             return rendered(given.spec, run_index, self._renderer)
-        source = await self._source(experiment)
+        source = await self._runs.source(experiment)
         place = place_of(source.grid, run_index)
-        row = partial(repository.input_at, experiment_id=experiment, input_index=place.input_index)
-        return rendered_at(
-            source.spec,
-            source.variants[place.variant_index],
-            await self._database.read(row),
-            place,
-            source.grid.total,
-            self._renderer,
+        row = await self._database.read(
+            partial(repository.input_at, experiment_id=experiment, input_index=place.input_index)
         )
+        variant = source.variants[place.variant_index]
+        return rendered_at(source.spec, variant, row, place, source.grid.total, self._renderer)
+
+    async def start_run(self, target: RunTarget, request_id: str = "") -> StartedRun:
+        check_request_id(request_id)
+        given = await self._targets.one_run(target)
+        experiment = await self._changed(await self._creation.create(given, request_id))
+        return StartedRun(f"{experiment.experiment_id}-0", experiment)
 
     async def get(self, experiment_id: str) -> Experiment:
         if not EXPERIMENT_ID.fullmatch(experiment_id):
@@ -210,12 +217,7 @@ class RunnerCore:
         return self._watching.watch(experiment_id, resume_token, kinds, bookmark_interval)
 
     async def get_run(self, run_id: str) -> Run:
-        experiment_id, run_index = _run_place(run_id)
-        source = await self._source(experiment_id)
-        read = partial(read_runs, source=source, start=0, limit=1, full=True, only=run_index)
-        if not (found := await self._database.read(read)):
-            raise _no_run(run_id)
-        return found[0]
+        return await self._runs.get(run_id)
 
     async def list_runs(
         self,
@@ -225,54 +227,32 @@ class RunnerCore:
         states: Sequence[RunState] = (),
         full: bool = False,
     ) -> RunPage:
-        bound_to = ["runs", experiment_id, [state.value for state in states], full]
-        after = page_tokens.place_of(page_token, bound_to)
-        limit = page_tokens.page_size_of(page_size)
-        source = await self._source(experiment_id)
-        start = 0 if after is None else after[0]
-        read = partial(read_runs, source=source, start=start, limit=limit + 1, full=full, states=states)
-        found = await self._database.read(read)
-        shown, rest = found[:limit], found[limit:]
-        if not rest and shown:  # the page may have ended at its size in bytes
-            rest = await self._database.read(
-                partial(read_runs, source=source, start=shown[-1].run_index + 1, limit=1, full=False, states=states)
-            )
-        return RunPage(tuple(shown), page_tokens.page_token([rest[0].run_index], bound_to) if rest else "")
+        return await self._runs.page(experiment_id, page_size, page_token, states, full)
+
+    def watch_run(
+        self, run_id: str, resume_token: str = "", bookmark_interval: float | None = None
+    ) -> AsyncIterator[RunWatchMessage]:
+        return self._run_watching.watch(run_id, resume_token, bookmark_interval)
 
     async def cancel_run(self, run_id: str) -> Run:
-        experiment_id, run_index = _run_place(run_id)
+        experiment_id, run_index = run_place(run_id)
         await self.get(experiment_id)
         cancel = partial(control.cancel_run, experiment_id=experiment_id, run_index=run_index, now_us=self._now_us())
         state = await self._database.write(cancel)
         if state is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         if state is RunState.RUNNING:
             self._engine.cancel_run(experiment_id, run_index)
         self._engine.hint()
         self._hub.changed(experiment_id)
         return await self.get_run(run_id)
 
-    async def export(self, experiment_id: str, start_run_index: int = 0) -> AsyncIterator[Run]:
-        source = await self._source(experiment_id)
-        start = start_run_index
-        while True:
-            page = await self._database.read(
-                partial(read_runs, source=source, start=start, limit=EXPORT_PAGE, full=True)
-            )
-            for run in page:
-                yield run
-            if not page:
-                return
-            start = page[-1].run_index + 1
+    def export(self, experiment_id: str, start_run_index: int = 0) -> AsyncIterator[Run]:
+        return self._runs.export(experiment_id, start_run_index)
 
     async def summarize(self, experiment_id: str) -> ExperimentSummary:
-        source = await self._source(experiment_id)
+        source = await self._runs.source(experiment_id)
         return await self._database.read(partial(summarize, source=source), within=LONG_WORK)
-
-    async def _source(self, experiment_id: str) -> RunSource:
-        experiment = await self.get(experiment_id)
-        spec, _ = await self._database.read(partial(repository.spec_of, experiment_id=experiment_id))
-        return RunSource(experiment, spec, variants(spec))
 
     async def list_models(self) -> list[ModelInfo]:
         return await self._gateway.list_models()
@@ -285,13 +265,6 @@ class RunnerCore:
 
     async def purge_cache(self, scope: str) -> int:
         return await self._cache.purge(scope)
-
-
-def _run_place(run_id: str) -> tuple[str, int]:
-    experiment_id, dash, index = run_id.rpartition("-")
-    if not dash or not index.isdecimal() or len(index) > 18:
-        raise _no_run(run_id)
-    return experiment_id, int(index)
 
 
 def _no_experiment(experiment_id: str) -> ExperimentNotFound:
@@ -308,7 +281,3 @@ def _check_update(update: ExperimentUpdate) -> None:
         value = getattr(update, name)
         if value is not None and not 1 <= value <= LARGEST:
             raise InvalidArgument(f"{name} must be at least 1, not {value}", field=name)
-
-
-def _no_run(run_id: str) -> RunNotFound:
-    return RunNotFound(f"there is no run {run_id!r}, or it has not started; see `list` and `export`", run_id=run_id)

@@ -28,6 +28,7 @@ from promptlooper.wire.experiments import (
 )
 from promptlooper.wire.run import RUN_STATES, basic, run_to_pb
 from promptlooper.wire.scoring import scorer_to_pb
+from promptlooper.wire.single_runs import run_watch_to_pb, target_from_pb
 from promptlooper.wire.sources import experiment_of, given_from_pb, piece_from_pb, rendered_to_pb, uploaded_to_pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RunnerService"]
@@ -65,6 +66,16 @@ class RunnerServicer(RunnerServiceServicer):
 
     async def RenderRun(self, request: pb.RenderRunRequest, context: Context) -> pb.RenderRunResponse:
         return rendered_to_pb(await self._core.render(experiment_of(request), request.run_index))
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
+        started = await self._core.start_run(target_from_pb(request.target), request.request_id)
+        return pb.StartRunResponse(run_id=started.run_id, experiment=experiment_to_pb(started.experiment))
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
+        messages = self._core.watch_run(request.run_id, request.resume_token, _seconds(request))
+        async with _closing(messages):
+            async for message in messages:
+                yield run_watch_to_pb(message)
 
     async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
         experiment = await self._core.get(request.experiment_id)
@@ -109,8 +120,7 @@ class RunnerServicer(RunnerServiceServicer):
     async def WatchExperiment(
         self, request: pb.WatchExperimentRequest, context: Context
     ) -> AsyncIterator[pb.WatchExperimentResponse]:
-        every = request.bookmark_interval.ToNanoseconds() / 1e9 if request.HasField("bookmark_interval") else None
-        messages = self._core.watch(request.experiment_id, request.resume_token, list(request.kinds), every)
+        messages = self._core.watch(request.experiment_id, request.resume_token, list(request.kinds), _seconds(request))
         async with _closing(messages):
             async for message in messages:
                 yield watch_message_to_pb(message)
@@ -178,6 +188,10 @@ class RunnerServicer(RunnerServiceServicer):
 def _closing(iterator: AsyncIterator[Any]) -> Any:
     """Closes an async generator when the caller goes; other iterators have nothing to close."""
     return aclosing(iterator) if hasattr(iterator, "aclose") else AsyncExitStack()
+
+
+def _seconds(request: pb.WatchExperimentRequest | pb.WatchRunRequest) -> float | None:
+    return request.bookmark_interval.ToNanoseconds() / 1e9 if request.HasField("bookmark_interval") else None
 
 
 def _is_full(view: int) -> bool:

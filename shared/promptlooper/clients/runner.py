@@ -22,13 +22,15 @@ from promptlooper.experiments import (
     Experiments,
     ExperimentUpdate,
     RunPage,
+    RunWatchMessage,
+    StartedRun,
     Validation,
     WatchMessage,
 )
 from promptlooper.rpc.client import domain_errors, open_channel
 from promptlooper.run import Run, RunState
 from promptlooper.scoring import ScorerInfo
-from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, Uploaded
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTarget, Uploaded
 from promptlooper.v1 import run_pb2
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceStub
@@ -49,7 +51,14 @@ from promptlooper.wire.experiments import (
 from promptlooper.wire.limits import LARGEST_MESSAGE, Measured
 from promptlooper.wire.run import RUN_STATES, run_from_pb
 from promptlooper.wire.scoring import scorer_from_pb
-from promptlooper.wire.sources import piece_to_pb, render_to_pb, rendered_from_pb, source_to_pb, uploaded_from_pb
+from promptlooper.wire.single_runs import run_watch_from_pb, target_to_pb
+from promptlooper.wire.sources import (
+    piece_to_pb,
+    render_to_pb,
+    rendered_from_pb,
+    source_to_pb,
+    uploaded_from_pb,
+)
 
 RECONNECT_FOR = 60.0  # seconds without a message after which a watch or an export gives up
 
@@ -161,11 +170,12 @@ class RunnerClient(Experiments):
         bookmark_interval: float | None = None,
     ) -> AsyncIterator[WatchMessage]:
         """Snapshot, events, terminal; a server that drains is asked again with the last token."""
-        request = pb.WatchExperimentRequest(experiment_id=experiment_id, resume_token=resume_token, kinds=kinds)
-        if bookmark_interval is not None:
-            interval = Duration()
-            interval.FromNanoseconds(round(bookmark_interval * 1e9))
-            request.bookmark_interval.CopyFrom(interval)
+        request = pb.WatchExperimentRequest(
+            experiment_id=experiment_id,
+            resume_token=resume_token,
+            kinds=kinds,
+            bookmark_interval=_duration(bookmark_interval),
+        )
         ended = False
         stream = self._resumed().messages(
             lambda: self._stub.WatchExperiment(request), pb.WatchExperimentResponse, until=lambda: ended
@@ -173,6 +183,31 @@ class RunnerClient(Experiments):
         async with aclosing(stream):
             async for response in stream:
                 message = watch_message_from_pb(response)
+                request.resume_token = message.resume_token
+                ended = message.terminal is not None
+                yield message
+
+    async def start_run(self, target: RunTarget, request_id: str = "") -> StartedRun:
+        request = pb.StartRunRequest(target=target_to_pb(target), request_id=request_id or _new_request_id())
+        self._refuse_too_large(request)
+        with domain_errors(self._address, "runner"):
+            response = await self._stub.StartRun(request)
+        return StartedRun(response.run_id, experiment_from_pb(response.experiment))
+
+    async def watch_run(
+        self, run_id: str, resume_token: str = "", bookmark_interval: float | None = None
+    ) -> AsyncIterator[RunWatchMessage]:
+        """Snapshot, events, terminal; a server that drains is asked again with the last token."""
+        request = pb.WatchRunRequest(
+            run_id=run_id, resume_token=resume_token, bookmark_interval=_duration(bookmark_interval)
+        )
+        ended = False
+        stream = self._resumed().messages(
+            lambda: self._stub.WatchRun(request), pb.WatchRunResponse, until=lambda: ended
+        )
+        async with aclosing(stream):
+            async for response in stream:
+                message = run_watch_from_pb(response)
                 request.resume_token = message.resume_token
                 ended = message.terminal is not None
                 yield message
@@ -262,6 +297,14 @@ class RunnerClient(Experiments):
 
 def _new_request_id() -> str:
     return uuid.uuid4().hex
+
+
+def _duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def _given(experiment: ExperimentSpec | ExperimentSource) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from promptlooper.experiment import Experiment, ExperimentSpec, InputRow
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import Run, RunState, Score, StageResult
-from promptlooper.runner.spec.expand import Shape, Variant, cell
+from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell
 from promptlooper.runner.store.models import runs, scores, stage_results
 from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, check_exists, input_chunk
 from promptlooper.runner.store.rows import EPOCH, moment_of, run_error_of, score_of, stage_result_of
@@ -32,6 +32,9 @@ class RunSource:
     def grid(self) -> Shape:
         rows = self.experiment.counts.total // (self.spec.repeats * len(self.variants))
         return Shape(rows, self.spec.repeats, len(self.variants))
+
+    def place_of(self, run_index: int) -> Cell:
+        return cell(self.grid, run_index)
 
 
 def read_runs(
@@ -150,7 +153,7 @@ def _run(
     source: RunSource, row: Any, inputs: _Inputs, stages: list[StageResult], judged: list[Score], full: bool
 ) -> Run:
     experiment = source.experiment
-    place = cell(source.grid, row.run_index)
+    place = source.place_of(row.run_index)
     variant, value = source.variants[place.variant_index], inputs[place.input_index]
     answered = row.next_stage > 0
     return Run(
@@ -190,6 +193,49 @@ def _run(
         created_at=experiment.created_at,
         started_at=EPOCH + timedelta(microseconds=row.started_us),
         completed_at=moment_of(row.ended_us),
+    )
+
+
+def unstarted_run(source: RunSource, place: Cell, row: InputRow) -> Run:
+    """A run that has no row yet, in the BASIC view."""
+    experiment, variant = source.experiment, source.variants[place.variant_index]
+    return Run(
+        run_id=f"{experiment.experiment_id}-{place.run_index}",
+        experiment_id=experiment.experiment_id,
+        project=experiment.project,
+        generation=experiment.generation,
+        run_index=place.run_index,
+        state=RunState.PENDING,
+        input_index=place.input_index,
+        input_id=row.input_id,
+        variant_id=variant.variant_id,
+        pipeline=variant.pipeline.name,
+        model=variant.model_entry.name,
+        params=variant.params,
+        repeat=place.repeat,
+        input=None,
+        expected=None,
+        output=None,
+        score=None,
+        passed=None,
+        scores=(),
+        error=None,
+        tokens_in=0,
+        tokens_out=0,
+        tokens_reasoning=0,
+        tokens_cached_in=0,
+        cost_nanousd=0,
+        cost_saved_nanousd=0,
+        latency_ms=0,
+        duration_ms=None,
+        cached=False,
+        attempts=0,
+        stages=(),
+        tags=row.tags,
+        metadata=row.metadata,
+        created_at=experiment.created_at,
+        started_at=None,
+        completed_at=None,
     )
 
 
