@@ -12,7 +12,7 @@ from typing import Any
 
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
-from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, Price
+from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, OnDelta, Price
 from promptlooper.experiment import (
     CachePolicy,
     Experiment,
@@ -53,7 +53,7 @@ class ScriptedModel:
         if not hold:
             self.go.set()
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         self.calls[request.messages[-1].content] += 1
         self.requests.append(request)
         self.running += 1
@@ -69,6 +69,9 @@ class ScriptedModel:
             raise said
         if isinstance(said, Completion):
             return said
+        if on_delta is not None:
+            for word in said.split():
+                on_delta(word)
         tokens_in = sum(len(m.content) for m in request.messages)
         cost = None
         if self.price is not None:

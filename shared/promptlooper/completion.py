@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from promptlooper.jsonvalue import JsonObject
 
@@ -71,11 +71,16 @@ class ModelInfo:
     price: Price | None = None
 
 
+OnDelta: TypeAlias = Callable[[str], None]
+"""Hears each piece of an output, in order and none of them empty."""
+
+
 class CompletionGateway(Protocol):
     """The Adapter: its core when embedded, its client when distributed."""
 
-    async def complete(self, request: CompletionRequest) -> Completion:
-        """Raises CompletionFailed and its kind, UnknownProvider or ServiceUnavailable."""
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+        """Raises CompletionFailed and its kind, UnknownProvider or ServiceUnavailable. `on_delta` hears the output
+        piece by piece where the provider can stream; what fails after the first piece is not tried again."""
         ...
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]: ...

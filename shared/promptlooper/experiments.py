@@ -10,7 +10,7 @@ from promptlooper.caching import CacheStats
 from promptlooper.completion import ModelInfo
 from promptlooper.errors import Problem
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentState, ExperimentSummary
-from promptlooper.run import Event, Run, RunState
+from promptlooper.run import Event, Run, RunState, StageResult
 from promptlooper.scoring import ScorerInfo
 from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTarget, Uploaded
 
@@ -91,6 +91,24 @@ class RunWatchMessage:
     terminal: Run | None = None  # in full
 
 
+@dataclass(frozen=True, slots=True)
+class OutputDelta:
+    """A piece of a stage's output; it follows the pieces before."""
+
+    stage_index: int
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One of the three is set; `run` is the last, without an id."""
+
+    delta: OutputDelta | None = None
+    stage: StageResult | None = None
+    run: Run | None = None
+
+
 class Experiments(Protocol):
     """The Runner as clients see it. The errors are those of the RPCs of the same names."""
 
@@ -116,6 +134,10 @@ class Experiments(Protocol):
         self, run_id: str, resume_token: str = "", bookmark_interval: float | None = None
     ) -> AsyncIterator[RunWatchMessage]:
         """Snapshot, events of the run, terminal. Ends without a terminal where the server drains, as `watch` does."""
+        ...
+
+    def execute_run(self, target: RunTarget, timeout: float | None = None) -> AsyncIterator[Execution]:
+        """One run now, for this caller, not stored; leaving the iterator stops its calls. `timeout` in seconds."""
         ...
 
     async def get(self, experiment_id: str) -> Experiment: ...

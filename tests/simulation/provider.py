@@ -12,7 +12,7 @@ from zlib import crc32
 from simulation.schedule import Odds
 
 from promptlooper.caching import CacheEntry, CacheStats, Found, Lookup, LookupStatus
-from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, Price
+from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, OnDelta, Price
 from promptlooper.errors import (
     CacheUnavailable,
     DeadlineExceeded,
@@ -118,7 +118,7 @@ class SimulatedGateway:
     def __init__(self, model: Model, process: Process) -> None:
         self._model, self._process = model, process
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         await self._reach()
         return await self._model.answer(self._process, request)
 

@@ -16,7 +16,7 @@ from promptlooper.adapter.limits import Limiter
 from promptlooper.adapter.providers.provider import Problem, Provider
 from promptlooper.adapter.retrying import AttemptFailed, Failure, decide, error_of
 from promptlooper.clock import Clock, SystemClock
-from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo, OnDelta
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 
 _log = logging.getLogger(__name__)
@@ -40,12 +40,13 @@ class Gateway(CompletionGateway):
         self._random = random
         self._sleep = sleep
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         provider, model, problem = self._route(request.model)
         if provider is None or problem is not None:
             assert problem is not None
             raise _error_of(problem, request.model)
         attempts = 0
+        told = None if on_delta is None else _Told(on_delta)
         deadline = self._clock.monotonic() + request.timeout
         try:
             async with asyncio.timeout(request.timeout):
@@ -53,10 +54,12 @@ class Gateway(CompletionGateway):
                     async with self._limiter.slot(provider.name, model):
                         attempts += 1
                         try:
-                            completion = await provider.complete(model, request)
+                            completion = await provider.complete(model, request, told)
                             break
                         except AttemptFailed as error:
                             failure = error.failure
+                    if told is not None and told.anything:  # the caller has a part of an answer: there is no second one
+                        raise error_of(failure, attempts=attempts, provider=provider.name, model=model) from None
                     await self._before_next(failure, attempts, deadline, provider.name, model)
         except TimeoutError:
             raise DeadlineExceeded(
@@ -142,6 +145,18 @@ class Gateway(CompletionGateway):
         async with AsyncExitStack() as stack:
             for provider in self._providers.values():
                 stack.push_async_callback(provider.aclose)
+
+
+class _Told:
+    """Passes pieces on, and knows whether there were any."""
+
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self.anything = False
+
+    def __call__(self, piece: str) -> None:
+        self.anything = True
+        self._on_delta(piece)
 
 
 def _requests(attempts: int) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
 
 from promptlooper.adapter.batches import GRACE, MAX_IN_FLIGHT, ItemStreams, completed
-from promptlooper.completion import CompletionGateway
+from promptlooper.completion import CompletionGateway, CompletionRequest
 from promptlooper.errors import DomainError, TooLarge
 from promptlooper.rpc.deadlines import is_deadline
+from promptlooper.streaming import pieces_of
 from promptlooper.v1 import adapter_service_pb2 as pb
+from promptlooper.v1 import completion_pb2
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceServicer, add_AdapterServiceServicer_to_server
 from promptlooper.wire.completion import check_to_pb, completion_to_pb, error_to_pb, model_to_pb, request_from_pb
 from promptlooper.wire.limits import MAX_MESSAGE, refuse_too_many
@@ -38,11 +41,19 @@ class AdapterServicer(AdapterServiceServicer):
         add_AdapterServiceServicer_to_server(self, server)
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
-        question = request_from_pb(request.request)
-        left = context.time_remaining()
-        if left is not None and is_deadline(left):
-            question = replace(question, timeout=max(0.001, min(question.timeout, left)))
+        question = _within(request.request, context)
         return pb.CompleteResponse(completion=completion_to_pb(await self._core.complete(question)))
+
+    async def StreamComplete(
+        self, request: pb.StreamCompleteRequest, context: Context
+    ) -> AsyncIterator[pb.StreamCompleteResponse]:
+        question = _within(request.request, context)
+        async with aclosing(pieces_of(partial(self._core.complete, question))) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield pb.StreamCompleteResponse(delta=piece)
+                else:
+                    yield pb.StreamCompleteResponse(completion=completion_to_pb(piece))
 
     async def CompleteMany(
         self, request_iterator: _Requests, context: Context
@@ -66,6 +77,15 @@ class AdapterServicer(AdapterServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[model_to_pb(model) for model in await self._core.list_models()])
+
+
+def _within(message: completion_pb2.CompletionRequest, context: Context) -> CompletionRequest:
+    """The question, with no more time than its caller has."""
+    question = request_from_pb(message)
+    left = context.time_remaining()
+    if left is not None and is_deadline(left):
+        return replace(question, timeout=max(0.001, min(question.timeout, left)))
+    return question
 
 
 def _failed(item_id: int, error: DomainError) -> pb.CompletionItemResult:

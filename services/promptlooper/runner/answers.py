@@ -9,33 +9,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-import orjson
-
 from promptlooper.batching import TickBatcher
 from promptlooper.caching import LEASE_TTL, CacheEntry, Found, Lookup, LookupStatus, ResponseCache
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionGateway, CompletionRequest
-from promptlooper.digest import sha256_hex
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, OnDelta
 from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailable
-from promptlooper.experiment import CacheMode, CachePolicy
+from promptlooper.experiment import CacheMode
 from promptlooper.failpoints import Failpoints
-from promptlooper.runner.store.rows import storable
+from promptlooper.runner.questions import Question, cache_key, completion_of, entry_of, storable_completion
 
 log = logging.getLogger("runner.answers")
-KEY_VERSION = 1
-STORED_FINISH_REASONS = frozenset({"stop", "length"})
-LARGEST_VALUE = 1024 * 1024 - 1024  # bytes: what the Cache takes, less its envelope
 BUSY_TICK = 0.1  # seconds between looks at keys that another process is asking for
 FIRST_RETRY, LAST_RETRY = 0.1, 2.0  # seconds between tries while the Adapter can't be reached
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    request: CompletionRequest
-    endpoint: str  # identity of the provider's address
-    repeat: int
-    project: str
-    policy: CachePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +29,6 @@ class Answer:
 
     completion: Completion
     cached: bool
-
-
-def cache_key(question: Question) -> str:
-    """`<project>.<namespace>:<sha256>` over all that can change the answer. Timeouts, retries, labels and ids are not
-    in it; the repeat is, so that repeats of a question differ within an experiment and are shared across
-    experiments."""
-    request = question.request
-    meaning = [
-        KEY_VERSION,
-        request.model,
-        question.endpoint,
-        [[message.role, message.content] for message in request.messages],
-        request.params,
-        question.repeat,
-        question.project,
-        question.policy.namespace,
-    ]
-    return f"{question.project}.{question.policy.namespace}:{sha256_hex(meaning)}"
 
 
 _Place: TypeAlias = tuple[str, float | None, bool]  # what may share an answer: key, age, whether lost calls repeat
@@ -115,32 +82,33 @@ class Answers:
             if task is not None:
                 task.cancel()
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question, on_delta: OnDelta | None = None) -> Answer:
         """Raises what the gateway raises; DeadlineExceeded after `request.timeout` seconds, waiting for others
-        included."""
+        included. `on_delta` hears the output as it is generated, but not where it comes from the cache or from who
+        asked before."""
         deadline = self._clock.monotonic() + question.request.timeout
         mode = question.policy.mode
         if mode is CacheMode.READ_WRITE:
-            while (answer := await self._ask_once(question, deadline)) is None:
+            while (answer := await self._ask_once(question, deadline, on_delta)) is None:
                 pass
             return answer
         key = cache_key(question) if mode is not CacheMode.OFF else ""
         if mode is CacheMode.READ_ONLY:
             found = await self._read(Lookup(key, question.policy.max_age))
-            if (completion := _completion_of(found)) is not None:
+            if (completion := completion_of(found)) is not None:
                 return Answer(completion, cached=True)
-        completion = await self._complete(question.request, deadline)
-        if mode.writes and (entry := _entry_of(key, completion)) is not None:
+        completion = await self._complete(question.request, deadline, on_delta)
+        if mode.writes and (entry := entry_of(key, completion)) is not None:
             self._store(entry)
         return Answer(completion, cached=False)
 
-    async def _ask_once(self, question: Question, deadline: float) -> Answer | None:
+    async def _ask_once(self, question: Question, deadline: float, on_delta: OnDelta | None) -> Answer | None:
         """None where the one who asked ran out of time, which this caller still has."""
         key = cache_key(question)
         place = (key, question.policy.max_age, question.request.once)
         leader = place not in self._flights
         if leader:
-            self._take_off(place, question, deadline)
+            self._take_off(place, question, deadline, on_delta)
         flight, task = self._flights[place]
         flight.waiters += 1
         try:
@@ -168,9 +136,9 @@ class Answers:
         flight.counted = True  # whoever comes first, should the leader have been cancelled
         return answer
 
-    def _take_off(self, place: _Place, question: Question, deadline: float) -> None:
+    def _take_off(self, place: _Place, question: Question, deadline: float, on_delta: OnDelta | None) -> None:
         flight = _Flight()
-        task = asyncio.create_task(self._fly(flight, place[0], question, deadline))
+        task = asyncio.create_task(self._fly(flight, place[0], question, deadline, on_delta))
         self._flights[place] = flight, task
         self._running.add(task)
         task.add_done_callback(partial(self._forget, place))
@@ -185,14 +153,16 @@ class Answers:
         if place in self._flights and self._flights[place][1] is task:
             del self._flights[place]
 
-    async def _fly(self, flight: _Flight, key: str, question: Question, deadline: float) -> Answer:
+    async def _fly(
+        self, flight: _Flight, key: str, question: Question, deadline: float, on_delta: OnDelta | None
+    ) -> Answer:
         lookup = Lookup(key, question.policy.max_age)
         while (found := await self._look_up(lookup)).status is LookupStatus.BUSY:
             if self._clock.monotonic() >= deadline or flight.abandoned:
                 raise _too_late(question.request)
             await self._next_tick()
         flight.is_looking = False
-        if (completion := _completion_of(found)) is not None:
+        if (completion := completion_of(found)) is not None:
             return Answer(completion, cached=True)
         if flight.abandoned:
             if found.status is LookupStatus.LEAD and not any(place[0] == key for place in self._flights):
@@ -202,8 +172,8 @@ class Answers:
             self._leading.add(key)
             self._keep_leases()
         try:
-            completion = await self._complete(question.request, deadline)
-            entry = _entry_of(key, completion)
+            completion = await self._complete(question.request, deadline, on_delta)
+            entry = entry_of(key, completion)
         except BaseException:
             self._give_up(key)
             raise
@@ -219,9 +189,17 @@ class Answers:
             self._leading.discard(key)
             self._release(key)
 
-    async def _complete(self, request: CompletionRequest, deadline: float) -> Completion:
+    async def _complete(self, request: CompletionRequest, deadline: float, on_delta: OnDelta | None) -> Completion:
         """Goes on trying while the Adapter can't be reached; what a provider says is final, the Adapter has retried
-        it. Raises ServiceUnavailable where a call that may be billed must not be repeated."""
+        it. Raises ServiceUnavailable where a call that may be billed must not be repeated, or an answer has begun."""
+        told = False
+
+        def tell(piece: str) -> None:
+            nonlocal told
+            told = True
+            if on_delta is not None:
+                on_delta(piece)
+
         pause = FIRST_RETRY
         while True:
             left = deadline - self._clock.monotonic()
@@ -229,11 +207,12 @@ class Answers:
                 raise _too_late(request)
             try:
                 self._failpoints.hit("call_before")
-                completion = await self._gateway.complete(replace(request, timeout=left))
+                within = replace(request, timeout=left)
+                completion = await self._gateway.complete(within, None if on_delta is None else tell)
                 self._failpoints.hit("call_after")
-                return _storable(completion)
+                return storable_completion(completion)
             except ServiceUnavailable as error:
-                if error.sent and request.once:
+                if told or (error.sent and request.once):
                     raise
                 if deadline - self._clock.monotonic() <= pause:
                     raise
@@ -298,33 +277,6 @@ class Answers:
         if now - self._last_warning >= 30:
             self._last_warning = now
             log.warning("the cache does not answer, every question is asked anew: %s", error)
-
-
-def _storable(completion: Completion) -> Completion:
-    """The answer without characters that no database or JSON can keep."""
-    output, reasoning = storable(completion.output), completion.reasoning
-    if output is completion.output and not reasoning:
-        return completion
-    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))
-
-
-def _entry_of(key: str, completion: Completion) -> CacheEntry | None:
-    """None for answers that are not kept: filtered ones, those cut off for other reasons, and those too large."""
-    if completion.finish_reason not in STORED_FINISH_REASONS:
-        return None
-    value = orjson.dumps(completion)
-    return CacheEntry(key, value) if len(value) <= LARGEST_VALUE else None
-
-
-def _completion_of(found: Found) -> Completion | None:
-    """None for what is no hit or can't be read, which is a miss."""
-    if found.status is not LookupStatus.HIT:
-        return None
-    try:
-        return Completion(**orjson.loads(found.value))
-    except (ValueError, TypeError) as error:  # of another version, say: its answer is paid for again
-        log.warning("an answer in the cache can't be read, its question is asked anew: %s", type(error).__name__)
-        return None
 
 
 def _too_late(request: CompletionRequest) -> DeadlineExceeded:

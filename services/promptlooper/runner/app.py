@@ -16,6 +16,7 @@ from promptlooper.runner.answers import Answers
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.engine import LEASE_TTL, Engine, EngineParts
 from promptlooper.runner.events.hub import Hub
+from promptlooper.runner.executing import Executions
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.settings import RunnerSettings
@@ -61,7 +62,10 @@ async def runner_core(
         stack.push_async_callback(answers.aclose)
         stack.push_async_callback(scores.aclose)
         await stack.enter_async_context(engine.running())
-        yield RunnerCore(database, engine, hub, gateway, cache, scoring, renderer, clock, new_id, parts.failpoints)
+        executions = Executions(answers, scores, renderer, gateway, scoring, clock, failpoints, at_once=slots)
+        yield RunnerCore(
+            database, engine, hub, gateway, cache, scoring, renderer, clock, new_id, failpoints, executions
+        )
 
 
 async def run(settings: RunnerSettings) -> None:

@@ -21,6 +21,7 @@ from promptlooper.errors import (
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
 from promptlooper.experiments import (
     EventPage,
+    Execution,
     ExperimentFilter,
     ExperimentPage,
     ExperimentUpdate,
@@ -39,6 +40,7 @@ from promptlooper.runner.engine import Engine
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.run_watching import RunWatching
 from promptlooper.runner.events.watching import Watching
+from promptlooper.runner.executing import Executions
 from promptlooper.runner.preview import place_of, rendered, rendered_at
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.runs import Runs, no_run, run_place
@@ -71,6 +73,7 @@ class RunnerCore:
         clock: Clock,
         new_id: IdMaker,
         failpoints: Failpoints,
+        executions: Executions,
     ) -> None:
         self._database, self._engine, self._hub = database, engine, hub
         self._gateway, self._cache, self._scoring = gateway, cache, scoring
@@ -78,6 +81,7 @@ class RunnerCore:
         self._watching = Watching(database, hub, clock)
         self._runs = Runs(database, self.get)
         self._run_watching = RunWatching(database, self._watching, self._runs)
+        self._executions = executions
         self._sources = Sources(database, clock)
         self._targets = Targets(database, self._sources, self._runs)
         self._creation = Creation(database, engine, gateway, scoring, renderer, clock, new_id, failpoints)
@@ -115,6 +119,9 @@ class RunnerCore:
         given = await self._targets.one_run(target)
         experiment = await self._changed(await self._creation.create(given, request_id))
         return StartedRun(f"{experiment.experiment_id}-0", experiment)
+
+    def execute_run(self, target: RunTarget, timeout: float | None = None) -> AsyncIterator[Execution]:
+        return self._executions.execute(target, self._targets, timeout, lambda: self._hub.draining)
 
     async def get(self, experiment_id: str) -> Experiment:
         if not EXPERIMENT_ID.fullmatch(experiment_id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
@@ -20,9 +21,10 @@ from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
-from promptlooper.runner.answers import Answer, Answers, Question
+from promptlooper.runner.answers import Answer, Answers
 from promptlooper.runner.bounds import Bound, call_bound
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
+from promptlooper.runner.questions import Question
 from promptlooper.runner.render import Renderer, scorer_variables, variables
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
@@ -69,8 +71,10 @@ class RunExecutor:
         clock: Clock,
         report: Callable[[Outcome], None],
         failpoints: Failpoints,
+        on_delta: Callable[[int, str], None] | None = None,
     ) -> None:
-        self._failpoints = failpoints
+        """`on_delta` hears outputs as they are generated, with the index of their stage."""
+        self._failpoints, self._on_delta = failpoints, on_delta
         self._plan, self._answers, self._scores = plan, answers, scores
         self._renderer, self._clock, self._report = renderer, clock, report
         self._calls: dict[tuple[str, int], tuple[str, JsonObject]] = {}
@@ -196,7 +200,8 @@ class RunExecutor:
         plan = self._plan
         known = plan.models.get(request.model) or ModelCheck(request.model)
         question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
-        return _stage_result(index, name, request, await self._answers.ask(question))
+        on_delta = None if self._on_delta is None else partial(self._on_delta, index)
+        return _stage_result(index, name, request, await self._answers.ask(question, on_delta))
 
     def _call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
         """Model and parameters of a stage: the same for all its runs."""

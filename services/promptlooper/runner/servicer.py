@@ -10,6 +10,7 @@ import grpc
 
 from promptlooper.errors import InvalidArgument
 from promptlooper.experiments import Experiments
+from promptlooper.rpc.deadlines import is_deadline
 from promptlooper.v1 import run_pb2
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceServicer, add_RunnerServiceServicer_to_server
@@ -28,7 +29,7 @@ from promptlooper.wire.experiments import (
 )
 from promptlooper.wire.run import RUN_STATES, basic, run_to_pb
 from promptlooper.wire.scoring import scorer_to_pb
-from promptlooper.wire.single_runs import run_watch_to_pb, target_from_pb
+from promptlooper.wire.single_runs import execution_to_pb, run_watch_to_pb, target_from_pb
 from promptlooper.wire.sources import experiment_of, given_from_pb, piece_from_pb, rendered_to_pb, uploaded_to_pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RunnerService"]
@@ -76,6 +77,13 @@ class RunnerServicer(RunnerServiceServicer):
         async with _closing(messages):
             async for message in messages:
                 yield run_watch_to_pb(message)
+
+    async def ExecuteRun(self, request: pb.ExecuteRunRequest, context: Context) -> AsyncIterator[pb.ExecuteRunResponse]:
+        left = context.time_remaining()
+        messages = self._core.execute_run(target_from_pb(request.target), left if is_deadline(left) else None)
+        async with _closing(messages):
+            async for message in messages:
+                yield execution_to_pb(message)
 
     async def GetExperiment(self, request: pb.GetExperimentRequest, context: Context) -> pb.GetExperimentResponse:
         experiment = await self._core.get(request.experiment_id)

@@ -60,12 +60,17 @@ def _variant(chosen: Sequence[Variant], variant_id: str) -> Variant:
 
 def _row(spec: ExperimentSpec, target: RunTarget, inputs: int) -> InputRow:
     if target.has_row:
-        try:
-            return with_ids([row_of(target.row)])[0]
-        except ValueError as error:
-            raise InvalidArgument(f"input_json: {error}", field="input_json") from None
+        return row_of_target(target)
     if inputs != 1:
         raise InvalidArgument(
             f"the experiment has {inputs} inputs: set input_json to the row that is to be run", field="input_json"
         )
     return spec.inputs[0]
+
+
+def row_of_target(target: RunTarget) -> InputRow:
+    """The row that the target brings. Raises InvalidArgument where it is none."""
+    try:
+        return with_ids([row_of(target.row)])[0]
+    except ValueError as error:
+        raise InvalidArgument(f"input_json: {error}", field="input_json") from None

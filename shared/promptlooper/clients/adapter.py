@@ -13,12 +13,19 @@ from types import TracebackType
 import grpc
 
 from promptlooper.clients.completion_stream import CompletionStream, Lost
-from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo
+from promptlooper.completion import (
+    Completion,
+    CompletionGateway,
+    CompletionRequest,
+    ModelCheck,
+    ModelInfo,
+    OnDelta,
+)
 from promptlooper.errors import ServiceUnavailable, TooLarge
 from promptlooper.rpc.client import away, open_channel, replicas_of
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
-from promptlooper.wire.completion import check_from_pb, model_from_pb, request_to_pb
+from promptlooper.wire.completion import check_from_pb, completion_from_pb, model_from_pb, request_to_pb
 from promptlooper.wire.limits import MAX_MESSAGE
 
 MARGIN = 2.0  # seconds that an answer may take to travel: the Adapter ends what takes longer than its timeout
@@ -59,7 +66,9 @@ class AdapterClient(CompletionGateway):
         self._ids = count(1)
         self._closed = False
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+        if on_delta is not None:
+            return await self._stream(request, on_delta)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + request.timeout
         left, tried = request.timeout, set[_Replica]()
@@ -81,6 +90,20 @@ class AdapterClient(CompletionGateway):
                 if over or (lost.sent and request.once):
                     raise ServiceUnavailable(str(lost), sent=lost.sent, address=self._address) from lost
                 request = replace(request, timeout=left)
+
+    async def _stream(self, request: CompletionRequest, on_delta: OnDelta) -> Completion:
+        """A call of its own. Where it is lost, nobody knows whether it is billed."""
+        message = pb.StreamCompleteRequest(request=request_to_pb(request))
+        try:
+            with away(self._address, "adapter"):
+                async for response in self._stub.StreamComplete(message, timeout=request.timeout + self._margin):
+                    if response.WhichOneof("message") == "completion":
+                        return completion_from_pb(response.completion)
+                    on_delta(response.delta)
+        except ServiceUnavailable as error:
+            error.sent = True
+            raise
+        raise ServiceUnavailable("the Adapter ended its answer before the end", sent=True, address=self._address)
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         with away(self._address, "adapter"):

@@ -17,6 +17,7 @@ from promptlooper.errors import TooLarge
 from promptlooper.experiment import Experiment, ExperimentSpec, ExperimentSummary
 from promptlooper.experiments import (
     EventPage,
+    Execution,
     ExperimentFilter,
     ExperimentPage,
     Experiments,
@@ -51,7 +52,7 @@ from promptlooper.wire.experiments import (
 from promptlooper.wire.limits import LARGEST_MESSAGE, Measured
 from promptlooper.wire.run import RUN_STATES, run_from_pb
 from promptlooper.wire.scoring import scorer_from_pb
-from promptlooper.wire.single_runs import run_watch_from_pb, target_to_pb
+from promptlooper.wire.single_runs import execution_from_pb, run_watch_from_pb, target_to_pb
 from promptlooper.wire.sources import (
     piece_to_pb,
     render_to_pb,
@@ -211,6 +212,18 @@ class RunnerClient(Experiments):
                 request.resume_token = message.resume_token
                 ended = message.terminal is not None
                 yield message
+
+    async def execute_run(self, target: RunTarget, timeout: float | None = None) -> AsyncIterator[Execution]:
+        """Without a run in the end where it was cut: it is not repeated, as it may have cost something."""
+        request = pb.ExecuteRunRequest(target=target_to_pb(target))
+        self._refuse_too_large(request)
+        call = self._stub.ExecuteRun(request, timeout=timeout)
+        try:
+            with domain_errors(self._address, "runner"):
+                async for response in call:
+                    yield execution_from_pb(response)
+        finally:
+            call.cancel()
 
     async def list_events(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -59,6 +60,8 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None  # sent as it is
     until: asyncio.Event | None = None  # answers when this is set
+    pause: asyncio.Event | None = None  # a stream goes on after its first piece when this is set
+    streams: bool = True  # whether it can stream: else it answers at once
     cut: bool = False  # announces a whole body, sends half of it, and drops the connection
     drop: bool = False  # drops the connection without an answer
 
@@ -68,6 +71,7 @@ def error(status: int, message: str = "scripted error", *, code: str = "", retry
     return Reply(message, status, code=code, headers={} if retry_after is None else {"retry-after": retry_after})
 
 
+_PIECES = re.compile(r"\S+\s*|\s+")
 Answer = Callable[[ProviderRequest], Reply | str | Awaitable[Reply | str]]
 
 
@@ -156,6 +160,8 @@ class FakeProvider:
         return Reply(said) if isinstance(said, str) else said
 
     async def _sent(self, http: web.Request, request: ProviderRequest, reply: Reply) -> web.StreamResponse:
+        if request.body.get("stream") and reply.streams and reply.status == 200 and reply.body is None:
+            return await self._streamed(http, request, reply)
         body = _body(request, reply) if reply.body is None else reply.body
         if (reply.cut or reply.drop) and http.transport is not None:
             if reply.cut:
@@ -165,6 +171,31 @@ class FakeProvider:
         return web.Response(
             status=reply.status, body=body, headers={"content-type": "application/json", **reply.headers}
         )
+
+    async def _streamed(self, http: web.Request, request: ProviderRequest, reply: Reply) -> web.StreamResponse:
+        """A piece for each word; with `cut` the connection is dropped in the middle."""
+        response = web.StreamResponse(headers={"content-type": "text/event-stream", **reply.headers})
+        await response.prepare(http)
+        pieces = _PIECES.findall(reply.text)
+        for index, piece in enumerate(pieces):
+            if reply.cut and index >= len(pieces) // 2 and http.transport is not None:
+                http.transport.close()
+                return response
+            await response.write(_event(request, {"content": piece}))
+            if index == 0 and reply.pause is not None:
+                await reply.pause.wait()
+        whole = orjson.loads(_body(request, reply))
+        await response.write(_event(request, dict(reply.message), whole["choices"][0].get("finish_reason")))
+        if "usage" in whole:
+            await response.write(b"data: " + orjson.dumps({"choices": [], "usage": whole["usage"]}) + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def _event(request: ProviderRequest, delta: Mapping[str, Any], finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    data = {"object": "chat.completion.chunk", "model": request.model, "choices": [choice]}
+    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 def _body(request: ProviderRequest, reply: Reply) -> bytes:

@@ -55,6 +55,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The experiment file names files that this server does not have: PreconditionFailure lists them; send them with UploadFile.
     FAILED_PRECONDITION. Metadata: count.
     """
+    ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 16
+    """The next call may cost more than is left of the run's budget, and was not made: raise the budget. A run's reason only."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 14
     """The call has no credentials, or none that this server knows: send a token. UNAUTHENTICATED."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 15
@@ -130,6 +132,8 @@ ERROR_REASON_FILES_MISSING: ErrorReason.ValueType  # 13
 """The experiment file names files that this server does not have: PreconditionFailure lists them; send them with UploadFile.
 FAILED_PRECONDITION. Metadata: count.
 """
+ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 16
+"""The next call may cost more than is left of the run's budget, and was not made: raise the budget. A run's reason only."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 14
 """The call has no credentials, or none that this server knows: send a token. UNAUTHENTICATED."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 15

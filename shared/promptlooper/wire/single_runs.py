@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from promptlooper.experiments import RunWatchMessage
+from promptlooper.experiments import Execution, OutputDelta, RunWatchMessage
 from promptlooper.sources import ExperimentSource, RunTarget
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.wire.events import event_from_pb, event_to_pb
 from promptlooper.wire.experiment import spec_to_pb
-from promptlooper.wire.run import run_from_pb, run_to_pb
+from promptlooper.wire.run import run_from_pb, run_to_pb, stage_from_pb, stage_to_pb
 from promptlooper.wire.scalars import value_of, value_text
 from promptlooper.wire.sources import experiment_of, source_to_pb
 
@@ -52,3 +52,24 @@ def run_watch_from_pb(message: pb.WatchRunResponse) -> RunWatchMessage:
         bookmark=which == "bookmark",
         terminal=run_from_pb(message.terminal) if which == "terminal" else None,
     )
+
+
+def execution_to_pb(message: Execution) -> pb.ExecuteRunResponse:
+    if message.delta is not None:
+        delta = message.delta
+        piece = pb.OutputDelta(stage_index=delta.stage_index, stage=delta.stage, text=delta.text)
+        return pb.ExecuteRunResponse(delta=piece)
+    if message.stage is not None:
+        return pb.ExecuteRunResponse(stage=stage_to_pb(message.stage))
+    assert message.run is not None
+    return pb.ExecuteRunResponse(run=run_to_pb(message.run))
+
+
+def execution_from_pb(message: pb.ExecuteRunResponse) -> Execution:
+    match message.WhichOneof("message"):
+        case "delta":
+            delta = message.delta
+            return Execution(delta=OutputDelta(delta.stage_index, delta.stage, delta.text))
+        case "stage":
+            return Execution(stage=stage_from_pb(message.stage))
+    return Execution(run=run_from_pb(message.run))

@@ -20,6 +20,7 @@ from promptlooper.completion import (
     Message,
     ModelCheck,
     ModelInfo,
+    OnDelta,
     Price,
 )
 from promptlooper.rpc.client import open_channel
@@ -41,7 +42,7 @@ class ScriptedGateway(CompletionGateway):
         self.cancelled: list[str] = []
         self.changed = asyncio.Condition()
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         await self._note(self.asked, request)
         try:
             return await self.answer(request)

@@ -15,10 +15,11 @@ from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
 from promptlooper.caching import Found, Lookup, LookupStatus, ResponseCache
 from promptlooper.clock import SystemClock
-from promptlooper.completion import Completion, CompletionRequest, Message, ModelCheck, ModelInfo
+from promptlooper.completion import Completion, CompletionRequest, Message, ModelCheck, ModelInfo, OnDelta
 from promptlooper.errors import CacheUnavailable, DeadlineExceeded, ProviderRejected, ServiceUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
-from promptlooper.runner.answers import Answer, Answers, Question, cache_key
+from promptlooper.runner.answers import Answer, Answers
+from promptlooper.runner.questions import Question, cache_key
 
 
 class Model:
@@ -33,7 +34,7 @@ class Model:
         if free:
             self.gate.set()
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         self.calls.append(request)
         self.called.set()
         if self.errors:

@@ -22,7 +22,7 @@ from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.transport import Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, OnDelta
 
 MODEL = "smollm2-135m-instruct"
 PARALLEL = 2  # answers at once; each has half of the context
@@ -65,9 +65,9 @@ class LocalProvider:
             return Problem("INVALID_ARGUMENT", message)
         return None
 
-    async def complete(self, model: str, request: CompletionRequest) -> Completion:
+    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         server = await self._running()
-        return await server.provider.complete(model, request)
+        return await server.provider.complete(model, request, on_delta)
 
     async def _running(self) -> _Server:
         if self._server is not None and self._server.process.poll() is None:

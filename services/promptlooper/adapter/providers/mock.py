@@ -13,10 +13,11 @@ from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, OnDelta
 from promptlooper.digest import sha256_hex
 
 _BUILT_IN = ("echo", "ok")
+_PIECES = re.compile(r"\s*\S+\s*|\s+")  # of a stream: words
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class MockProvider:
     """The first rule that fits answers; where none does, `echo` repeats the last user message and `ok` says ok.
 
     Tokens are words, unless a rule says otherwise; `max_tokens` cuts as a model would. The same questions get the same
-    answers in any order: errors are counted per question.
+    answers in any order: errors are counted per question. A stream is a piece for each word.
     """
 
     def __init__(self, name: str, rules: Sequence[MockRule], *, prices: Prices, clock: Clock) -> None:
@@ -74,7 +75,7 @@ class MockProvider:
         message = f"provider {self.name!r} has no model {model!r}; {hint}{others}"
         return Problem("INVALID_ARGUMENT", message)
 
-    async def complete(self, model: str, request: CompletionRequest) -> Completion:
+    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         started = self._clock.monotonic()
         question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
         rule, text = self._answer(model, question)
@@ -91,6 +92,10 @@ class MockProvider:
         if isinstance(limit, int) and len(words) > limit:
             text, words = " ".join(words[:limit]), words[:limit]
             finish_reason = rule.finish_reason or "length"
+        if on_delta is not None:
+            for piece in _PIECES.findall(text):
+                on_delta(piece)
+                await asyncio.sleep(0)
         return Completion(
             output=text,
             model=model,

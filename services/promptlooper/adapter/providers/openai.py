@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -11,14 +13,16 @@ import httpx
 
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.providers.openai_format import completion_of, error_in, failure_of, request_body
+from promptlooper.adapter.providers.openai_stream import Gathered, events_of
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.transport import LARGEST_BODY, BodyTooLarge, Transport
 from promptlooper.adapter.redaction import Redactor
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, OnDelta
 
 PUBLIC_URL = "https://api.openai.com/v1"
+_PATH = "/chat/completions"
 
 
 def is_public_openai(base_url: str) -> bool:
@@ -59,14 +63,20 @@ class OpenAIProvider:
     def models(self) -> list[str]:
         return self.prices.known_models()
 
-    async def complete(self, model: str, request: CompletionRequest) -> Completion:
-        body = request_body(model, request, public_openai=self._public_openai)
+    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+        body = request_body(model, request, public_openai=self._public_openai, stream=on_delta is not None)
         started = self._clock.monotonic()
-        status, headers, answer = await self._post("/chat/completions", body)
+        ttft_ms: int | None = None
+        with self._failures():
+            if on_delta is None:
+                status, headers, answer = await self._transport.request("POST", _PATH, body)
+            else:
+                status, headers, answer, first = await self._streamed(body, on_delta)
+                ttft_ms = None if first is None else round((first - started) * 1000)
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         if status == 200:
             try:
-                return completion_of(answer, model, latency_ms)
+                return replace(completion_of(answer, model, latency_ms), ttft_ms=ttft_ms)
             except AttemptFailed as error:
                 if headers.get("content-encoding", "identity") != "identity":
                     message = "it is compressed, though identity was asked for"
@@ -79,9 +89,24 @@ class OpenAIProvider:
             return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)
         raise AttemptFailed(failure)
 
-    async def _post(self, path: str, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+    async def _streamed(self, body: bytes, on_delta: OnDelta) -> tuple[int, httpx.Headers, bytes, float | None]:
+        """The answer as if it had come at once, and when its first piece came. What can't stream, and errors, come at
+        once."""
+        async with self._transport.opened("POST", _PATH, body) as (status, headers, parts):
+            if not headers.get("content-type", "").startswith("text/event-stream"):
+                return status, headers, b"".join([part async for part in parts]), None
+            gathered, first = Gathered(on_delta), None
+            async for event in events_of(parts):
+                gathered.add(event)
+                if first is None and gathered.begun:
+                    first = self._clock.monotonic()
+            return status, headers, gathered.body(), first
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What goes wrong with HTTP, as AttemptFailed."""
         try:
-            return await self._transport.request("POST", path, body)
+            yield
         except BodyTooLarge:
             message = f"the answer is larger than {LARGEST_BODY >> 20} MiB"
             raise AttemptFailed(Failure(Kind.PERMANENT, message)) from None

@@ -24,7 +24,7 @@ _FINISH_REASONS: Mapping[str, str] = {
 }
 
 
-def request_body(model: str, request: CompletionRequest, *, public_openai: bool) -> bytes:
+def request_body(model: str, request: CompletionRequest, *, public_openai: bool, stream: bool = False) -> bytes:
     """Raises AttemptFailed where a parameter is not the caller's to set or is no JSON."""
     body: dict[str, Any] = {"model": model, "messages": request.messages}
     for name, value in request.params.items():
@@ -35,6 +35,8 @@ def request_body(model: str, request: CompletionRequest, *, public_openai: bool)
         if name == "max_tokens" and public_openai and _WANTS_MAX_COMPLETION_TOKENS.match(model):
             name = "max_completion_tokens"  # their reasoning models refuse the old name
         body[name] = value
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     try:
         return orjson.dumps(body)
     except TypeError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import aiohttp
 import httpx
@@ -35,6 +36,15 @@ class Transport:
 
     async def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and body. Raises httpx.TransportError, aiohttp.ClientError or BodyTooLarge."""
+        async with self.opened(method, path, body) as (status, headers, parts):
+            chunks = [chunk async for chunk in parts]
+        return status, headers, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @asynccontextmanager
+    async def opened(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> AsyncIterator[tuple[int, httpx.Headers, AsyncIterator[bytes]]]:
+        """Status, headers and the body as it comes. Raises as `request` does."""
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = httpx.URL(self._base_url + path)
@@ -43,17 +53,10 @@ class Transport:
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         try:
-            chunks: list[bytes] = []
-            size = 0
-            async for chunk in stream:
-                size += len(chunk)
-                if size > LARGEST_BODY:
-                    raise BodyTooLarge
-                chunks.append(chunk)
+            yield response.status_code, response.headers, _bounded(stream)
         finally:
             # Releases before it first awaits: a connection whose body was not read to its end is closed, not kept.
             await stream.aclose()
-        return response.status_code, response.headers, chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _opened(self) -> AiohttpTransport:
         if self._transport is None:
@@ -74,3 +77,12 @@ class Transport:
         if self._transport is not None:
             transport, self._transport = self._transport, None
             await asyncio.shield(transport.aclose())
+
+
+async def _bounded(stream: httpx.AsyncByteStream) -> AsyncIterator[bytes]:
+    size = 0
+    async for chunk in stream:
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise BodyTooLarge
+        yield chunk

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, Price
+from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, OnDelta, Price
 from promptlooper.errors import Problem, ServiceUnavailable
 from promptlooper.experiment import ExperimentSpec, MessageTemplate, ModelEntry, Pipeline, Stage
 from promptlooper.runner.spec.check_services import check
@@ -26,7 +26,7 @@ class Gateway:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         raise NotImplementedError
 
     async def list_models(self) -> list[ModelInfo]:

@@ -1,0 +1,73 @@
+"""Questions to models, and how their answers are kept in the cache."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import orjson
+
+from promptlooper.caching import CacheEntry, Found, LookupStatus
+from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.digest import sha256_hex
+from promptlooper.experiment import CachePolicy
+from promptlooper.runner.store.rows import storable
+
+log = logging.getLogger("runner.answers")
+KEY_VERSION = 1
+STORED_FINISH_REASONS = frozenset({"stop", "length"})
+LARGEST_VALUE = 1024 * 1024 - 1024  # bytes: what the Cache takes, less its envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    request: CompletionRequest
+    endpoint: str  # identity of the provider's address
+    repeat: int
+    project: str
+    policy: CachePolicy
+
+
+def cache_key(question: Question) -> str:
+    """`<project>.<namespace>:<sha256>` over all that can change the answer. Timeouts, retries, labels and ids are not
+    in it; the repeat is, so that repeats of a question differ within an experiment and are shared across
+    experiments."""
+    request = question.request
+    meaning = [
+        KEY_VERSION,
+        request.model,
+        question.endpoint,
+        [[message.role, message.content] for message in request.messages],
+        request.params,
+        question.repeat,
+        question.project,
+        question.policy.namespace,
+    ]
+    return f"{question.project}.{question.policy.namespace}:{sha256_hex(meaning)}"
+
+
+def storable_completion(completion: Completion) -> Completion:
+    """The answer without characters that no database or JSON can keep."""
+    output, reasoning = storable(completion.output), completion.reasoning
+    if output is completion.output and not reasoning:
+        return completion
+    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))
+
+
+def entry_of(key: str, completion: Completion) -> CacheEntry | None:
+    """None for answers that are not kept: filtered ones, those cut off for other reasons, and those too large."""
+    if completion.finish_reason not in STORED_FINISH_REASONS:
+        return None
+    value = orjson.dumps(completion)
+    return CacheEntry(key, value) if len(value) <= LARGEST_VALUE else None
+
+
+def completion_of(found: Found) -> Completion | None:
+    """None for what is no hit or can't be read, which is a miss."""
+    if found.status is not LookupStatus.HIT:
+        return None
+    try:
+        return Completion(**orjson.loads(found.value))
+    except (ValueError, TypeError) as error:  # of another version, say: its answer is paid for again
+        log.warning("an answer in the cache can't be read, its question is asked anew: %s", type(error).__name__)
+        return None
