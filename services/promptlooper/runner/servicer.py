@@ -29,7 +29,7 @@ from promptlooper.wire.experiments import (
 )
 from promptlooper.wire.run import RUN_STATES, basic, run_to_pb
 from promptlooper.wire.scoring import scorer_to_pb
-from promptlooper.wire.single_runs import execution_to_pb, run_watch_to_pb, target_from_pb
+from promptlooper.wire.single_runs import execution_to_pb, run_watch_to_pb, started_to_pb, target_from_pb
 from promptlooper.wire.sources import experiment_of, given_from_pb, piece_from_pb, rendered_to_pb, uploaded_to_pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RunnerService"]
@@ -69,8 +69,7 @@ class RunnerServicer(RunnerServiceServicer):
         return rendered_to_pb(await self._core.render(experiment_of(request), request.run_index))
 
     async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
-        started = await self._core.start_run(target_from_pb(request.target), request.request_id)
-        return pb.StartRunResponse(run_id=started.run_id, experiment=experiment_to_pb(started.experiment))
+        return started_to_pb(await self._core.start_run(target_from_pb(request.target), request.request_id))
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
         messages = self._core.watch_run(request.run_id, request.resume_token, _seconds(request))

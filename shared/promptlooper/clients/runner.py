@@ -52,7 +52,7 @@ from promptlooper.wire.experiments import (
 from promptlooper.wire.limits import LARGEST_MESSAGE, Measured
 from promptlooper.wire.run import RUN_STATES, run_from_pb
 from promptlooper.wire.scoring import scorer_from_pb
-from promptlooper.wire.single_runs import execution_from_pb, run_watch_from_pb, target_to_pb
+from promptlooper.wire.single_runs import execution_from_pb, run_watch_from_pb, started_from_pb, target_to_pb
 from promptlooper.wire.sources import (
     piece_to_pb,
     render_to_pb,
@@ -192,8 +192,7 @@ class RunnerClient(Experiments):
         request = pb.StartRunRequest(target=target_to_pb(target), request_id=request_id or _new_request_id())
         self._refuse_too_large(request)
         with domain_errors(self._address, "runner"):
-            response = await self._stub.StartRun(request)
-        return StartedRun(response.run_id, experiment_from_pb(response.experiment))
+            return started_from_pb(await self._stub.StartRun(request))
 
     async def watch_run(
         self, run_id: str, resume_token: str = "", bookmark_interval: float | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from promptlooper.experiments import Execution, OutputDelta, RunWatchMessage
+from promptlooper.experiments import Execution, OutputDelta, RunWatchMessage, StartedRun
 from promptlooper.sources import ExperimentSource, RunTarget
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.wire.events import event_from_pb, event_to_pb
 from promptlooper.wire.experiment import spec_to_pb
+from promptlooper.wire.experiments import experiment_from_pb, experiment_to_pb
 from promptlooper.wire.run import run_from_pb, run_to_pb, stage_from_pb, stage_to_pb
 from promptlooper.wire.scalars import value_of, value_text
 from promptlooper.wire.sources import experiment_of, source_to_pb
@@ -54,11 +55,25 @@ def run_watch_from_pb(message: pb.WatchRunResponse) -> RunWatchMessage:
     )
 
 
+def started_to_pb(started: StartedRun) -> pb.StartRunResponse:
+    return pb.StartRunResponse(run_id=started.run_id, experiment=experiment_to_pb(started.experiment))
+
+
+def started_from_pb(message: pb.StartRunResponse) -> StartedRun:
+    return StartedRun(message.run_id, experiment_from_pb(message.experiment))
+
+
+def delta_to_pb(delta: OutputDelta) -> pb.OutputDelta:
+    return pb.OutputDelta(stage_index=delta.stage_index, stage=delta.stage, text=delta.text)
+
+
+def delta_from_pb(message: pb.OutputDelta) -> OutputDelta:
+    return OutputDelta(message.stage_index, message.stage, message.text)
+
+
 def execution_to_pb(message: Execution) -> pb.ExecuteRunResponse:
     if message.delta is not None:
-        delta = message.delta
-        piece = pb.OutputDelta(stage_index=delta.stage_index, stage=delta.stage, text=delta.text)
-        return pb.ExecuteRunResponse(delta=piece)
+        return pb.ExecuteRunResponse(delta=delta_to_pb(message.delta))
     if message.stage is not None:
         return pb.ExecuteRunResponse(stage=stage_to_pb(message.stage))
     assert message.run is not None
@@ -68,8 +83,7 @@ def execution_to_pb(message: Execution) -> pb.ExecuteRunResponse:
 def execution_from_pb(message: pb.ExecuteRunResponse) -> Execution:
     match message.WhichOneof("message"):
         case "delta":
-            delta = message.delta
-            return Execution(delta=OutputDelta(delta.stage_index, delta.stage, delta.text))
+            return Execution(delta=delta_from_pb(message.delta))
         case "stage":
             return Execution(stage=stage_from_pb(message.stage))
     return Execution(run=run_from_pb(message.run))

@@ -19,14 +19,20 @@ from promptlooper.wire.experiment import spec_from_pb, spec_to_pb
 from promptlooper.wire.scalars import object_of, object_text
 
 
+def reference_to_pb(file: FileReference) -> pb.FileReference:
+    return pb.FileReference(path=file.path, sha256=file.sha256, size=file.size)
+
+
+def reference_from_pb(message: pb.FileReference) -> FileReference:
+    return FileReference(message.path, message.sha256, message.size)
+
+
 def source_to_pb(source: ExperimentSource) -> pb.ExperimentSource:
-    files = [pb.FileReference(path=file.path, sha256=file.sha256, size=file.size) for file in source.files]
-    return pb.ExperimentSource(path=source.path, text=source.text, files=files)
+    return pb.ExperimentSource(path=source.path, text=source.text, files=map(reference_to_pb, source.files))
 
 
 def source_from_pb(message: pb.ExperimentSource) -> ExperimentSource:
-    files = tuple(FileReference(file.path, file.sha256, file.size) for file in message.files)
-    return ExperimentSource(message.text, message.path or USUAL_PATH, files)
+    return ExperimentSource(message.text, message.path or USUAL_PATH, tuple(map(reference_from_pb, message.files)))
 
 
 def given_from_pb(
@@ -76,6 +82,28 @@ def experiment_of(message: pb.RenderRunRequest | pb.RunTarget) -> ExperimentSpec
     raise InvalidArgument("set one of spec, source and experiment_id", field="experiment_id")
 
 
+def rendered_stage_to_pb(stage: RenderedStage) -> pb.RenderedStage:
+    return pb.RenderedStage(
+        stage_index=stage.stage_index,
+        name=stage.name,
+        model=stage.model,
+        params_json=object_text(stage.params, "params"),
+        messages=map(message_to_pb, stage.messages),
+        problem=stage.problem,
+    )
+
+
+def rendered_stage_from_pb(message: pb.RenderedStage) -> RenderedStage:
+    return RenderedStage(
+        message.stage_index,
+        message.name,
+        message.model,
+        object_of(message.params_json, "params_json"),
+        tuple(map(message_from_pb, message.messages)),
+        message.problem,
+    )
+
+
 def rendered_to_pb(run: RenderedRun) -> pb.RenderRunResponse:
     return pb.RenderRunResponse(
         run_index=run.run_index,
@@ -84,17 +112,7 @@ def rendered_to_pb(run: RenderedRun) -> pb.RenderRunResponse:
         label=run.label,
         input_id=run.input_id,
         repeat=run.repeat,
-        stages=[
-            pb.RenderedStage(
-                stage_index=stage.stage_index,
-                name=stage.name,
-                model=stage.model,
-                params_json=object_text(stage.params, "params"),
-                messages=map(message_to_pb, stage.messages),
-                problem=stage.problem,
-            )
-            for stage in run.stages
-        ],
+        stages=map(rendered_stage_to_pb, run.stages),
     )
 
 
@@ -106,15 +124,5 @@ def rendered_from_pb(message: pb.RenderRunResponse) -> RenderedRun:
         message.label,
         message.input_id,
         message.repeat,
-        tuple(
-            RenderedStage(
-                stage.stage_index,
-                stage.name,
-                stage.model,
-                object_of(stage.params_json, "params_json"),
-                tuple(map(message_from_pb, stage.messages)),
-                stage.problem,
-            )
-            for stage in message.stages
-        ),
+        tuple(map(rendered_stage_from_pb, message.stages)),
     )

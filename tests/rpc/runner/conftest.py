@@ -28,10 +28,14 @@ from promptlooper.experiment import (
     VariantSummary,
 )
 from promptlooper.experiments import (
+    Execution,
     ExperimentFilter,
     ExperimentPage,
     Experiments,
+    OutputDelta,
     RunPage,
+    RunWatchMessage,
+    StartedRun,
     Validation,
     WatchMessage,
 )
@@ -40,6 +44,8 @@ from promptlooper.rpc.server import serving
 from promptlooper.run import Event, Run, RunError, RunState, Score, StageResult
 from promptlooper.runner.servicer import SERVICE_NAME, register
 from promptlooper.scoring import ScorerInfo
+from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RenderedStage, RunTarget, Uploaded
+from promptlooper.wire.run import basic
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 EXPERIMENT = Experiment("exp1", "default", "capitals", ExperimentState.RUNNING, RunCounts(4, 1, 1, 1, 1), NOW)
@@ -57,6 +63,16 @@ SUMMARY = ExperimentSummary(
 STAGE = StageResult(
     *(0, "think", (Message("user", "why?"),), "because", "m-1", "mock/m", {"temperature": 0}, 1, 2, None, None, 5),
     *(None, 7, 0, False, 1, "stop"),
+)
+
+RENDERED = RenderedRun(
+    1,
+    4,
+    "0123456789ab",
+    "direct · gpt",
+    "in",
+    0,
+    (RenderedStage(0, "think", "mock/m", {"a": 1}, STAGE.messages, "why"),),
 )
 
 
@@ -124,13 +140,13 @@ class ScriptedExperiments(Experiments):
         if self.error is not None:
             raise self.error
 
-    async def create(self, spec: ExperimentSpec, request_id: str = "") -> Experiment:
+    async def create(self, spec: ExperimentSpec | ExperimentSource, request_id: str = "") -> Experiment:
         self._called("create", spec, request_id)
         return EXPERIMENT
 
-    async def validate(self, spec: ExperimentSpec) -> Validation:
+    async def validate(self, spec: ExperimentSpec | ExperimentSource) -> Validation:
         self._called("validate", spec)
-        return Validation((Problem("repeats", "too many"),), 4, 8, None)
+        return Validation((Problem("repeats", "too many", "a.yaml", 3),), 4, 8, None)
 
     async def get(self, experiment_id: str) -> Experiment:
         self._called("get", experiment_id)
@@ -200,6 +216,46 @@ class ScriptedExperiments(Experiments):
     ) -> RunPage:
         self._called("list_runs", experiment_id, page_size, page_token, list(states), full)
         return RunPage((run_of(0), run_of(1)), "more")
+
+    async def upload(self, piece: FilePiece) -> Uploaded:
+        self._called("upload", piece)
+        return Uploaded(len(piece.data), True)
+
+    async def render(self, experiment: ExperimentSpec | ExperimentSource | str, run_index: int = 0) -> RenderedRun:
+        self._called("render", experiment, run_index)
+        return RENDERED
+
+    async def start_run(self, target: RunTarget, request_id: str = "") -> StartedRun:
+        self._called("start_run", target, request_id)
+        return StartedRun("exp1-0", EXPERIMENT)
+
+    async def watch_run(
+        self, run_id: str, resume_token: str = "", bookmark_interval: float | None = None
+    ) -> AsyncIterator[RunWatchMessage]:
+        self._called("watch_run", run_id, resume_token, bookmark_interval)
+        if not resume_token:
+            yield RunWatchMessage("0", 0, snapshot=basic(run_of(0)))
+        left = self.cut_after.pop(0) if self.cut_after else None
+        for seq in range(int(resume_token or 0) + 1, self.events + 1):
+            if left == 0:
+                if self.cut_with is not None:
+                    raise self.cut_with
+                return
+            left = left and left - 1
+            event = Event("exp1", seq, "default", "run.started", NOW, 1, 0, {"variant_id": "v", "repeat": 0})
+            yield RunWatchMessage(str(seq), seq, **({"bookmark": True} if seq == 4 else {"event": event}))
+        yield RunWatchMessage(str(self.events), self.events, terminal=run_of(0))
+
+    async def execute_run(self, target: RunTarget, timeout: float | None = None) -> AsyncIterator[Execution]:
+        self._called("execute_run", target, timeout)
+        try:
+            yield Execution(delta=OutputDelta(0, "think", "beç"))
+            yield Execution(stage=STAGE)
+            if self.held.is_set():
+                await asyncio.Event().wait()
+            yield Execution(run=run_of(0))
+        finally:
+            self.closed.set()
 
     async def cancel_run(self, run_id: str) -> Run:
         self._called("cancel_run", run_id)
@@ -273,4 +329,11 @@ async def runner() -> AsyncIterator[RunnerOnWire]:
 @pytest.fixture
 def known() -> Any:
     """The fixed answers."""
-    return {"experiment": EXPERIMENT, "ended": ENDED, "summary": SUMMARY, "run_of": run_of}
+    return {
+        "experiment": EXPERIMENT,
+        "ended": ENDED,
+        "summary": SUMMARY,
+        "run_of": run_of,
+        "rendered": RENDERED,
+        "stage": STAGE,
+    }

@@ -60,7 +60,7 @@ async def test_what_the_channel_may_send_again_always_has_a_request_id(runner: A
 
 
 async def test_experiment_is_validated(runner: Any) -> None:
-    assert await runner.client.validate(SPEC) == Validation((Problem("repeats", "too many"),), 4, 8, None)
+    assert await runner.client.validate(SPEC) == Validation((Problem("repeats", "too many", "a.yaml", 3),), 4, 8, None)
     assert runner.core.calls == [("validate", SPEC)]
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptlooper import caching, completion, experiment, experiments, run, scoring
+from promptlooper import caching, completion, experiment, experiments, run, scoring, sources
 from promptlooper.digest import canonical
 from promptlooper.errors import Problem
 from promptlooper.wire import caching as caching_wire
@@ -24,6 +24,8 @@ from promptlooper.wire import experiment as experiment_wire
 from promptlooper.wire import experiments as experiments_wire
 from promptlooper.wire import run as run_wire
 from promptlooper.wire import scoring as scoring_wire
+from promptlooper.wire import single_runs as single_wire
+from promptlooper.wire import sources as sources_wire
 
 CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     caching.Lookup: (caching_wire.lookup_to_pb, caching_wire.lookup_from_pb),
@@ -66,6 +68,17 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     ),
     experiments.RunPage: (experiments_wire.run_page_to_pb, experiments_wire.run_page_from_pb),
     experiments.WatchMessage: (experiments_wire.watch_message_to_pb, experiments_wire.watch_message_from_pb),
+    experiments.StartedRun: (single_wire.started_to_pb, single_wire.started_from_pb),
+    experiments.RunWatchMessage: (single_wire.run_watch_to_pb, single_wire.run_watch_from_pb),
+    experiments.OutputDelta: (single_wire.delta_to_pb, single_wire.delta_from_pb),
+    experiments.Execution: (single_wire.execution_to_pb, single_wire.execution_from_pb),
+    sources.FileReference: (sources_wire.reference_to_pb, sources_wire.reference_from_pb),
+    sources.ExperimentSource: (sources_wire.source_to_pb, sources_wire.source_from_pb),
+    sources.FilePiece: (sources_wire.piece_to_pb, sources_wire.piece_from_pb),
+    sources.Uploaded: (sources_wire.uploaded_to_pb, sources_wire.uploaded_from_pb),
+    sources.RunTarget: (single_wire.target_to_pb, single_wire.target_from_pb),
+    sources.RenderedStage: (sources_wire.rendered_stage_to_pb, sources_wire.rendered_stage_from_pb),
+    sources.RenderedRun: (sources_wire.rendered_to_pb, sources_wire.rendered_from_pb),
     run.RunError: (run_wire.error_to_pb, run_wire.error_from_pb),
     run.StageResult: (run_wire.stage_to_pb, run_wire.stage_from_pb),
     run.Score: (run_wire.score_to_pb, run_wire.score_from_pb),
@@ -77,7 +90,7 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     scoring.ScorerCheck: (scoring_wire.check_to_pb, scoring_wire.check_from_pb),
     scoring.ScorerInfo: (scoring_wire.scorer_to_pb, scoring_wire.scorer_from_pb),
 }
-MODULES = (caching, completion, experiment, experiments, run, scoring)
+MODULES = (caching, completion, experiment, experiments, run, scoring, sources)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 names = st.text("abcxyz019._-", min_size=1, max_size=8)
@@ -149,6 +162,7 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (experiment.ExperimentSpec, "sweep"): st.lists(objects, min_size=1, max_size=2).map(tuple),
     (experiment.ExperimentSpec, "repeats"): st.integers(1, 2**31 - 1),
     (run.Score, "error"): st.none() | names,
+    (sources.ExperimentSource, "path"): names,
     (run.StageResult, "finish_reason"): st.sampled_from(("", *completion.FINISH_REASONS)),
     (scoring.ScoreValue, "error"): st.none() | names,
 }
@@ -179,7 +193,25 @@ def instances_of(cls: type) -> st.SearchStrategy[Any]:
     if cls is experiments.WatchMessage:
         kinds = ("snapshot", "event", "bookmark", "terminal")
         return st.one_of(*(fields_of(cls, **{kind: st.none() for kind in kinds if kind != one}) for one in kinds))
+    if cls is experiments.RunWatchMessage:
+        none: dict[str, Any] = dict.fromkeys(("snapshot", "event", "terminal"), st.none())
+        one = (none | {kind: ONE_OF[kind], "bookmark": st.just(False)} for kind in none)
+        return st.one_of(fields_of(cls, **none, bookmark=st.just(True)), *(fields_of(cls, **each) for each in one))
+    if cls is experiments.Execution:
+        none = dict.fromkeys(("delta", "stage", "run"), st.none())
+        return st.one_of(*(fields_of(cls, **(none | {kind: ONE_OF[kind]})) for kind in none))
+    if cls is sources.RunTarget:
+        return fields_of(cls, row=st.none(), has_row=st.just(False)) | fields_of(cls, row=jsons, has_row=st.just(True))
     return fields_of(cls)
+
+
+# One of these is set of a message that is one of several.
+ONE_OF = {
+    **dict.fromkeys(("snapshot", "terminal", "run"), st.deferred(lambda: instances_of(run.Run))),
+    "event": st.deferred(lambda: instances_of(run.Event)),
+    "delta": st.deferred(lambda: instances_of(experiments.OutputDelta)),
+    "stage": st.deferred(lambda: instances_of(run.StageResult)),
+}
 
 
 def fields_of(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
