@@ -43,6 +43,7 @@ up: setup ## the whole stack on this machine
 bench: setup ## CPU per run, runs per second, memory, several Runners
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.execute
 
 faults: setup ## kill, freeze and cut off real processes: about a quarter of an hour
 	$(BIN)/python -m pytest tests/faults -v -s
