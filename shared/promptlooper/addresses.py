@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from promptlooper.errors import InvalidArgument
 
 
@@ -24,3 +26,28 @@ def health_address(listen: str) -> str:
             f"{listen!r} leaves no room for the health port, 100 above: set PROMPTLOOPER_HEALTH_LISTEN", field="listen"
         )
     return f"{listen.rpartition(':')[0]}:{port + 100 if port else 0}"
+
+
+def hosts_of(address: str) -> list[str]:
+    """The hosts of an address of a channel: `HOST:PORT`, a list of them, or a target of gRPC such as
+    `dns:///NAME:PORT`. None of `unix:PATH`."""
+    if address.startswith("unix:"):
+        return []
+    scheme, colon, rest = address.partition(":")
+    plain = rest.rpartition("/")[2] if colon and scheme in ("dns", "ipv4", "ipv6") else address
+    return [_host_of(part.strip()) for part in plain.split(",")]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent there stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _host_of(part: str) -> str:
+    try:
+        return host_and_port(part)[0]
+    except InvalidArgument:  # gRPC takes a name without a port
+        return part

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from promptlooper.addresses import health_address, host_and_port
 from promptlooper.errors import InvalidArgument
+from promptlooper.security_settings import SecuritySettings
 
 _PREFIX = "PROMPTLOOPER_"
 _USER_IN_URL = re.compile(r"([\w+.-]+)://((?:(?!://)\S)*)@")  # up to the last @: passwords are not always well encoded
 _SECRET_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(SecuritySettings):
     """Settings of one service, from `PROMPTLOOPER_*`; a subclass per service adds its own.
 
     A value that can't be taken raises InvalidArgument with a sentence that names the variable.
@@ -51,6 +52,11 @@ class ServiceSettings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _is_not_open_to_all(self) -> Self:
+        self.check_security(self.listen)
+        return self
+
     def described(self) -> dict[str, str]:
         """Every setting as text, secrets masked: for the log."""
         return {name: masked(getattr(self, name)) for name in type(self).model_fields}
@@ -76,6 +82,9 @@ def _sentences(error: ValidationError) -> str:
     found = []
     for problem in error.errors(include_url=False):
         if problem["type"] == "default_factory_not_called":  # another setting, named beside it, was wrong
+            continue
+        if not problem["loc"]:  # it is about several, and names them
+            found.append(problem["msg"].removeprefix("Value error, "))
             continue
         variable = _PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
         if problem["type"] == "missing":

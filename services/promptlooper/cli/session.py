@@ -109,8 +109,10 @@ class Session:
 async def opened(target: Target, listener: ConnectionListener | None = None) -> AsyncIterator[Experiments]:
     if target.server:
         from promptlooper.clients.runner import connected
+        from promptlooper.rpc.security import ChannelSecurity
 
-        async with connected(target.server, listener=listener) as remote:
+        security = ChannelSecurity.from_environment(os.environ)
+        async with connected(target.server, security=security, listener=listener) as remote:
             yield remote
     else:
         from promptlooper.cli.embedded import embedded

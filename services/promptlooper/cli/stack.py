@@ -60,6 +60,11 @@ _SET_BY_STACK = frozenset(
         "REPLICA",
         "HOME",
         "SERVER",
+        "SERVER_NAME",
+        "SERVER_CA_FILE",
+        "SERVER_CERT_FILE",
+        "SERVER_KEY_FILE",
+        "SERVER_TOKEN_FILE",
     ]
 )
 

@@ -85,9 +85,10 @@ async def run(settings: RunnerSettings) -> None:
         stack.callback(database.close)
         prepare(database)
         enter = stack.enter_async_context
-        gateway = await enter(adapter.connected(settings.adapter_address))
-        responses = await enter(cache.connected(settings.cache_address))
-        scoring = await enter(scorer.connected(settings.scorer_address))
+        security = settings.channel_security()
+        gateway = await enter(adapter.connected(settings.adapter_address, security=security))
+        responses = await enter(cache.connected(settings.cache_address, security=security))
+        scoring = await enter(scorer.connected(settings.scorer_address, security=security))
         if settings.nats_url:
             await enter(Relay(database, hub, settings.nats_url, failpoints=failpoints).running())
             await enter(Hints(hub, settings.nats_url).running())

@@ -23,6 +23,7 @@ from promptlooper.completion import (
 )
 from promptlooper.errors import ServiceUnavailable, TooLarge
 from promptlooper.rpc.client import away, open_channel, replicas_of
+from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.completion import check_from_pb, completion_from_pb, model_from_pb, request_to_pb
@@ -35,12 +36,13 @@ _RANKS = {grpc.ChannelConnectivity.READY: 0, grpc.ChannelConnectivity.TRANSIENT_
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[AdapterClient]:
+async def connected(address: str, *, security: ChannelSecurity | None = None) -> AsyncIterator[AdapterClient]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        channel = await enter(open_channel(address, pb.DESCRIPTOR.services_by_name["AdapterService"]))
+        service = pb.DESCRIPTOR.services_by_name["AdapterService"]
+        channel = await enter(open_channel(address, service, security=security))
         parts = replicas_of(address)
-        channels = [await enter(open_channel(part)) for part in parts] if len(parts) > 1 else []
+        channels = [await enter(open_channel(part, security=security)) for part in parts] if len(parts) > 1 else []
         yield await enter(AdapterClient(channel, address, channels))
 
 

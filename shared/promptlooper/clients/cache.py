@@ -17,6 +17,7 @@ from promptlooper.errors import (
     TooLarge,
 )
 from promptlooper.rpc.client import domain_errors, open_channel
+from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.v1 import cache_service_pb2 as pb
 from promptlooper.v1.cache_service_pb2_grpc import CacheServiceStub
 from promptlooper.wire.caching import entry_to_pb, found_from_pb, lookup_to_pb, stats_from_pb
@@ -28,8 +29,8 @@ DEADLINE = 1.0  # seconds: a slow cache is worse than none
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[CacheClient]:
-    async with open_channel(address, pb.DESCRIPTOR.services_by_name["CacheService"]) as channel:
+async def connected(address: str, *, security: ChannelSecurity | None = None) -> AsyncIterator[CacheClient]:
+    async with open_channel(address, pb.DESCRIPTOR.services_by_name["CacheService"], security=security) as channel:
         yield CacheClient(channel, address)
 
 

@@ -29,6 +29,7 @@ from promptlooper.experiments import (
     WatchMessage,
 )
 from promptlooper.rpc.client import domain_errors, open_channel
+from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.run import Run, RunState
 from promptlooper.scoring import ScorerInfo
 from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTarget, Uploaded
@@ -66,9 +67,13 @@ RECONNECT_FOR = 60.0  # seconds without a message after which a watch or an expo
 
 @asynccontextmanager
 async def connected(
-    address: str, *, reconnect_for: float = RECONNECT_FOR, listener: ConnectionListener | None = None
+    address: str,
+    *,
+    security: ChannelSecurity | None = None,
+    reconnect_for: float = RECONNECT_FOR,
+    listener: ConnectionListener | None = None,
 ) -> AsyncIterator[RunnerClient]:
-    async with open_channel(address, pb.DESCRIPTOR.services_by_name["RunnerService"]) as channel:
+    async with open_channel(address, pb.DESCRIPTOR.services_by_name["RunnerService"], security=security) as channel:
         yield RunnerClient(channel, address, reconnect_for=reconnect_for, listener=listener)
 
 

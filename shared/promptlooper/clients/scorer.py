@@ -9,6 +9,7 @@ import grpc
 
 from promptlooper.errors import ServiceUnavailable
 from promptlooper.rpc.client import away, open_channel
+from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.scoring import ScoreItem, ScorerCheck, ScorerInfo, ScoreValue, ScoringService
 from promptlooper.v1 import scorer_service_pb2 as pb
 from promptlooper.v1.scorer_service_pb2_grpc import ScorerServiceStub
@@ -17,8 +18,8 @@ from promptlooper.wire.scoring import check_to_pb, item_to_pb, scorer_from_pb, v
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[ScorerClient]:
-    async with open_channel(address, pb.DESCRIPTOR.services_by_name["ScorerService"]) as channel:
+async def connected(address: str, *, security: ChannelSecurity | None = None) -> AsyncIterator[ScorerClient]:
+    async with open_channel(address, pb.DESCRIPTOR.services_by_name["ScorerService"], security=security) as channel:
         yield ScorerClient(channel, address)
 
 

@@ -20,10 +20,14 @@ from promptlooper.errors import (
     Draining,
     InvalidArgument,
     NotAvailableYet,
+    PermissionDenied,
     ServiceUnavailable,
     TooLarge,
+    Unauthenticated,
 )
 from promptlooper.rpc.deadlines import usual_deadline
+from promptlooper.rpc.secured import SecuredChannel
+from promptlooper.rpc.security import PLAIN, ChannelSecurity
 from promptlooper.rpc.status import error_of
 
 Code = grpc.StatusCode
@@ -37,15 +41,24 @@ _SHORT = 2.0  # seconds: a deadline that needs the brief ones
 
 @asynccontextmanager
 async def open_channel(
-    address: str, *descriptors: ServiceDescriptor | FileDescriptor, default_deadline: float = 10.0
+    address: str,
+    *descriptors: ServiceDescriptor | FileDescriptor,
+    default_deadline: float = 10.0,
+    security: ChannelSecurity | None = None,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to `address`: HOST:PORT, a list (`10.0.0.1:7052,10.0.0.2:7052`), `dns:///NAME:PORT` or `unix:PATH`.
 
     Calls without a timeout get the RPC's usual one, `default_deadline` where it is not one of ours. Calls are spread
     over all addresses that answer. Unary methods of `descriptors` that are safe to repeat are repeated when a server is
-    gone or going. Connects when first used; an address that can't be read raises InvalidArgument.
+    gone or going. Connects when first used; an address that can't be read, or a file of `security` that can't be taken,
+    raises InvalidArgument.
     """
-    async with grpc.aio.insecure_channel(target_of(address), options=_options(*descriptors)) as channel:
+    target, options = target_of(address), _options(*descriptors)
+    if security is None or security == PLAIN:
+        made = grpc.aio.insecure_channel(target, options=options)
+    else:
+        made = SecuredChannel(address, target, options, security)
+    async with made as channel:
         yield _Channel(channel, default_deadline)
 
 
@@ -205,12 +218,17 @@ def domain_errors(address: str, service: str | None = None) -> Iterator[None]:
 @contextmanager
 def away(address: str, service: str) -> Iterator[None]:
     """As `domain_errors`, for services that may come and go: one that is slow or leaving raises ServiceUnavailable, as
-    one that is gone does."""
+    one that is gone does. So does one that refuses our token: who asked us has nothing to do with that."""
     try:
         with domain_errors(address, service):
             yield
     except (DeadlineExceeded, Draining) as error:
         raise ServiceUnavailable(error.message, address=address) from error
+    except (Unauthenticated, PermissionDenied) as error:
+        message = (
+            f"the {service} at {address} refuses this service, see PROMPTLOOPER_SERVICE_TOKEN_FILE: {error.message}"
+        )
+        raise ServiceUnavailable(message, address=address) from error
 
 
 def domain_error(error: grpc.aio.AioRpcError, address: str, service: str | None = None) -> DomainError:

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from promptlooper.addresses import health_address, host_and_port
 from promptlooper.errors import DomainError
+from promptlooper.rpc.access import Access
 from promptlooper.rpc.health import Health
 from promptlooper.rpc.interceptors import CallGuard
 
@@ -47,16 +48,20 @@ async def serving(
     grace: float = 20.0,
     lame_duck: float = 0.0,
     on_drain: Callable[[], None] | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    access: Access | None = None,
 ) -> AsyncIterator[Serving]:
     """Serves `services` (full name to what registers it) on `listen`, with health there and, alone, on its own port.
 
     Port 0 takes a free one. `health_listen` is the port of `listen` + 100 unless given. On leaving it drains: health
     says NOT_SERVING, `lame_duck` seconds later clients are told to send no more calls, `on_drain` tells long streams to
-    end, and what still runs gets `grace` seconds. Raises CannotListen where an address is taken.
+    end, and what still runs gets `grace` seconds. `credentials` are for TLS, `access` decides who may call; the health
+    port has neither. Raises CannotListen where an address is taken.
     """
     answers = Health(services)
     async with AsyncExitStack() as stack:
-        server = grpc.aio.server(interceptors=[CallGuard()], options=_options(_LARGEST_MESSAGE))
+        guards = [access, CallGuard()] if access is not None else [CallGuard()]
+        server = grpc.aio.server(interceptors=guards, options=_options(_LARGEST_MESSAGE))
         stack.push_async_callback(server.stop, None)
         for register in services.values():
             register(server)
@@ -64,7 +69,7 @@ async def serving(
         if reflection:
             listed = (*services, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
             grpc_reflection.enable_server_reflection(listed, server)
-        port = _bound(server, listen, "PROMPTLOOPER_LISTEN")
+        port = _bound(server, listen, "PROMPTLOOPER_LISTEN", credentials)
 
         # Alone on its own port, so that a server with many calls still answers its probes.
         probes = grpc.aio.server(interceptors=[CallGuard()], options=_options(64 * 1024))
@@ -109,12 +114,14 @@ def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
     ]
 
 
-def _bound(server: grpc.aio.Server, listen: str, variable: str) -> int:
+def _bound(
+    server: grpc.aio.Server, listen: str, variable: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     in_use = f"{listen} is in use: stop what listens there or set {variable}"
     try:
         # First ourselves: grpc does not say what is wrong, and writes to stderr.
         _bind_once(*host_and_port(listen))
-        return server.add_insecure_port(listen)
+        return server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise CannotListen(in_use) from None

@@ -6,6 +6,10 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+import grpc
+
+from promptlooper.rpc.access import access_by
+from promptlooper.rpc.certificates import server_credentials
 from promptlooper.rpc.process import until_signalled
 from promptlooper.rpc.server import Register, Serving, serving
 from promptlooper.settings import ServiceSettings
@@ -28,9 +32,17 @@ async def service(
         grace=settings.grace,
         lame_duck=settings.lame_duck,
         on_drain=on_drain,
+        credentials=_credentials(settings),
+        access=access_by(settings.api_keys_file, settings.jwks_file, settings.jwt_issuer, settings.jwt_audience),
     ) as server:
         log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
         yield server
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return server_credentials(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
 
 
 async def until_stopped(settings: ServiceSettings) -> None:
