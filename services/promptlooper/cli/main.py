@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "down": ("promptlooper.cli.down", "down", "Stop the stack."),
     "status": ("promptlooper.cli.status", "status", "Say which parts of the stack are healthy."),
     "serve": ("promptlooper.cli.serve", "serve", "Run one service in the foreground."),
+    "token": ("promptlooper.cli.token", "token", "Make API keys for those who call a server."),
     "migrate": ("promptlooper.cli.migrate", "migrate", "Bring the database up to date."),
 }
 

@@ -267,8 +267,15 @@ def _why(details: str) -> str:
     """What grpc says of a connection, without its internals."""
     if "HTTP/2" in details:
         return "what listens there does not speak gRPC"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "what listens there does not speak TLS"
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        why = details.rpartition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
+        return f"the server's certificate is not to be trusted: {why}"
+    if "Hostname Verification" in details:
+        return "the server's certificate is for another name"
     if "Socket closed" in details:
-        return "the connection was closed"
+        return "the connection was closed; servers do so where TLS or a client certificate of theirs is missing"
     if "resolving" in details or "lookup" in details:
         return "the name is not known"
     return details.rsplit("last error: ", 1)[-1].rsplit("remote host: ", 1)[-1].removeprefix("UNKNOWN: ")

@@ -41,6 +41,7 @@ def test_defaults_are_the_services_own() -> None:
 
 def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTLOOPER_LISTEN", "0.0.0.0:9000")
+    monkeypatch.setenv("PROMPTLOOPER_ALLOW_UNAUTHENTICATED", "true")
     monkeypatch.setenv("PROMPTLOOPER_LOG_LEVEL", "DEBUG")
     monkeypatch.setenv("PROMPTLOOPER_REFLECTION", "false")
     monkeypatch.setenv("PROMPTLOOPER_OF_ANOTHER_SERVICE", "x")
