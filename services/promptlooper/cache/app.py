@@ -19,7 +19,11 @@ async def run(settings: CacheSettings) -> None:
     """Serves until a signal comes. Healthy also while Redis is away: calls then say so, and callers go on without."""
     async with (
         RedisStore(
-            settings.redis_url, value_ttl=settings.cache_ttl_days * DAY, timeout=settings.redis_timeout
+            settings.redis_url,
+            password_file=settings.redis_password_file,
+            ca_file=settings.redis_ca_file,
+            value_ttl=settings.cache_ttl_days * DAY,
+            timeout=settings.redis_timeout,
         ) as store,
         service(settings, {servicer.SERVICE_NAME: partial(servicer.register, core=CacheCore(store))}, log=log),
     ):

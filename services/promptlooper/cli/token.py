@@ -51,9 +51,7 @@ def new(name: str, scopes: str, expires: str | None, path: Path | None) -> None:
     except OSError as error:
         raise InvalidArgument(f"{str(path)!r} can't be read: {error.strerror}") from None
     if any(caller.name == name for caller in read_keys(there.encode()).callers.values()):
-        raise InvalidArgument(
-            f"{str(path)!r} has a key named {name!r} already: choose another, or delete that line"
-        )
+        raise InvalidArgument(f"{str(path)!r} has a key named {name!r} already: choose another, or delete that line")
     key = new_key()
     line = key_line(name, granted, key, _end(expires))
     if path is None:

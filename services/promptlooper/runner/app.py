@@ -74,12 +74,17 @@ async def run(settings: RunnerSettings) -> None:
     from promptlooper.clients import adapter, cache, scorer
     from promptlooper.rpc.service import service, until_stopped
     from promptlooper.runner import servicer
+    from promptlooper.runner.events.connection import NatsSecurity
     from promptlooper.runner.events.hints import Hints
     from promptlooper.runner.events.relay import Relay
     from promptlooper.runner.events.retention import Retention
 
     # A frozen Runner must lose its locks before it loses its lease.
-    database = Database(settings.database_url, idle_at_most=min(IDLE_AT_MOST, settings.lease_ttl / 2))
+    database = Database(
+        settings.database_url,
+        password_file=settings.database_password_file,
+        idle_at_most=min(IDLE_AT_MOST, settings.lease_ttl / 2),
+    )
     hub, failpoints = Hub(), failpoints_from(settings.failpoints)
     async with AsyncExitStack() as stack:
         stack.callback(database.close)
@@ -90,8 +95,10 @@ async def run(settings: RunnerSettings) -> None:
         responses = await enter(cache.connected(settings.cache_address, security=security))
         scoring = await enter(scorer.connected(settings.scorer_address, security=security))
         if settings.nats_url:
-            await enter(Relay(database, hub, settings.nats_url, failpoints=failpoints).running())
-            await enter(Hints(hub, settings.nats_url).running())
+            nats = NatsSecurity(settings.nats_credentials_file, settings.nats_ca_file, settings.nats_tls_first)
+            nats.options()  # what is wrong with its files is said now, and not tried for ever
+            await enter(Relay(database, hub, settings.nats_url, security=nats, failpoints=failpoints).running())
+            await enter(Hints(hub, settings.nats_url, nats).running())
         relayed = bool(settings.nats_url)
         await enter(Retention(database, SystemClock(), settings.event_retention, relayed=relayed).running())
         core = await enter(

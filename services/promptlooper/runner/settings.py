@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 
 from promptlooper.errors import InvalidArgument
@@ -14,7 +16,11 @@ class RunnerSettings(ServiceSettings):
 
     listen: str = "127.0.0.1:7051"
     database_url: str = "sqlite:///promptlooper.db"
+    database_password_file: Path | None = None  # of PostgreSQL; read at each connection
     nats_url: str = ""  # "" publishes no events to NATS; watches work all the same
+    nats_credentials_file: Path | None = None
+    nats_ca_file: Path | None = None
+    nats_tls_first: bool = False
     adapter_address: str = "127.0.0.1:7052"
     cache_address: str = "127.0.0.1:7053"
     scorer_address: str = "127.0.0.1:7054"

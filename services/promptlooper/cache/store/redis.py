@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from redis.exceptions import TimeoutError as NoAnswer
 from promptlooper.cache.breaker import Breaker
 from promptlooper.cache.store import scripts
 from promptlooper.cache.store.contract import Claim, Lease, Wanted
+from promptlooper.cache.store.redis_security import with_security
 from promptlooper.clock import Clock, SystemClock
 from promptlooper.errors import CacheUnavailable, InvalidArgument
 from promptlooper.settings import masked
@@ -44,8 +46,16 @@ class RedisStore:
     backend = "redis"
 
     def __init__(
-        self, url: str, *, value_ttl: float = 30 * 86400.0, timeout: float = 0.25, clock: Clock | None = None
+        self,
+        url: str,
+        *,
+        password_file: Path | None = None,
+        ca_file: Path | None = None,
+        value_ttl: float = 30 * 86400.0,
+        timeout: float = 0.25,
+        clock: Clock | None = None,
     ) -> None:
+        url, security = with_security(url, password_file, ca_file)
         try:
             # redis-py retries ten times by default; with a frozen Redis one GET then takes half a minute.
             pool = BlockingConnectionPool.from_url(
@@ -56,6 +66,7 @@ class RedisStore:
                 socket_connect_timeout=timeout,
                 health_check_interval=15,
                 retry=Retry(NoBackoff(), 1),
+                **security,
             )
         except ValueError as error:
             raise InvalidArgument(f"the Redis URL {masked(url)!r} is wrong: {error}") from None
@@ -140,7 +151,7 @@ class RedisStore:
             answer = await ask()
         except (NoConnection, NoAnswer) as error:
             if self._breaker.failed():
-                log.warning("Redis at %s does not answer: the cache is off until it does", self._address)
+                log.warning("Redis at %s does not answer: the cache is off until it does (%s)", self._address, error)
             raise self._unavailable(str(error) or "no answer in time") from error
         except RedisError as error:  # it is out of memory, read only, ...: it answers, and refuses
             self.refusals += 1

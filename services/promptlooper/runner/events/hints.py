@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from promptlooper.jsonvalue import json_text, json_value
-from promptlooper.runner.events.connection import AFTER_FAILURE, connected
+from promptlooper.runner.events.connection import AFTER_FAILURE, OPEN, NatsSecurity, connected
 from promptlooper.runner.events.hub import Hub
 from promptlooper.settings import masked
 
@@ -31,8 +31,8 @@ LONGEST_ID, LARGEST_HINT = 63, 64 * 1024
 class Hints:
     """Tells other Runners what the hub hears here, and the hub what they tell."""
 
-    def __init__(self, hub: Hub, url: str) -> None:
-        self._hub, self._url = hub, url
+    def __init__(self, hub: Hub, url: str, security: NatsSecurity = OPEN) -> None:
+        self._hub, self._url, self._security = hub, url, security
         self._away = False
 
     @asynccontextmanager
@@ -48,7 +48,12 @@ class Hints:
         while True:
             try:
                 client = await connected(
-                    self._url, "promptlooper-hints", report=self._report, again=self._back, echo=False
+                    self._url,
+                    "promptlooper-hints",
+                    security=self._security,
+                    report=self._report,
+                    again=self._back,
+                    echo=False,
                 )
                 try:
                     await self._exchange(client)

@@ -24,7 +24,7 @@ from nats.js.errors import APIError, NotFoundError
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Event
-from promptlooper.runner.events.connection import AFTER_FAILURE, connected
+from promptlooper.runner.events.connection import AFTER_FAILURE, OPEN, NatsSecurity, connected
 from promptlooper.runner.events.hub import Hub, News
 from promptlooper.runner.store import event_log, repository
 from promptlooper.runner.store.database import Database
@@ -77,8 +77,16 @@ def headers_of(event: Event) -> dict[str, str]:
 class Relay:
     """One per database: with several Runners, the one that holds the database's advisory lock."""
 
-    def __init__(self, database: Database, hub: Hub, url: str, *, failpoints: Failpoints | None = None) -> None:
-        self._database, self._hub, self._url = database, hub, url
+    def __init__(
+        self,
+        database: Database,
+        hub: Hub,
+        url: str,
+        *,
+        security: NatsSecurity = OPEN,
+        failpoints: Failpoints | None = None,
+    ) -> None:
+        self._database, self._hub, self._url, self._security = database, hub, url, security
         self._failpoints = failpoints or Failpoints()
         self._down = False
         self._look_at_all = self._published_at = 0.0  # monotonic
@@ -175,7 +183,9 @@ class Relay:
         async def interrupted() -> None:
             self._interrupted_at = self._interrupted_at or time.monotonic()
 
-        return await connected(self._url, "promptlooper-runner", report=report, interrupted=interrupted)
+        return await connected(
+            self._url, "promptlooper-runner", security=self._security, report=report, interrupted=interrupted
+        )
 
     async def _publish_all(self, jetstream: JetStreamContext, among: list[str] | None) -> None:
         """Publishes page after page of what is new, of all experiments or `among` some."""

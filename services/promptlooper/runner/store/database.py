@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from promptlooper.errors import InvalidArgument, StoreUnavailable
+from promptlooper.reloading import secret
 
 log = logging.getLogger("runner.store")
 T = TypeVar("T")
@@ -70,8 +71,13 @@ class Database:
         *,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         idle_at_most: float = IDLE_AT_MOST,
+        password_file: Path | None = None,
     ) -> None:
-        """`now_us` is SQLite's clock, in microseconds since the epoch; PostgreSQL has its own."""
+        """`now_us` is SQLite's clock, in microseconds since the epoch; PostgreSQL has its own. Its password, where a
+        file has it, is read for each connection."""
+        if password_file is not None:
+            secret(password_file, "the password of PostgreSQL")
+        self._password_file = password_file
         self.url, self._now_us, self._idle_at_most = _normal_url(url), now_us, idle_at_most
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         in_memory = self.is_sqlite and self.url.database in (None, "", ":memory:")
@@ -97,7 +103,7 @@ class Database:
                 self.url, hide_parameters=True, pool_size=threads, max_overflow=0, connect_args=connect
             )
             _ping_after_a_pause(engine)
-            return engine
+            return self._with_password(engine)
         engine = sa.create_engine(
             self.url,
             hide_parameters=True,  # they are prompts and outputs, and errors go to the log
@@ -116,6 +122,18 @@ class Database:
         def _begin(connection: sa.Connection) -> None:
             # A deferred transaction that reads before it writes fails with SQLITE_BUSY whatever the timeout.
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+
+    def _with_password(self, engine: sa.Engine) -> sa.Engine:
+        if (path := self._password_file) is not None:
+
+            @sa.event.listens_for(engine, "do_connect")
+            def _add_password(dialect: Any, record: Any, args: Any, options: dict[str, Any]) -> None:
+                try:
+                    options["password"] = secret(path, "the password of PostgreSQL")
+                except InvalidArgument as error:
+                    raise dialect.dbapi.OperationalError(error.message) from None  # as a server that is away
 
         return engine
 
@@ -185,6 +203,7 @@ class Database:
             # The lock of a Runner whose machine is gone must not outlive it for hours.
             connect_args={**CONNECT, "options": LOCK_OPTIONS},
         )
+        self._with_password(engine)
 
         def acquire() -> tuple[sa.Connection, bool]:
             try:

@@ -22,9 +22,9 @@ def current_revision(connection: sa.Connection) -> str | None:
     return revision
 
 
-def upgrade(database_url: str) -> tuple[str | None, str]:
+def upgrade(database_url: str, password_file: Path | None = None) -> tuple[str | None, str]:
     """Migrates to the newest revision and returns (from, to). Concurrent calls wait for each other."""
-    database = Database(database_url)
+    database = Database(database_url, password_file=password_file)
     try:
         return database.writing(_upgrade), HEAD
     finally:
