@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,8 +30,9 @@ async def process(service: str, **settings: Any) -> AsyncIterator[Callable[[str]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTLOOPER_")}
     env |= {f"PROMPTLOOPER_{name.upper()}": str(value) for name, value in settings.items()}
     env.setdefault("PROMPTLOOPER_LISTEN", "127.0.0.1:0")
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
     env["PROMPTLOOPER_HEALTH_LISTEN"] = "127.0.0.1:0"
-    command = (sys.executable, "-m", "promptlooper.cli.main", "serve", service)
+    command = (sys.executable, "-m", f"promptlooper.{service}")
     running = await asyncio.create_subprocess_exec(*command, env=env, stderr=asyncio.subprocess.PIPE)
     log = running.stderr
     assert log is not None
@@ -96,7 +98,9 @@ async def test_service_with_tls_and_tokens_answers_those_who_have_both(ca: Autho
             with pytest.raises(ServiceUnavailable, match=r"refuses this service.*needs the scope 'run'"):
                 await client.score([ScoreItem("an output", (ScorerCall("length", {"min": 1}),))])
         async with scorer.connected(address, security=of(ca, caller, None)) as client:
-            with pytest.raises(ServiceUnavailable, match="refuses this service.*needs a token"):
+            with pytest.raises(
+                ServiceUnavailable, match="SERVICE_TOKEN_FILE: this server needs a token"
+            ):
                 await client.list_scorers()
         async with scorer.connected(address, security=of(ca, None, ci)) as client:
             with pytest.raises(ServiceUnavailable, match="no scorer answers"):
@@ -117,8 +121,11 @@ async def test_cache_that_refuses_us_is_a_cache_that_is_away(tmp_path: Path) -> 
 
 
 async def test_service_refuses_to_be_open_to_everyone() -> None:
-    async with process("scorer", listen="0.0.0.0:0") as line_with:
-        said = await line_with("ERROR")
-    assert "PROMPTLOOPER_ALLOW_UNAUTHENTICATED=true" in said
+    command = [sys.executable, "-m", "promptlooper.scorer"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTLOOPER_")}
+    env |= {"PROMPTLOOPER_LISTEN": "0.0.0.0:0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "PROMPTLOOPER_ALLOW_UNAUTHENTICATED=true" in done.stderr
     async with process("scorer", listen="0.0.0.0:0", allow_unauthenticated="true") as line_with:
         await line_with("serving")
