@@ -98,9 +98,7 @@ async def test_service_with_tls_and_tokens_answers_those_who_have_both(ca: Autho
             with pytest.raises(ServiceUnavailable, match=r"refuses this service.*needs the scope 'run'"):
                 await client.score([ScoreItem("an output", (ScorerCall("length", {"min": 1}),))])
         async with scorer.connected(address, security=of(ca, caller, None)) as client:
-            with pytest.raises(
-                ServiceUnavailable, match="SERVICE_TOKEN_FILE: this server needs a token"
-            ):
+            with pytest.raises(ServiceUnavailable, match="SERVICE_TOKEN_FILE: this server needs a token"):
                 await client.list_scorers()
         async with scorer.connected(address, security=of(ca, None, ci)) as client:
             with pytest.raises(ServiceUnavailable, match="no scorer answers"):
