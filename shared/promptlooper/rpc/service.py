@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from promptlooper.addresses import host_and_port, is_loopback
 from promptlooper.rpc.access import access_by
 from promptlooper.rpc.certificates import server_credentials
 from promptlooper.rpc.process import until_signalled
@@ -24,6 +25,14 @@ async def service(
     on_drain: Callable[[], None] | None = None,
 ) -> AsyncIterator[Serving]:
     """Serves `services` until the block is left; then it drains. What it serves, and where, goes to `log`."""
+    credentials = _credentials(settings)
+    access = access_by(settings.api_keys_file, settings.jwks_file, settings.jwt_issuer, settings.jwt_audience)
+    readable = credentials is None and not is_loopback(host_and_port(settings.listen)[0])
+    if access is not None and readable and not settings.allow_plaintext_tokens:
+        log.warning(
+            "tokens are unencrypted on their way here: set PROMPTLOOPER_TLS_CERT_FILE and its key, or, where the"
+            " network encrypts, PROMPTLOOPER_ALLOW_PLAINTEXT_TOKENS=true"
+        )
     async with serving(
         settings.listen,
         services,
@@ -32,8 +41,8 @@ async def service(
         grace=settings.grace,
         lame_duck=settings.lame_duck,
         on_drain=on_drain,
-        credentials=_credentials(settings),
-        access=access_by(settings.api_keys_file, settings.jwks_file, settings.jwt_issuer, settings.jwt_audience),
+        credentials=credentials,
+        access=access,
     ) as server:
         log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
         yield server

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jwt
@@ -27,11 +26,10 @@ class WebTokens:
     expires, by the hash of all of it; new keys are a new object, which remembers nothing.
     """
 
-    def __init__(self, jwks: bytes, issuer: str, audience: str, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, jwks: bytes, issuer: str, audience: str) -> None:
         self._keys = _usable_keys(jwks)
         self._issuer = issuer
         self._audience = audience
-        self._now = now
         self._remembered: dict[bytes, Caller] = {}
 
     def caller(self, token: str) -> Caller:

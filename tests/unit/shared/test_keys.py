@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from token_lab import AUDIENCE, ISSUER, Issuer
 
 from promptlooper.errors import InvalidArgument, Unauthenticated
+from promptlooper.reloading import Reloaded
+from promptlooper.rpc.access import Access
 from promptlooper.rpc.api_keys import FOREVER, PREFIX, key_line, new_key, read_keys
 from promptlooper.rpc.callers import Caller
 from promptlooper.rpc.scopes import Scope
-from promptlooper.rpc.web_tokens import LEEWAY, REMEMBERED, WebTokens
+from promptlooper.rpc.web_tokens import LEEWAY, WebTokens
 
 HASH = "sha256:" + "0" * 64
 
@@ -36,7 +39,7 @@ def test_keys_are_long_and_never_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("text", "until"),
-    [("", FOREVER), ("1970-01-02", 86400), ("1970-01-01T00:01:00Z", 60), ("1970-01-01T01:00:00+01:00", 0)],
+    [("", FOREVER), ("1970-01-02", 86400), ("1970-01-01T00:01:00Z", 60), ("1970-01-01T01:00+01:00", 0)],
 )
 def test_expiry_is_a_day_or_a_time(text: str, until: float) -> None:
     assert next(iter(read_keys(f"a read {HASH} {text}".encode()).callers.values())).until == until
@@ -99,11 +102,34 @@ def test_keys_for_other_algorithms_are_passed_over() -> None:
         tokens.caller(issuer.token(kid="es").replace(".", ".x", 1))
 
 
-def test_token_ends_with_the_leeway_of_clocks_and_the_oldest_of_many_is_forgotten() -> None:
+def test_verified_token_is_taken_again_until_it_ends_and_no_longer(tmp_path: Path) -> None:
+    issuer, now = Issuer(), 3_999_999_000.0
+    path = tmp_path / "jwks.json"
+    path.write_bytes(issuer.jwks())
+    tokens = Reloaded("the JWKS", [path], lambda data: WebTokens(data[0], ISSUER, AUDIENCE))
+    access = Access(None, tokens, now=lambda: now)
+    metadata = [("authorization", "bearer " + issuer.token(exp=4_000_000_000))]
+    assert access.caller(metadata) == access.caller(metadata)
+    now = 4_000_000_000 + LEEWAY - 1
+    assert access.caller(metadata).name == "ci"
+    now += 1
+    with pytest.raises(Unauthenticated, match="has expired"):
+        access.caller(metadata)
+
+
+def test_more_tokens_than_are_remembered_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptlooper.rpc.web_tokens.REMEMBERED", 2)
     issuer = Issuer()
     tokens = WebTokens(issuer.jwks("es"), ISSUER, AUDIENCE)
-    assert tokens.caller(issuer.token(exp=4_000_000_000)).until == 4_000_000_000 + LEEWAY
-    for number in range(REMEMBERED + 10):
-        tokens._remembered[str(number).encode()] = Caller("", frozenset(), 0)
-    assert tokens.caller(issuer.token("run", sub="new")).name == "new"
-    assert len(tokens._remembered) <= REMEMBERED + 10
+    made = {name: issuer.token(sub=name) for name in "abc"}
+    for _ in range(2):
+        assert [tokens.caller(token).name for token in made.values()] == list(made)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["Basic abc"], ["Bearer"], ["Bearer "], ["Bearer a", "Bearer a"], [b"Bearer a"], ["plk_x"], ["Bearer \u00e9"]],
+)
+def test_metadata_that_is_no_bearer_token_is_refused(values: list[str | bytes]) -> None:
+    with pytest.raises(Unauthenticated, match="given once"):
+        Access().caller([("authorization", value) for value in values])

@@ -54,7 +54,7 @@ def test_what_can_not_be_taken_changes_nothing_and_is_said_once(
 
 
 def test_file_that_can_not_be_taken_at_first_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="the number: .*/none' can't be read: No such file"):
+    with pytest.raises(InvalidArgument, match=r"the number: .*/none' can't be read: No such file"):
         Reloaded("the number", [tmp_path / "none"], number)
 
 
