@@ -50,6 +50,7 @@ def channel_credentials(
 def check_identity(chain: bytes, key: bytes, cert_file: Path, key_file: Path) -> None:
     """Raises InvalidArgument unless they are a certificate and its key. gRPC itself says nothing, and serves nobody."""
     from cryptography import x509  # only where there is TLS: it takes a while
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
@@ -60,7 +61,7 @@ def check_identity(chain: bytes, key: bytes, cert_file: Path, key_file: Path) ->
         private = load_pem_private_key(key, password=None)
     except TypeError:
         raise InvalidArgument(f"the key in {str(key_file)!r} is encrypted: store it without a password") from None
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise InvalidArgument(f"{str(key_file)!r} holds no private key in PEM format") from None
     if private.public_key() != certificates[0].public_key():
         raise InvalidArgument(

@@ -93,8 +93,10 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[Scope]:
 def _usable_keys(data: bytes) -> list[jwt.PyJWK]:
     try:
         keys = jwt.PyJWKSet.from_json(data.decode()).keys
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"it can't be read: {error}") from None
+    except jwt.PyJWKSetError:
+        keys = []
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidArgument("it is no JSON of a set of keys: get it from the issuer's jwks_uri") from None
     usable = [key for key in keys if _is_usable(key)]
     if not usable:
         raise InvalidArgument("it has no public key for ES256 (EC, P-256) or RS256 (RSA, 2048 bits or more)")
