@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
@@ -16,7 +16,9 @@ from promptlooper.rpc.api_keys import PREFIX, ApiKeys, read_keys
 from promptlooper.rpc.callers import Caller
 from promptlooper.rpc.scopes import SCOPES
 from promptlooper.rpc.status import code_of, status_of, trailers_of
-from promptlooper.rpc.web_tokens import WebTokens
+
+if TYPE_CHECKING:
+    from promptlooper.rpc.web_tokens import WebTokens
 
 _log = logging.getLogger(__name__)
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -88,6 +90,8 @@ def access_by(
     if api_keys_file is not None:
         keys = Reloaded(f"the API keys in {str(api_keys_file)!r}", [api_keys_file], lambda data: read_keys(data[0]))
     if jwks_file is not None:
+        from promptlooper.rpc.web_tokens import WebTokens  # only where it is used: importing it takes a while
+
         web_tokens = Reloaded(
             f"the JWKS in {str(jwks_file)!r}", [jwks_file], lambda data: WebTokens(data[0], jwt_issuer, jwt_audience)
         )
