@@ -20,12 +20,22 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 def health_address(listen: str) -> str:
     """Where health is served alone: the same host, 100 ports up; port 0 stays 0."""
+    return _above(listen, 100, "health", "PROMPTLOOPER_HEALTH_LISTEN")
+
+
+def metrics_address(listen: str) -> str:
+    """Where metrics are: the same host, 200 ports up; port 0 stays 0."""
+    return _above(listen, 200, "metrics", "PROMPTLOOPER_METRICS_LISTEN")
+
+
+def _above(listen: str, step: int, what: str, variable: str) -> str:
     _, port = host_and_port(listen)
-    if port and port + 100 > 65535:
+    if port and port + step > 65535:
         raise InvalidArgument(
-            f"{listen!r} leaves no room for the health port, 100 above: set PROMPTLOOPER_HEALTH_LISTEN", field="listen"
+            f"{listen!r} leaves no room for the {what} port, {step} above: set {variable}", field="listen"
         )
-    return f"{listen.rpartition(':')[0]}:{port + 100 if port else 0}"
+    return f"{listen.rpartition(':')[0]}:{port + step if port else 0}"
+
 
 
 def hosts_of(address: str) -> list[str]:

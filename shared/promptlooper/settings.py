@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from promptlooper.addresses import health_address, host_and_port
+from promptlooper.addresses import health_address, host_and_port, metrics_address
 from promptlooper.errors import InvalidArgument
 from promptlooper.security_settings import SecuritySettings
 
@@ -27,8 +27,10 @@ class ServiceSettings(SecuritySettings):
 
     listen: str = "127.0.0.1:0"
     health_listen: str = Field(default_factory=lambda data: health_address(data["listen"]))
+    metrics_listen: str = Field(default_factory=lambda data: metrics_address(data["listen"]))  # or "off"
     reflection: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     lame_duck: float = Field(default=0.0, ge=0)  # seconds between saying NOT_SERVING and refusing calls
     grace: float = Field(default=20.0, ge=0)  # seconds for running calls to end
 
@@ -47,7 +49,12 @@ class ServiceSettings(SecuritySettings):
             raise ValueError(error.message) from None
         return value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("metrics_listen")
+    @classmethod
+    def _is_address_or_off(cls, value: str) -> str:
+        return value if value == "off" else cls._is_address(value)
+
+    @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

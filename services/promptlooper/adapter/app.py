@@ -35,7 +35,9 @@ async def gateway_from(
     clock = clock or SystemClock()
     entries = entries_with_built_in(read_providers_file(providers_file) if providers_file else ())
     providers = {entry.name: built_provider(entry, env, clock=clock) for entry in entries}
-    gateway = Gateway(providers, LocalLimiter({e.name: max_concurrency(e) for e in entries}), clock=clock)
+    limits = {entry.name: max_concurrency(entry) for entry in entries}
+    gateway = Gateway(providers, LocalLimiter(limits), clock=clock)
+    gateway.counts.limits.update((name, limit) for name, limit in limits.items() if limit is not None)
     try:
         yield gateway
     finally:
@@ -46,11 +48,17 @@ async def run(settings: AdapterSettings) -> None:
     """Serves until a signal comes."""
     # Not above: the embedded composition takes `gateway_from` without gRPC.
     from promptlooper.adapter import servicer
+    from promptlooper.adapter.metrics import AdapterMetrics
+    from promptlooper.rpc.metrics import exposed
     from promptlooper.rpc.service import service, until_stopped
 
-    async with gateway_from(settings.providers) as gateway:
+    async with (
+        gateway_from(settings.providers) as gateway,
+        exposed("adapter", settings, AdapterMetrics(gateway.counts)) as calls,
+    ):
         core = servicer.AdapterServicer(gateway)
-        async with service(settings, {servicer.SERVICE_NAME: core.register}, log=_log, on_drain=core.drain):
+        services = {servicer.SERVICE_NAME: core.register}
+        async with service(settings, services, log=_log, on_drain=core.drain, calls=calls):
             await until_stopped(settings)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from promptlooper.adapter.config import NOT_YET
+from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.limits import Limiter
 from promptlooper.adapter.providers.provider import Problem, Provider
 from promptlooper.adapter.retrying import AttemptFailed, Failure, decide, error_of
@@ -39,12 +40,24 @@ class Gateway(CompletionGateway):
         self._clock = clock or SystemClock()
         self._random = random
         self._sleep = sleep
+        self.counts = AdapterCounts()
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         provider, model, problem = self._route(request.model)
         if provider is None or problem is not None:
             assert problem is not None
             raise _error_of(problem, request.model)
+        try:
+            completion = await self._completed(provider, model, request, on_delta)
+        except DomainError as error:
+            self.counts.completions[provider.name, error.reason] += 1
+            raise
+        self.counts.completed(provider.name, model, completion)
+        return completion
+
+    async def _completed(
+        self, provider: Provider, model: str, request: CompletionRequest, on_delta: OnDelta | None
+    ) -> Completion:
         attempts = 0
         told = None if on_delta is None else _Told(on_delta)
         deadline = self._clock.monotonic() + request.timeout
@@ -54,7 +67,7 @@ class Gateway(CompletionGateway):
                     async with self._limiter.slot(provider.name, model):
                         attempts += 1
                         try:
-                            completion = await provider.complete(model, request, told)
+                            completion = await self._attempt(provider, model, request, told)
                             break
                         except AttemptFailed as error:
                             failure = error.failure
@@ -71,6 +84,22 @@ class Gateway(CompletionGateway):
             ) from None
         cost_nanousd = provider.prices.cost_nanousd(model, completion)
         return replace(completion, attempts=attempts, cost_nanousd=cost_nanousd)
+
+    async def _attempt(
+        self, provider: Provider, model: str, request: CompletionRequest, on_delta: OnDelta | None
+    ) -> Completion:
+        counts, began, outcome = self.counts, self._clock.monotonic(), "given_up"
+        counts.in_flight[provider.name] += 1
+        try:
+            completion = await provider.complete(model, request, on_delta)
+            outcome = "ok"
+            return completion
+        except AttemptFailed as error:
+            outcome = error.failure.kind.value.replace(" ", "_")
+            raise
+        finally:
+            counts.in_flight[provider.name] -= 1
+            counts.attempted(provider.name, model, outcome, self._clock.monotonic() - began)
 
     async def _before_next(self, failure: Failure, attempts: int, deadline: float, provider: str, model: str) -> None:
         """Sleeps until the next attempt, or raises where there is none."""

@@ -14,6 +14,10 @@ class Breaker:
         self._closed = True
         self._next_try = 0.0  # monotonic
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
     def admits(self) -> bool:
         if self._closed:
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from promptlooper.cache.envelope import IDENTITY, MAX_VALUE, opened, sealed
@@ -33,8 +34,8 @@ class CacheCore:
         self._store = store
         self._clock = clock or SystemClock()
         self.lease_ttl = lease_ttl
-        self._hits = 0
-        self._misses = 0
+        self.found: Counter[LookupStatus] = Counter()
+        self.stored = self.stored_bytes = 0
 
     async def lookup(self, lookups: Sequence[Lookup], claimant_id: str) -> list[Found]:
         _check_keys([lookup.key for lookup in lookups])
@@ -58,8 +59,7 @@ class CacheCore:
         # What is still left changed under every look: look again later.
         busy = _OF_LEASE[Lease.TAKEN if claimant_id else Lease.NOT_ASKED]
         results = [busy if one is None else one for one in found]
-        self._hits += sum(one.status is LookupStatus.HIT for one in results)
-        self._misses += sum(one.status in (LookupStatus.LEAD, LookupStatus.MISS) for one in results)
+        self.found.update(one.status for one in results)
         return results
 
     def _usable(self, lookup: Lookup, data: bytes, now: float) -> Found | None:
@@ -85,6 +85,8 @@ class CacheCore:
         fitting = [entry for entry in entries if len(entry.value) <= MAX_VALUE]
         if fitting:
             await self._store.store([(one.key, sealed(one.key, one.value, now)) for one in fitting], claimant_id)
+            self.stored += len(fitting)
+            self.stored_bytes += sum(len(one.value) for one in fitting)
         if len(fitting) < len(entries):
             large = [entry for entry in entries if len(entry.value) > MAX_VALUE]
             if claimant_id:
@@ -105,7 +107,8 @@ class CacheCore:
 
     async def stats(self) -> CacheStats:
         entries, size = await self._store.size()
-        return CacheStats(self._store.backend, entries, size, self._hits, self._misses)
+        misses = self.found[LookupStatus.LEAD] + self.found[LookupStatus.MISS]
+        return CacheStats(self._store.backend, entries, size, self.found[LookupStatus.HIT], misses)
 
 
 def _check_keys(keys: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 DEFAULT_PORT_BASE = 7051
-HEALTH_OFFSET = 100
+HEALTH_OFFSET, METRICS_OFFSET = 100, 200
 MAX_REPLICAS = 10
 
 START_ORDER = ("nats", "redis", "cache", "scorer", "adapter", "runner")
@@ -21,8 +21,8 @@ SERVICES = ("runner", "adapter", "cache", "scorer")
 
 _PORT_OFFSET = {"runner": 0, "adapter": 1, "cache": 2, "scorer": 3, "nats": 4, "redis": 5}
 _REPLICA_STEP = 10
-# Replicas and their health ports end at base + 3 + 90 + 100.
-_HIGHEST_OFFSET = max(_PORT_OFFSET.values()) + _REPLICA_STEP * (MAX_REPLICAS - 1) + HEALTH_OFFSET
+# Replicas and their metrics ports end at base + 3 + 90 + 200.
+_HIGHEST_OFFSET = max(_PORT_OFFSET.values()) + _REPLICA_STEP * (MAX_REPLICAS - 1) + METRICS_OFFSET
 MAX_PORT_BASE = 65535 - _HIGHEST_OFFSET
 
 # What any program needs. All else, provider keys and proxies above all, is the Adapter's alone.
@@ -50,6 +50,7 @@ _SET_BY_STACK = frozenset(
     for name in [
         "LISTEN",
         "HEALTH_LISTEN",
+        "METRICS_LISTEN",
         "DATABASE_URL",
         "REDIS_URL",
         "NATS_URL",
@@ -91,12 +92,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process of the stack; NATS and Redis have no health port, they are asked in their own protocol."""
+    """One process of the stack; NATS and Redis have no ports for health and metrics, they are asked in their own
+    protocol."""
 
     name: str
     kind: str
     port: int
     health_port: int | None = None
+    metrics_port: int | None = None
 
     @property
     def address(self) -> str:
@@ -107,8 +110,12 @@ class Part:
         return None if self.health_port is None else f"{HOST}:{self.health_port}"
 
     @property
+    def metrics_address(self) -> str | None:
+        return None if self.metrics_port is None else f"{HOST}:{self.metrics_port}"
+
+    @property
     def ports(self) -> tuple[int, ...]:
-        return (self.port,) if self.health_port is None else (self.port, self.health_port)
+        return tuple(port for port in (self.port, self.health_port, self.metrics_port) if port is not None)
 
 
 # Not a part that stays: it runs before the Runner, on a database that does not migrate itself.
@@ -116,13 +123,14 @@ MIGRATION = Part("migrate", "migrate", 0)
 
 
 def planned_parts(replicas: Mapping[str, int], port_base: int) -> tuple[Part, ...]:
-    """The parts in starting order. Replica i of a kind listens 10 × i above the first; health is 100 above."""
+    """The parts in starting order. Replica i of a kind listens 10 × i above the first; its health is 100
+    above that, and its metrics 200."""
     parts = []
     for kind in START_ORDER:
         for replica in range(replicas.get(kind, 1)):
             port = port_base + _PORT_OFFSET[kind] + _REPLICA_STEP * replica
             if kind in SERVICES:
-                parts.append(Part(f"{kind}-{replica}", kind, port, port + HEALTH_OFFSET))
+                parts.append(Part(f"{kind}-{replica}", kind, port, port + HEALTH_OFFSET, port + METRICS_OFFSET))
             else:
                 parts.append(Part(kind, kind, port))
     return tuple(parts)
@@ -175,6 +183,7 @@ def environment_of(
         return env
     env["PROMPTLOOPER_LISTEN"] = part.address
     env["PROMPTLOOPER_HEALTH_LISTEN"] = part.health_address or ""
+    env["PROMPTLOOPER_METRICS_LISTEN"] = part.metrics_address or ""
     env["PROMPTLOOPER_HOME"] = str(options.data)
     match part.kind:
         case "runner":

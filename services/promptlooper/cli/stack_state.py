@@ -69,6 +69,7 @@ class PartState:
     kind: str
     address: str
     health_address: str | None
+    metrics_address: str | None
     process: Process | None = None
 
 
@@ -99,7 +100,9 @@ def planned_state(parts: tuple[Part, ...], log: Path | None) -> StackState:
         phase="starting",
         supervisor=Process(os.getpid(), psutil.Process().create_time()),
         log=str(log) if log else None,
-        parts=tuple(PartState(part.name, part.kind, part.address, part.health_address) for part in parts),
+        parts=tuple(
+            PartState(part.name, part.kind, part.address, part.health_address, part.metrics_address) for part in parts
+        ),
     )
 
 

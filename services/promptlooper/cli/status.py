@@ -24,6 +24,7 @@ class _Row:
     address: str
     pid: int | None
     healthy: bool
+    metrics_address: str | None
 
 
 @click.command()
@@ -59,7 +60,7 @@ async def _row(part: PartState) -> _Row:
     process = part.process if part.process is not None and part.process.alive() else None
     # Without its process, whatever answers at that address is something else.
     healthy = process is not None and await is_healthy(part.kind, part.address, part.health_address)
-    return _Row(part.name, part.kind, part.address, process.pid if process else None, healthy)
+    return _Row(part.name, part.kind, part.address, process.pid if process else None, healthy, part.metrics_address)
 
 
 def _text(pid: int | None) -> str:

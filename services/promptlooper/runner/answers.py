@@ -72,6 +72,7 @@ class Answers:
         self._store = TickBatcher(self._store_batch, size_of=lambda entry: len(entry.value), gather=gather)
         self._release = TickBatcher(self._release_batch)
         self._last_warning = float("-inf")
+        self.cache_failures = 0
 
     async def aclose(self) -> None:
         if self._running:
@@ -273,6 +274,7 @@ class Answers:
 
     def _degraded(self, error: DomainError) -> None:
         """A dead cache multiplies what is paid, so it is said, but not once per question."""
+        self.cache_failures += 1
         now = self._clock.monotonic()
         if now - self._last_warning >= 30:
             self._last_warning = now

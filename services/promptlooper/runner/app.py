@@ -14,6 +14,7 @@ from promptlooper.completion import CompletionGateway
 from promptlooper.failpoints import Failpoints, failpoints_from
 from promptlooper.runner.answers import Answers
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.engine import LEASE_TTL, Engine, EngineParts
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.executing import Executions
@@ -45,6 +46,7 @@ async def runner_core(
     new_id: IdMaker = random_id,
     failpoints: Failpoints | None = None,
     gather: float = 0.0,
+    counts: RunnerCounts | None = None,
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
     it. A Runner takes the runs of its predecessor of the same `replica` at once. Answers to be stored in the cache and
@@ -53,7 +55,8 @@ async def runner_core(
     hub, clock, renderer, failpoints = hub or Hub(), clock or SystemClock(), Renderer(), failpoints or Failpoints()
     answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints, gather=gather)
     scores = Scores(scoring, renderer, failpoints=failpoints, gather=gather)
-    parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints)
+    counts = counts or RunnerCounts()
+    parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints, counts)
     engine = Engine(
         parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, replica=replica, registered=registered
     )
@@ -72,12 +75,14 @@ async def run(settings: RunnerSettings) -> None:
     """Serves until a signal comes."""
     # Not above: the embedded composition needs neither gRPC nor NATS.
     from promptlooper.clients import adapter, cache, scorer
+    from promptlooper.rpc.metrics import exposed
     from promptlooper.rpc.service import service, until_stopped
     from promptlooper.runner import servicer
     from promptlooper.runner.events.connection import NatsSecurity
     from promptlooper.runner.events.hints import Hints
     from promptlooper.runner.events.relay import Relay
     from promptlooper.runner.events.retention import Retention
+    from promptlooper.runner.metrics import RunnerMetrics
 
     # A frozen Runner must lose its locks before it loses its lease.
     database = Database(
@@ -85,21 +90,26 @@ async def run(settings: RunnerSettings) -> None:
         password_file=settings.database_password_file,
         idle_at_most=min(IDLE_AT_MOST, settings.lease_ttl / 2),
     )
-    hub, failpoints = Hub(), failpoints_from(settings.failpoints)
+    hub, failpoints, counts = Hub(), failpoints_from(settings.failpoints), RunnerCounts()
+    nats = NatsSecurity(settings.nats_credentials_file, settings.nats_ca_file, settings.nats_tls_first)
+    relay = None
+    if settings.nats_url:
+        relay = Relay(database, hub, settings.nats_url, security=nats, failpoints=failpoints)
+    metrics = RunnerMetrics(counts, settings.slots, database, hub, relay)
     async with AsyncExitStack() as stack:
         stack.callback(database.close)
         prepare(database)
         enter = stack.enter_async_context
+        calls = await enter(exposed("runner", settings, metrics))
         security = settings.channel_security()
         gateway = await enter(adapter.connected(settings.adapter_address, security=security))
         responses = await enter(cache.connected(settings.cache_address, security=security))
         scoring = await enter(scorer.connected(settings.scorer_address, security=security))
-        if settings.nats_url:
-            nats = NatsSecurity(settings.nats_credentials_file, settings.nats_ca_file, settings.nats_tls_first)
+        if relay is not None:
             nats.options()  # what is wrong with its files is said now, and not tried for ever
-            await enter(Relay(database, hub, settings.nats_url, security=nats, failpoints=failpoints).running())
+            await enter(relay.running())
             await enter(Hints(hub, settings.nats_url, nats).running())
-        relayed = bool(settings.nats_url)
+        relayed = relay is not None
         await enter(Retention(database, SystemClock(), settings.event_retention, relayed=relayed).running())
         core = await enter(
             runner_core(
@@ -113,10 +123,11 @@ async def run(settings: RunnerSettings) -> None:
                 hub=hub,
                 failpoints=failpoints,
                 gather=GATHER,
+                counts=counts,
             )
         )
         services = {servicer.SERVICE_NAME: partial(servicer.register, core=core)}
-        async with service(settings, services, log=log, on_drain=hub.drain):
+        async with service(settings, services, log=log, on_drain=hub.drain, calls=calls):
             await until_stopped(settings)
             # Beside the calls of clients: both end within the grace, with some of it left to hand runs back.
             draining = asyncio.create_task(core.drain(0.8 * settings.grace))

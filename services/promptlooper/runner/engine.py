@@ -18,6 +18,7 @@ from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.answers import Answers
+from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.fairness import fair_shares
 from promptlooper.runner.loop import ExperimentLoop
@@ -48,6 +49,7 @@ class EngineParts:
     hub: Hub
     clock: Clock
     failpoints: Failpoints
+    counts: RunnerCounts
 
 
 class Engine:
@@ -167,6 +169,9 @@ class Engine:
     async def _look(self) -> None:
         """Starts loops for what is active, and tells each its share."""
         active, living = await self._parts.database.read(repository.active, urgent=True)
+        counts = self._parts.counts
+        counts.queue.look(active, living, self._parts.clock.monotonic())
+        counts.in_flight, counts.cache_failures = self.in_flight(), self._parts.answers.cache_failures
         mine = [a for a in active if not self.own_only or a.experiment_id in self._own]
         self._forget_ended()
         if self._draining:
@@ -245,6 +250,7 @@ class Engine:
                 if late or self._outage:  # this Runner or the database was frozen or away: others may have been too
                     self._lease_since, self._outage = clock.monotonic(), False
                 if not alive:
+                    self._parts.counts.leases_lost += 1
                     log.error("runner %s lost its lease: its calls are stopped, it takes a new id", self.runner_id)
                     await self._stop_loops(hand_back=False)
                     await self._register()
@@ -290,6 +296,7 @@ class Engine:
             except ExperimentNotFound:  # deleted in between
                 continue
             if count:  # another Runner may have been first
+                self._parts.counts.taken_back += count
                 log.warning("took %d runs of experiment %s back from dead runners", count, experiment_id)
                 self.hint()
         await database.write(leases.forget_dead_runners)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ class Held:
     results: tuple[StageResult, ...]
     task: asyncio.Task[None] | None = None
     cancelled: bool = False  # somebody wants this run stopped
+    began: float = field(default_factory=time.monotonic)
 
 
 class InputRows:
@@ -58,7 +60,7 @@ class InputRows:
 class HeldRuns:
     """Runs by index, each with the task of its stage. What becomes of a stage is reported: by the executor, and for one
     that was stopped or broke, here. `may_begin` says whether stages may begin now, `cancelling` whether runs that are
-    stopped are cancelled or handed back."""
+    stopped are cancelled or handed back; `ended` hears of runs whose end is stored."""
 
     def __init__(
         self,
@@ -67,9 +69,10 @@ class HeldRuns:
         *,
         may_begin: Callable[[], bool],
         cancelling: Callable[[], bool],
+        ended: Callable[[Held, RunEnded], None],
     ) -> None:
         self._inputs, self._report = inputs, report
-        self._may_begin, self._cancelling = may_begin, cancelling
+        self._may_begin, self._cancelling, self._ended = may_begin, cancelling, ended
         self._held: dict[int, Held] = {}
 
     def __len__(self) -> int:
@@ -108,6 +111,8 @@ class HeldRuns:
             if not isinstance(outcome, StageDone):
                 if outcome.run_index not in going_on:
                     del self._held[outcome.run_index]
+                if isinstance(outcome, RunEnded):
+                    self._ended(held, outcome)
             elif outcome.result.stage_index == held.claim.next_stage:
                 held.results = (*held.results, outcome.result)
                 if not outcome.last and outcome.run_index not in going_on:

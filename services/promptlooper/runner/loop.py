@@ -18,7 +18,7 @@ from promptlooper.experiment import ExperimentSpec, ExperimentState
 from promptlooper.runner.adoption import adopted
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.fairness import Portion
-from promptlooper.runner.held import HeldRuns, InputRows
+from promptlooper.runner.held import Held, HeldRuns, InputRows
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.pace import SHORTEST, Pace
 from promptlooper.runner.spec.expand import Shape, stage_model, variants
@@ -61,6 +61,7 @@ class ExperimentLoop:
             self._report,
             may_begin=lambda: not self._stopping and not self._cancelling and engine.may_call,
             cancelling=lambda: self._cancelling,
+            ended=self._ended,
         )
 
     @property
@@ -277,6 +278,9 @@ class ExperimentLoop:
         self._held.settle(sent, {claim.run_index for claim in result.continuing})
         if not result.alive:
             log.error("experiment %s: this Runner's lease is gone", self.experiment_id)
+
+    def _ended(self, held: Held, outcome: RunEnded) -> None:
+        self._parts.counts.run_seconds.add(self._parts.clock.monotonic() - held.began)
 
     def _wait_until(self, due_us: int | None) -> None:
         """Wakes the loop when the next run that came back may start."""

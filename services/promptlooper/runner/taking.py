@@ -29,12 +29,13 @@ class Turns:
     async def take(self, request: TurnRequest) -> TurnResult:
         """Raises StoreUnavailable where nobody knows whether it was done."""
         parts = self._parts
-        now_us = microseconds(parts.clock.now())
+        now_us, began = microseconds(parts.clock.now()), parts.clock.monotonic()
         parts.failpoints.hit("turn_before")
         if request.outcomes:
             parts.failpoints.hit("checkpoint_before")
         result = await parts.database.write(partial(turn, request=request, now_us=now_us, failpoints=parts.failpoints))
         parts.failpoints.hit("turn_after_commit")
+        parts.counts.turned(request.outcomes, result, parts.clock.monotonic() - began)
         if result.claims:
             parts.failpoints.hit("claim_after_commit")
         if result.stored:

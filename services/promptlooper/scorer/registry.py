@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -44,6 +45,7 @@ class ScorerCore:
 
     def __init__(self, types: Iterable[ScorerType] = BUILT_IN) -> None:
         self._entries: dict[str, _Entry] = {}
+        self.scored: Counter[tuple[str, str]] = Counter()  # by type ("unknown" for none of ours), and "ok" or "error"
         for kind in types:
             of_value = jsonschema_rs.validator_for(dict(kind.value_schema))
             of_settings = jsonschema_rs.validator_for(kind.settings_schema)
@@ -77,6 +79,12 @@ class ScorerCore:
         ]
 
     def _scored(self, call: ScorerCall, subject: Subject) -> ScoreValue:
+        value = self._value(call, subject)
+        kind = call.type if call.type in self._entries else "unknown"
+        self.scored[kind, "ok" if value.error is None else "error"] += 1
+        return value
+
+    def _value(self, call: ScorerCall, subject: Subject) -> ScoreValue:
         entry = self._entries.get(call.type)
         if entry is None:
             return ScoreValue(None, error=self._unknown(call.type))

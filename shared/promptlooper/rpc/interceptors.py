@@ -1,4 +1,4 @@
-"""What every call to a server passes through: a deadline where the caller sent none, and status codes for errors."""
+"""What every call to a server passes through: a deadline where none was sent, status codes for errors, counts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from promptlooper.errors import DeadlineExceeded, DomainError, NotAvailableYet
+from promptlooper.rpc.calls import Calls
 from promptlooper.rpc.deadlines import is_deadline, usual_deadline
 from promptlooper.rpc.status import code_of, status_of, trailers_of
 
 _log = logging.getLogger(__name__)
+Code = grpc.StatusCode
 SLOW = 1.0  # seconds
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -23,15 +25,15 @@ Behavior: TypeAlias = Callable[[Any, Context], Any]
 
 
 class CallGuard(grpc.aio.ServerInterceptor):
-    """Ends calls that no caller's deadline ends, and turns what servicers raise into `google.rpc.Status`.
+    """Ends calls that no caller's deadline ends, turns what servicers raise into `google.rpc.Status`, and counts.
 
     Covers the four kinds of method. `otherwise` is in seconds, for unary methods that are not ours. A DomainError goes
     out as the table says, anything else as INTERNAL with its traceback in the log only. CancelledError and a servicer's
     own `abort` pass.
     """
 
-    def __init__(self, *, otherwise: float = 60.0) -> None:
-        self._otherwise = otherwise
+    def __init__(self, calls: Calls, *, otherwise: float = 60.0) -> None:
+        self._calls, self._otherwise = calls, otherwise
 
     async def intercept_service(
         self,
@@ -48,24 +50,32 @@ class CallGuard(grpc.aio.ServerInterceptor):
         seconds = usual_deadline(method, otherwise=otherwise)
         guard = _stream if handler.response_streaming else _unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        guarded = guard(getattr(handler, kind), method, seconds)
+        guarded = guard(getattr(handler, kind), method, seconds, self._calls)
         return make(guarded, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
 
 
-def _unary(behavior: Behavior, method: str, seconds: float | None) -> Behavior:
+def _unary(behavior: Behavior, method: str, seconds: float | None, calls: Calls) -> Behavior:
     async def guarded(request: Any, context: Context) -> Any:
-        began = time.monotonic()
+        began, code = time.monotonic(), Code.CANCELLED
+        calls.began(method)
         try:
             if seconds is None or is_deadline(context.time_remaining()):
-                return await behavior(request, context)
-            return await _within(seconds, behavior(request, context))
+                answer = await behavior(request, context)
+            else:
+                answer = await _within(seconds, behavior(request, context))
+            code = Code.OK
+            return answer
         except Exception as error:
-            await _report(error, context, method, time.monotonic() - began)
+            told = _told(error, context, method)
+            code = _code_of(told, context)
+            await _abort(told, context, time.monotonic() - began)
+        finally:
+            calls.ended(method, code.name, time.monotonic() - began)
 
     return guarded
 
 
-def _stream(behavior: Behavior, method: str, seconds: float | None) -> Behavior:
+def _stream(behavior: Behavior, method: str, seconds: float | None, calls: Calls) -> Behavior:
     # A coroutine that writes, not a generator: a cancelled write then closes the servicer's generator here and now,
     # and not when the garbage collector finds it.
     async def answer(request: Any, context: Context) -> None:
@@ -78,13 +88,20 @@ def _stream(behavior: Behavior, method: str, seconds: float | None) -> Behavior:
                 await context.write(message)
 
     async def guarded(request: Any, context: Context) -> None:
+        code = Code.CANCELLED
+        calls.began(method)
         try:
             if seconds is None or is_deadline(context.time_remaining()):
                 await answer(request, context)
             else:
                 await _within(seconds, answer(request, context))
+            code = Code.OK
         except Exception as error:
-            await _report(error, context, method)
+            told = _told(error, context, method)
+            code = _code_of(told, context)
+            await _abort(told, context)
+        finally:
+            calls.ended(method, code.name)
 
     return guarded
 
@@ -100,18 +117,30 @@ async def _within(seconds: float, work: Awaitable[Any]) -> Any:
         raise DeadlineExceeded(f"no answer within {seconds:g} s, the usual deadline: send a longer one") from None
 
 
-async def _report(error: Exception, context: Context, method: str, took: float = 0.0) -> NoReturn:
+def _told(error: Exception, context: Context, method: str) -> DomainError | grpc.aio.AbortError:
+    """What the caller is to hear; a servicer's own abort as it is."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # from a TaskGroup
         error = error.exceptions[0]
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:  # by the stub's base
-        error = NotAvailableYet(f"this server does not serve {method}", feature=method)
-    if not isinstance(error, DomainError):
-        _log.error("%s failed", method, exc_info=error)
-        error = DomainError("internal error")
-    status = status_of(error)
+    if isinstance(error, DomainError | grpc.aio.AbortError):
+        return error
+    if isinstance(error, NotImplementedError) and context.code() is Code.UNIMPLEMENTED:  # by the stub's base
+        return NotAvailableYet(f"this server does not serve {method}", feature=method)
+    _log.error("%s failed", method, exc_info=error)
+    return DomainError("internal error")
+
+
+def _code_of(told: DomainError | grpc.aio.AbortError, context: Context) -> grpc.StatusCode:
+    if isinstance(told, DomainError):
+        return code_of(told)
+    code = context.code()
+    return code if isinstance(code, grpc.StatusCode) else Code.UNKNOWN
+
+
+async def _abort(told: DomainError | grpc.aio.AbortError, context: Context, took: float = 0.0) -> NoReturn:
+    if isinstance(told, grpc.aio.AbortError):
+        raise told
+    status = status_of(told)
     # What took long to fail would take as long again, and the caller would hear of its deadline and not of this.
-    trailers = trailers_of(error, status, may_repeat=took < SLOW)
-    await context.abort(code_of(error), status.message, trailers)
+    trailers = trailers_of(told, status, may_repeat=took < SLOW)
+    await context.abort(code_of(told), status.message, trailers)
     raise AssertionError("abort returned")

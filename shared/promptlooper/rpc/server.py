@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 from promptlooper.addresses import health_address, host_and_port
 from promptlooper.errors import DomainError
 from promptlooper.rpc.access import Access
+from promptlooper.rpc.calls import Calls
 from promptlooper.rpc.health import Health
 from promptlooper.rpc.interceptors import CallGuard
 
@@ -50,6 +51,7 @@ async def serving(
     on_drain: Callable[[], None] | None = None,
     credentials: grpc.ServerCredentials | None = None,
     access: Access | None = None,
+    calls: Calls | None = None,
 ) -> AsyncIterator[Serving]:
     """Serves `services` (full name to what registers it) on `listen`, with health there and, alone, on its own port.
 
@@ -58,9 +60,9 @@ async def serving(
     end, and what still runs gets `grace` seconds. `credentials` are for TLS, `access` decides who may call; the health
     port has neither. Raises CannotListen where an address is taken.
     """
-    answers = Health(services)
+    answers, calls = Health(services), calls or Calls()
     async with AsyncExitStack() as stack:
-        guards = [access, CallGuard()] if access is not None else [CallGuard()]
+        guards = [access, CallGuard(calls)] if access is not None else [CallGuard(calls)]
         server = grpc.aio.server(interceptors=guards, options=_options(_LARGEST_MESSAGE))
         stack.push_async_callback(server.stop, None)
         for register in services.values():
@@ -72,7 +74,7 @@ async def serving(
         port = _bound(server, listen, "PROMPTLOOPER_LISTEN", credentials)
 
         # Alone on its own port, so that a server with many calls still answers its probes.
-        probes = grpc.aio.server(interceptors=[CallGuard()], options=_options(64 * 1024))
+        probes = grpc.aio.server(interceptors=[CallGuard(Calls())], options=_options(64 * 1024))
         stack.push_async_callback(probes.stop, None)
         health_pb2_grpc.add_HealthServicer_to_server(answers, probes)
         health_port = _bound(probes, health_listen or health_address(listen), "PROMPTLOOPER_HEALTH_LISTEN")
@@ -84,6 +86,7 @@ async def serving(
             yield Serving(port, health_port, answers)
         finally:
             answers.drain()
+            calls.draining = True
             await asyncio.sleep(lame_duck)
             # Connections first: who comes again because a stream has ended then comes to another replica.
             stopping = asyncio.create_task(server.stop(grace))

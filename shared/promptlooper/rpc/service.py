@@ -10,6 +10,7 @@ import grpc
 
 from promptlooper.addresses import host_and_port, is_loopback
 from promptlooper.rpc.access import access_by
+from promptlooper.rpc.calls import Calls
 from promptlooper.rpc.certificates import server_credentials
 from promptlooper.rpc.process import until_signalled
 from promptlooper.rpc.server import Register, Serving, serving
@@ -23,8 +24,10 @@ async def service(
     *,
     log: logging.Logger,
     on_drain: Callable[[], None] | None = None,
+    calls: Calls | None = None,
 ) -> AsyncIterator[Serving]:
-    """Serves `services` until the block is left; then it drains. What it serves, and where, goes to `log`."""
+    """Serves `services` until the block is left; then it drains. What it serves, and where, goes to `log`, and its
+    calls are counted in `calls`."""
     credentials = _credentials(settings)
     access = access_by(settings.api_keys_file, settings.jwks_file, settings.jwt_issuer, settings.jwt_audience)
     readable = credentials is None and not is_loopback(host_and_port(settings.listen)[0])
@@ -43,6 +46,7 @@ async def service(
         on_drain=on_drain,
         credentials=credentials,
         access=access,
+        calls=calls,
     ) as server:
         log.info("serving", extra={**settings.described(), "port": server.port, "health_port": server.health_port})
         yield server

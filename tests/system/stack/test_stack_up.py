@@ -33,7 +33,7 @@ def test_status_names_every_part_and_all_are_healthy(stack: CommandLine) -> None
     rows = stack.status()
     assert [row["name"] for row in rows] == PARTS
     for row in rows:
-        assert list(row) == ["name", "kind", "address", "pid", "healthy"]
+        assert list(row) == ["name", "kind", "address", "pid", "healthy", "metrics_address"]
         assert row["kind"] == row["name"].removesuffix("-0")
         assert row["healthy"] is True
         assert psutil.pid_exists(row["pid"])

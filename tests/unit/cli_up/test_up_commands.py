@@ -131,6 +131,7 @@ def test_status_shows_parts_without_a_process_as_unhealthy(promptlooper: Invoke,
         "address": "127.0.0.1:7051",
         "pid": None,
         "healthy": False,
+        "metrics_address": "127.0.0.1:7251",
     }
 
 

@@ -46,7 +46,7 @@ def options(tmp_path: Path) -> Options:
     return Options(tmp_path, ONE_OF_EACH)
 
 
-def test_services_have_their_documented_ports_and_health_is_a_hundred_above(options: Options) -> None:
+def test_services_have_their_documented_ports_and_health_and_metrics_are_above(options: Options) -> None:
     parts = {part.name: part for part in planned_parts(ONE_OF_EACH, options.port_base)}
     assert {name: part.port for name, part in parts.items()} == {
         "runner-0": 7051,
@@ -58,6 +58,8 @@ def test_services_have_their_documented_ports_and_health_is_a_hundred_above(opti
     }
     assert parts["runner-0"].health_address == "127.0.0.1:7151"
     assert parts["nats"].health_address is None
+    assert parts["runner-0"].metrics_address == "127.0.0.1:7251"
+    assert parts["nats"].metrics_address is None
 
 
 def test_the_most_replicas_share_no_port_and_none_is_too_high() -> None:

@@ -49,6 +49,8 @@ def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pyt
     assert (settings.listen, settings.health_listen, settings.log_level) == ("0.0.0.0:9000", "0.0.0.0:9100", "debug")
     assert not settings.reflection
     assert CacheSettings(listen="127.0.0.1:0").health_listen == "127.0.0.1:0"
+    assert CacheSettings(listen="0.0.0.0:9000").metrics_listen == "0.0.0.0:9200"
+    assert CacheSettings(metrics_listen="off").metrics_listen == "off"
     monkeypatch.setenv("PROMPTLOOPER_HEALTH_LISTEN", "[::1]:1")
     assert CacheSettings().health_listen == "[::1]:1"
 
@@ -57,6 +59,9 @@ def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pyt
     ("name", "value", "said"),
     [
         ("LISTEN", "7053", "PROMPTLOOPER_LISTEN is '7053': '7053' is not an address: write HOST:PORT"),
+        ("METRICS_LISTEN", "nowhere", "is not an address: write HOST:PORT"),
+        ("LOG_FORMAT", "xml", "input should be 'text' or 'json'"),
+        ("LISTEN", "127.0.0.1:65400", "leaves no room for the metrics port, 200 above"),
         ("LISTEN", "127.0.0.1:65500", "leaves no room for the health port, 100 above: set PROMPTLOOPER_HEALTH_LISTEN"),
         ("REPLICAS", "many", "PROMPTLOOPER_REPLICAS is 'many': input should be a valid integer"),
         (

@@ -81,6 +81,11 @@ class RedisStore:
         self._renew = self._redis.register_script(scripts.RENEW)
         self._release = self._redis.register_script(scripts.RELEASE)
 
+    @property
+    def is_up(self) -> bool:
+        """False while Redis does not answer, and so is not asked."""
+        return self._breaker.is_closed
+
     async def __aenter__(self) -> RedisStore:
         return self
 

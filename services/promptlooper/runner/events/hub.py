@@ -49,6 +49,7 @@ class Hub:
 
     def __init__(self, look_again: float = LOOK_AGAIN) -> None:
         self.look_again = look_again
+        self.watchers = 0  # watches that are open
         self._drained = False
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._listeners: list[tuple[News, bool]] = []

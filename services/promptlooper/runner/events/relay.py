@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import sqlalchemy as sa
@@ -24,6 +24,7 @@ from nats.js.errors import APIError, NotFoundError
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Event
+from promptlooper.runner.counts import EventLag
 from promptlooper.runner.events.connection import AFTER_FAILURE, OPEN, NatsSecurity, connected
 from promptlooper.runner.events.hub import Hub, News
 from promptlooper.runner.store import event_log, repository
@@ -88,12 +89,18 @@ class Relay:
     ) -> None:
         self._database, self._hub, self._url, self._security = database, hub, url, security
         self._failpoints = failpoints or Failpoints()
+        self.lag = EventLag()
+        self._client: Client | None = None
         self._down = False
-        self._look_at_all = self._published_at = 0.0  # monotonic
+        self._look_at_all = self._published_at = self._counted = 0.0  # monotonic
         self._interrupted_at: float | None = None  # monotonic
         self._recent: deque[tuple[float, str, int]] = (
             deque()
         )  # (monotonic time, experiment_id, event_seq before a page)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,6 +116,7 @@ class Relay:
         while True:
             try:
                 client = await self._connected()
+                self._client = client
                 try:
                     with self._hub.listening() as news:
                         await self._relay(client, news)
@@ -134,6 +142,7 @@ class Relay:
                             ready = True
                         await self._publish_news(jetstream, news)
                 news.take()  # another Runner's relay holds the lock
+                self.lag.behind(0, time.monotonic())
                 await asyncio.sleep(POLL)
             except StoreUnavailable as error:
                 self._look_at_all = 0.0
@@ -145,6 +154,7 @@ class Relay:
                 if not self._down:
                     log.warning("events wait in the database, NATS does not take them: %r", error)
                 self._down = True
+                await self._count_backlog()
                 if client.is_closed:  # for good: NATS refused it, as after a change of credentials
                     return
                 await asyncio.sleep(AFTER_FAILURE)
@@ -189,8 +199,21 @@ class Relay:
 
     async def _publish_all(self, jetstream: JetStreamContext, among: list[str] | None) -> None:
         """Publishes page after page of what is new, of all experiments or `among` some."""
-        while behind := await self._database.read(partial(event_log.unpublished, limit=100, among=among)):
+        while behind := await self._unpublished(among):
             await self._publish_pages(jetstream, behind)
+
+    async def _unpublished(self, among: list[str] | None) -> list[tuple[str, str, int, int]]:
+        behind = await self._database.read(partial(event_log.unpublished, limit=100, among=among))
+        waiting = sum(event_seq - published for _, _, published, event_seq in behind)
+        self.lag.behind(waiting, time.monotonic())
+        return behind
+
+    async def _count_backlog(self) -> None:
+        """While NATS is away. Not each time it is tried: the look goes through all experiments."""
+        if time.monotonic() - self._counted >= EVERYTHING:
+            self._counted = time.monotonic()
+            with suppress(StoreUnavailable):
+                await self._unpublished(None)
 
     async def _publish_pages(self, jetstream: JetStreamContext, behind: list[tuple[str, str, int, int]]) -> None:
         """One page of each experiment."""
@@ -218,6 +241,7 @@ class Relay:
     async def _publish(self, jetstream: JetStreamContext, page: list[Event]) -> None:
         await _publish(jetstream, page, self._failpoints)
         self._failpoints.hit("ack_after")
+        self.lag.published += len(page)
         if self._down:
             self._down = False
             log.info("NATS takes events again")

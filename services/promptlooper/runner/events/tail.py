@@ -145,6 +145,7 @@ class Tails:
     def join(self, experiment: Experiment, event_seq: int, kinds: Collection[str] = ()) -> Seat:
         """A seat at the tail of an experiment that was just read, after event_seq. No kinds are all. Not a context
         manager made of a generator: a loop that ends closes all of them at once, and a watch is one itself."""
+        self._hub.watchers += 1
         experiment_id, wanted = experiment.experiment_id, frozenset(kinds) or None
         found = self._tails.get(experiment_id)
         if found is None or found.tail.error is not None:
@@ -159,6 +160,7 @@ class Tails:
         return Seat(found.tail, place, found)
 
     async def leave(self, seat: Seat) -> None:
+        self._hub.watchers -= 1
         followed = seat.followed
         if not seat.tail.leave(seat.place):
             return

@@ -80,6 +80,7 @@ class Database:
         self._password_file = password_file
         self.url, self._now_us, self._idle_at_most = _normal_url(url), now_us, idle_at_most
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.is_up = True  # as of the last call
         in_memory = self.is_sqlite and self.url.database in (None, "", ":memory:")
         self._write_engine = self._engine(writes=True)
         self._read_engine = self._write_engine if in_memory else self._engine(writes=False)
@@ -182,8 +183,14 @@ class Database:
         not done any more."""
         try:
             async with asyncio.timeout(within):
-                return await asyncio.get_running_loop().run_in_executor(threads, work)
+                answer = await asyncio.get_running_loop().run_in_executor(threads, work)
+            self.is_up = True
+            return answer
+        except StoreUnavailable:
+            self.is_up = False
+            raise
         except TimeoutError as error:
+            self.is_up = False
             raise StoreUnavailable(f"the database does not answer within {within:g} s") from error
 
     @asynccontextmanager

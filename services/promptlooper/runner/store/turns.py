@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
 
@@ -134,6 +135,7 @@ class TurnResult:
     refused: Sequence[int]
     stored: bool  # answers were stored
     next_due_us: int | None  # when another run that came back may start; None where none may before other news
+    kinds: Mapping[str, int] = field(default_factory=dict)  # events that were made, by kind
 
 
 LIVING = sa.select(runners.c.runner_id).where(runners.c.runner_id == sa.bindparam("r"), runners.c.dead.is_(False))
@@ -182,7 +184,8 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
     if next_due_us is not None:
         due.append(next_due_us)
     next_us, stored = min(due, default=None), bool(decided.stage_results)
-    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, stored, next_us)
+    kinds = Counter(event.kind for event in decided.events)
+    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, stored, next_us, kinds)
 
 
 SELECT_RUNS = sa.select(*RUN_COLUMNS).where(

@@ -1,0 +1,52 @@
+"""What an Adapter counts of its work."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from promptlooper.completion import Completion
+from promptlooper.counting import ANSWERS, Histogram
+
+NAMED_MODELS = 100  # of a provider
+OTHER = "other"
+
+
+@dataclass(slots=True)
+class AdapterCounts:
+    """Providers are those of the configuration. A model has a name of its own from its first answer on, up to a number
+    of them: callers may ask for any name, and each would be kept for ever."""
+
+    attempts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and outcome
+    seconds: dict[tuple[str, str], Histogram] = field(default_factory=lambda: defaultdict(lambda: Histogram(ANSWERS)))
+    in_flight: Counter[str] = field(default_factory=Counter)  # attempts, by provider
+    limits: dict[str, int] = field(default_factory=dict)  # of attempts at once, by provider, where there is one
+    completions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by provider and reason, "ok" for none
+    tokens: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and direction
+    cost_nanousd: Counter[tuple[str, str]] = field(default_factory=Counter)
+    cost_unknown: Counter[str] = field(default_factory=Counter)
+    _named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def model(self, provider: str, model: str, *, answered: bool = False) -> str:
+        named = self._named[provider]
+        if model in named:
+            return model
+        if not answered or len(named) >= NAMED_MODELS:
+            return OTHER
+        named.add(model)
+        return model
+
+    def attempted(self, provider: str, model: str, outcome: str, seconds: float) -> None:
+        name = self.model(provider, model, answered=outcome == "ok")
+        self.attempts[provider, name, outcome] += 1
+        self.seconds[provider, name].add(seconds)
+
+    def completed(self, provider: str, model: str, completion: Completion) -> None:
+        name = self.model(provider, model, answered=True)
+        self.completions[provider, "ok"] += 1
+        self.tokens[provider, name, "input"] += completion.tokens_in or 0
+        self.tokens[provider, name, "output"] += completion.tokens_out or 0
+        if completion.cost_nanousd is None:
+            self.cost_unknown[provider] += 1
+        else:
+            self.cost_nanousd[provider, name] += completion.cost_nanousd
