@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -41,6 +42,7 @@ class TickBatcher(Generic[ItemT, AnswerT]):
         self._sending: set[asyncio.Task[None]] = set()
         self._scheduled = False
         self._closed = False
+        self._nobodys = Context()  # a batch is not its first item's work
 
     def __call__(self, item: ItemT) -> asyncio.Future[AnswerT]:
         """The item's answer, to be awaited. Raises RuntimeError after aclose()."""
@@ -52,9 +54,9 @@ class TickBatcher(Generic[ItemT, AnswerT]):
         if not self._scheduled and len(self._sending) < self._max_in_flight:
             self._scheduled = True
             if self._gather:
-                loop.call_later(self._gather, self._dispatch)
+                loop.call_later(self._gather, self._dispatch, context=self._nobodys)
             else:
-                loop.call_soon(self._dispatch)
+                loop.call_soon(self._dispatch, context=self._nobodys)
         return future
 
     async def aclose(self) -> None:

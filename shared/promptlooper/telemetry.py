@@ -1,10 +1,16 @@
-"""Logging set up: one style for all services, on stderr."""
+"""Logging set up: one style for all services, on stderr, and what the work at hand belongs to."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from contextvars import ContextVar
+from typing import Any
+
+import orjson
+
+from promptlooper import tracing
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -28,15 +34,59 @@ class LineFormatter(logging.Formatter):
         return line
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, service, message, what is given as `extra`, and where they are known
+    experiment_id, run_id and trace_id."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_belonging(),
+        }
+        line.update((name, value) for name, value in vars(record).items() if name not in _OWN)
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+_FORMATTERS = {"text": LineFormatter, "json": JsonFormatter}
+_about: ContextVar[tuple[str, int | None]] = ContextVar("about", default=("", None))
+
+
+def work_on(experiment_id: str, run_index: int | None = None) -> None:
+    """Says what this task works on from now on: for structured logs."""
+    _about.set((experiment_id, run_index))
+
+
+def _belonging() -> dict[str, str]:
+    experiment_id, run_index = _about.get()
+    found = {"experiment_id": experiment_id} if experiment_id else {}
+    if run_index is not None:
+        found["run_id"] = f"{experiment_id}-{run_index}"
+    if trace_id := tracing.trace_id():
+        found["trace_id"] = trace_id
+    return found
+
+
 def _value(value: object) -> str:
     text = str(value)
     return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
 
 
-def set_up_logging(service: str, level: str = "info") -> None:
-    """Sends all logging to stderr in our style, at `level`; what was set up before is replaced."""
+def set_up_logging(service: str, level: str = "info", form: str = "text") -> None:
+    """Sends all logging to stderr in our style (`form`: text or json), at `level`; what was set up before is
+    replaced."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(service))
+    handler.setFormatter(_FORMATTERS.get(form, LineFormatter)(service))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for chatty in ("httpx", "httpcore", "asyncio", "alembic", "nats"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, TypeAlias
 
 import grpc
@@ -53,7 +54,7 @@ class CompletionStream:
         self._last_sent = 0
         self._given_up: list[int] = []
         self._wake = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
     def __len__(self) -> int:
         return len(self._pending)

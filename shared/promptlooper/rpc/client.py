@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 from grpc_status import rpc_status
 
+from promptlooper import tracing
 from promptlooper.addresses import host_and_port
 from promptlooper.errors import (
     DeadlineExceeded,
@@ -156,7 +157,7 @@ def _options(*descriptors: ServiceDescriptor | FileDescriptor) -> list[tuple[str
 
 
 class _Channel(grpc.aio.Channel):
-    """Fills in timeouts. Not an interceptor: those put another task around each call."""
+    """Fills in timeouts, and the trace of the work at hand. Not an interceptor: those put a task around each call."""
 
     def __init__(self, channel: grpc.aio.Channel, default_deadline: float) -> None:
         self._channel = channel
@@ -176,13 +177,13 @@ class _Channel(grpc.aio.Channel):
 
     def _filled(self, call: Any, method: str, otherwise: float | None) -> Any:
         seconds = usual_deadline(method, otherwise=otherwise)
-        if seconds is None:
-            return call
 
-        def with_deadline(request: Any = None, *, timeout: float | None = None, **kwargs: Any) -> Any:
+        def filled(request: Any = None, *, timeout: float | None = None, **kwargs: Any) -> Any:
+            if traceparent := tracing.current.get():
+                kwargs["metadata"] = (*(kwargs.get("metadata") or ()), ("traceparent", traceparent))
             return call(request, timeout=seconds if timeout is None else timeout, **kwargs)
 
-        return with_deadline
+        return filled
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)

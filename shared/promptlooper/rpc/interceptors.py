@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
+from promptlooper import tracing
 from promptlooper.errors import DeadlineExceeded, DomainError, NotAvailableYet
 from promptlooper.rpc.calls import Calls
 from promptlooper.rpc.deadlines import is_deadline, usual_deadline
@@ -19,6 +20,7 @@ from promptlooper.rpc.status import code_of, status_of, trailers_of
 _log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 SLOW = 1.0  # seconds
+_RUNNER, _ADAPTER = "promptlooper.v1.RunnerService", "promptlooper.v1.AdapterService"
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Behavior: TypeAlias = Callable[[Any, Context], Any]
@@ -59,10 +61,11 @@ def _unary(behavior: Behavior, method: str, seconds: float | None, calls: Calls)
         began, code = time.monotonic(), Code.CANCELLED
         calls.began(method)
         try:
-            if seconds is None or is_deadline(context.time_remaining()):
-                answer = await behavior(request, context)
-            else:
-                answer = await _within(seconds, behavior(request, context))
+            with _span(method, context):
+                if seconds is None or is_deadline(context.time_remaining()):
+                    answer = await behavior(request, context)
+                else:
+                    answer = await _within(seconds, behavior(request, context))
             code = Code.OK
             return answer
         except Exception as error:
@@ -91,10 +94,11 @@ def _stream(behavior: Behavior, method: str, seconds: float | None, calls: Calls
         code = Code.CANCELLED
         calls.began(method)
         try:
-            if seconds is None or is_deadline(context.time_remaining()):
-                await answer(request, context)
-            else:
-                await _within(seconds, answer(request, context))
+            with _span(method, context):
+                if seconds is None or is_deadline(context.time_remaining()):
+                    await answer(request, context)
+                else:
+                    await _within(seconds, answer(request, context))
             code = Code.OK
         except Exception as error:
             told = _told(error, context, method)
@@ -104,6 +108,19 @@ def _stream(behavior: Behavior, method: str, seconds: float | None, calls: Calls
             calls.ended(method, code.name)
 
     return guarded
+
+
+def _span(method: str, context: Context) -> tracing.Span:
+    """Batches have none: each of their items brings its own place in a trace."""
+    if not tracing.is_on():
+        return tracing.NOTHING
+    found = [str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"]
+    service, _, name = method[1:].rpartition("/")
+    begins = service == _RUNNER or (service == _ADAPTER and name in ("Complete", "StreamComplete"))
+    span = tracing.served(method[1:], found[0] if found else "", may_begin=begins)
+    if span:
+        span.set({"rpc.system": "grpc", "rpc.service": service, "rpc.method": name})
+    return span
 
 
 async def _within(seconds: float, work: Awaitable[Any]) -> Any:

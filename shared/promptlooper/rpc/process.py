@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from promptlooper.errors import DomainError, InvalidArgument
 from promptlooper.telemetry import set_up_logging
+from promptlooper.tracing import recording
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -26,11 +27,13 @@ def run_service(main: Callable[[], Awaitable[None]], *, name: str | None = None)
     """
     # Before the settings are read, since what is wrong with them is logged; they refuse a level that is none.
     level = os.environ.get("PROMPTLOOPER_LOG_LEVEL", "info").upper()
-    set_up_logging(name or _name_of(main), level if level in logging.getLevelNamesMapping() else "info")
-    sys.exit(_run(main))
+    name = name or _name_of(main)
+    form = os.environ.get("PROMPTLOOPER_LOG_FORMAT", "text").lower()
+    set_up_logging(name, level if level in logging.getLevelNamesMapping() else "info", form)
+    sys.exit(_run(main, name))
 
 
-def _run(main: Callable[[], Awaitable[None]]) -> int:
+def _run(main: Callable[[], Awaitable[None]], name: str) -> int:
     received: list[signal.Signals] = []
 
     async def with_signals() -> None:
@@ -46,7 +49,7 @@ def _run(main: Callable[[], Awaitable[None]]) -> int:
         await main()
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with recording(name), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(with_signals())
     except asyncio.CancelledError:
         return 128 + received[0] if received else 1
