@@ -21,6 +21,7 @@ class LookupStatus(Enum):
 class Lookup:
     key: str  # <project>.<namespace>:<64 hex>
     max_age: float | None = None  # seconds; an older value is not a hit
+    traceparent: str = ""  # of who asks, where that is traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Found:
 class CacheEntry:
     key: str
     value: bytes
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class ScoreItem:
     calls: tuple[ScorerCall, ...]
     latency_ms: int = 0
     cost_nanousd: int | None = None
+    traceparent: str = ""  # of the run, where that is traced
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,14 @@ from difflib import get_close_matches
 
 from promptlooper.adapter.config import NOT_YET
 from promptlooper.adapter.counts import AdapterCounts
+from promptlooper.adapter.genai import answered, asked, server
 from promptlooper.adapter.limits import Limiter
 from promptlooper.adapter.providers.provider import Problem, Provider
 from promptlooper.adapter.retrying import AttemptFailed, Failure, decide, error_of
 from promptlooper.clock import Clock, SystemClock
 from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo, OnDelta
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
+from promptlooper.tracing import span
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +49,16 @@ class Gateway(CompletionGateway):
         if provider is None or problem is not None:
             assert problem is not None
             raise _error_of(problem, request.model)
-        try:
-            completion = await self._completed(provider, model, request, on_delta)
-        except DomainError as error:
-            self.counts.completions[provider.name, error.reason] += 1
-            raise
+        with span(f"chat {model}", "client") as completing:
+            if completing:
+                completing.set(asked(provider.name, model))
+            try:
+                completion = await self._completed(provider, model, request, on_delta)
+            except DomainError as error:
+                self.counts.completions[provider.name, error.reason] += 1
+                raise
+            if completing:
+                completing.set(answered(completion))
         self.counts.completed(provider.name, model, completion)
         return completion
 
@@ -91,12 +98,18 @@ class Gateway(CompletionGateway):
         counts, began, outcome = self.counts, self._clock.monotonic(), "given_up"
         counts.in_flight[provider.name] += 1
         try:
-            completion = await provider.complete(model, request, on_delta)
+            with span("attempt", "client") as attempting:
+                if attempting:
+                    attempting.set(server(provider.endpoint))
+                try:
+                    completion = await provider.complete(model, request, on_delta)
+                except AttemptFailed as error:
+                    outcome = error.reason
+                    if attempting:
+                        attempting.set({"http.response.status_code": error.failure.status})
+                    raise
             outcome = "ok"
             return completion
-        except AttemptFailed as error:
-            outcome = error.failure.kind.value.replace(" ", "_")
-            raise
         finally:
             counts.in_flight[provider.name] -= 1
             counts.attempted(provider.name, model, outcome, self._clock.monotonic() - began)

@@ -57,6 +57,11 @@ class AttemptFailed(Exception):
         super().__init__(failure.message)
         self.failure = failure
 
+    @property
+    def reason(self) -> str:
+        """The kind of the failure, for counts and spans."""
+        return self.failure.kind.value.replace(" ", "_")
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -15,6 +15,7 @@ from promptlooper.completion import CompletionGateway, CompletionRequest
 from promptlooper.errors import DomainError, TooLarge
 from promptlooper.rpc.deadlines import is_deadline
 from promptlooper.streaming import pieces_of
+from promptlooper.tracing import go_on_with
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1 import completion_pb2
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceServicer, add_AdapterServiceServicer_to_server
@@ -64,6 +65,8 @@ class AdapterServicer(AdapterServiceServicer):
                 yield pb.CompleteManyResponse(results=results)
 
     async def _answer(self, item: pb.CompletionItem) -> pb.CompletionItemResult:
+        if item.traceparent:
+            go_on_with(item.traceparent)
         completion = await completed(self._core, request_from_pb(item.request), self._grace)
         result = pb.CompletionItemResult(item_id=item.item_id, completion=completion_to_pb(completion))
         if (size := result.ByteSize()) > MAX_MESSAGE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from promptlooper.cache.store.contract import Lease, Store, Wanted
 from promptlooper.caching import LEASE_TTL, CacheEntry, CacheStats, Found, Lookup, LookupStatus
 from promptlooper.clock import Clock, SystemClock
 from promptlooper.errors import InvalidArgument, TooLarge
+from promptlooper.tracing import child
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class CacheCore:
 
     async def lookup(self, lookups: Sequence[Lookup], claimant_id: str) -> list[Found]:
         _check_keys([lookup.key for lookup in lookups])
+        began_ns = time.time_ns()
         found: list[Found | None] = [None] * len(lookups)
         wanted = {index: Wanted(lookup.key) for index, lookup in enumerate(lookups)}
         for _ in range(_ROUNDS):
@@ -60,6 +63,10 @@ class CacheCore:
         busy = _OF_LEASE[Lease.TAKEN if claimant_id else Lease.NOT_ASKED]
         results = [busy if one is None else one for one in found]
         self.found.update(one.status for one in results)
+        for lookup, one in zip(lookups, results, strict=True):
+            if lookup.traceparent:
+                with child("lookup", lookup.traceparent, "server", began_ns) as looked:
+                    looked.set({"promptlooper.cache.result": one.status.value})
         return results
 
     def _usable(self, lookup: Lookup, data: bytes, now: float) -> Found | None:
@@ -81,10 +88,14 @@ class CacheCore:
     async def store(self, entries: Sequence[CacheEntry], claimant_id: str) -> None:
         """Values over 1 MiB are not stored: the others are, the leases end, and TooLarge is raised."""
         _check_keys([entry.key for entry in entries])
-        now = self._clock.now().timestamp()
+        now, began_ns = self._clock.now().timestamp(), time.time_ns()
         fitting = [entry for entry in entries if len(entry.value) <= MAX_VALUE]
         if fitting:
             await self._store.store([(one.key, sealed(one.key, one.value, now)) for one in fitting], claimant_id)
+            for one in fitting:
+                if one.traceparent:
+                    with child("store", one.traceparent, "server", began_ns):
+                        pass
             self.stored += len(fitting)
             self.stored_bytes += sum(len(one.value) for one in fitting)
         if len(fitting) < len(entries):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from promptlooper import tracing
 from promptlooper.cli.connection import Connection, given_up
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.failures import failure_lines
@@ -88,7 +89,8 @@ def follow(session: Session, wanted: Wanted, start: Start) -> int:
     """Starts, follows to the end, prints the results, and returns the exit code."""
     seen = _Seen()
     try:
-        return run_interruptibly(_followed(session, wanted, start, progress_for(wanted.quiet), seen))
+        with tracing.recording("cli"), tracing.root("promptlooper run", "client"):
+            return run_interruptibly(_followed(session, wanted, start, progress_for(wanted.quiet), seen))
     except Interrupted as stop:
         said = _farewell(stop, session, seen.experiment, wanted)
         raise Refused(said, reason="INTERRUPTED", code=stop.exit_code) from None

@@ -43,9 +43,9 @@ _INHERITED = frozenset(
         "SSL_CERT_DIR",
     ]
 )
-_INHERITED_PREFIXES = ("LC_", "PYTHON", "PROMPTLOOPER_")
-# Set here for each part, or meant for a command line and not for a service.
-_SET_BY_STACK = frozenset(
+_INHERITED_PREFIXES = ("LC_", "PYTHON", "PROMPTLOOPER_", "OTEL_")
+# Set here for each part, or meant for a command line and not for a service. Traces need a name for each service.
+_SET_BY_STACK = {"OTEL_SERVICE_NAME"} | frozenset(
     f"PROMPTLOOPER_{name}"
     for name in [
         "LISTEN",

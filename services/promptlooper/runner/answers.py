@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailabl
 from promptlooper.experiment import CacheMode
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.questions import Question, cache_key, completion_of, entry_of, storable_completion
+from promptlooper.tracing import current, span
 
 log = logging.getLogger("runner.answers")
 BUSY_TICK = 0.1  # seconds between looks at keys that another process is asking for
@@ -95,7 +97,7 @@ class Answers:
             return answer
         key = cache_key(question) if mode is not CacheMode.OFF else ""
         if mode is CacheMode.READ_ONLY:
-            found = await self._read(Lookup(key, question.policy.max_age))
+            found = await self._read(Lookup(key, question.policy.max_age, current.get()))
             if (completion := completion_of(found)) is not None:
                 return Answer(completion, cached=True)
         completion = await self._complete(question.request, deadline, on_delta)
@@ -157,11 +159,12 @@ class Answers:
     async def _fly(
         self, flight: _Flight, key: str, question: Question, deadline: float, on_delta: OnDelta | None
     ) -> Answer:
-        lookup = Lookup(key, question.policy.max_age)
-        while (found := await self._look_up(lookup)).status is LookupStatus.BUSY:
-            if self._clock.monotonic() >= deadline or flight.abandoned:
-                raise _too_late(question.request)
-            await self._next_tick()
+        with span("cache lookup", "client") as looking:
+            lookup = Lookup(key, question.policy.max_age, looking.traceparent)
+            while (found := await self._look_up(lookup)).status is LookupStatus.BUSY:
+                if self._clock.monotonic() >= deadline or flight.abandoned:
+                    raise _too_late(question.request)
+                await self._next_tick()
         flight.is_looking = False
         if (completion := completion_of(found)) is not None:
             return Answer(completion, cached=True)
@@ -228,7 +231,7 @@ class Answers:
 
     def _keep_leases(self) -> None:
         if self._renewer is None or self._renewer.done():
-            self._renewer = asyncio.create_task(self._renew())
+            self._renewer = asyncio.create_task(self._renew(), context=Context())
 
     async def _renew(self) -> None:
         while True:

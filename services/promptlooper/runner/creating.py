@@ -23,6 +23,7 @@ from promptlooper.runner.store import control, repository, requests
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.scoring import ScoringService
+from promptlooper.tracing import current
 
 LONGEST_INPUT_ID = 200  # characters: it is in every event
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -54,7 +55,9 @@ class Creation:
         if problems := (*validation.problems, *_long_ids(spec)):
             raise InvalidExperiment(given.located(problems))
         unit = await self._first_bound(spec)
-        new = repository.NewExperiment(self.new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens)
+        new = repository.NewExperiment(
+            self.new_id(), spec, body_sha256(spec), request_id, unit.nanousd, unit.tokens, current.get()
+        )
         create = partial(repository.create, new=new, now_us=self._now_us(), failpoints=self.failpoints)
         experiment_id = await self.database.write(create, within=LONG_WORK)
         self.failpoints.hit("create_after_commit")

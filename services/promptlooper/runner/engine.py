@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,7 +87,7 @@ class Engine:
     async def running(self) -> AsyncIterator[Engine]:
         """The engine at work. On leaving, running calls are stopped, and their runs handed back to be claimed again."""
         await self._register()
-        background = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._keep_lease())]
+        background = [asyncio.create_task(work, context=Context()) for work in (self._dispatch(), self._keep_lease())]
         if self._replica:
             self._begin_reaping(self._take_from_the_dead())
         try:

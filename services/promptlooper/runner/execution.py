@@ -30,6 +30,8 @@ from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
 from promptlooper.runner.store.rows import microseconds, storable
 from promptlooper.runner.turn import Claim
+from promptlooper.telemetry import work_on
+from promptlooper.tracing import span
 
 log = logging.getLogger("runner.execution")
 PARK_AT_LEAST, PARK_AT_MOST = 1.0, 3600.0  # seconds
@@ -96,6 +98,7 @@ class RunExecutor:
     async def step(self, claim: Claim, row: InputRow, results: tuple[StageResult, ...]) -> None:
         """Executes one stage of a run, and after the last one its scoring. Everything that can go wrong with the work
         ends as an outcome; cancellation passes."""
+        work_on(self._plan.experiment_id, claim.run_index)
         place = self.place_of(claim.run_index)
         variant = self.variant_of(place)
         facts = RunFacts(variant.variant_id, row.input_id, place.repeat)
@@ -201,7 +204,11 @@ class RunExecutor:
         known = plan.models.get(request.model) or ModelCheck(request.model)
         question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
         on_delta = None if self._on_delta is None else partial(self._on_delta, index)
-        return _stage_result(index, name, request, await self._answers.ask(question, on_delta))
+        with span("stage") as staging:
+            result = _stage_result(index, name, request, await self._answers.ask(question, on_delta))
+            if staging:
+                staging.set({"promptlooper.stage.index": index, "promptlooper.cached": result.cached})
+        return result
 
     def _call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
         """Model and parameters of a stage: the same for all its runs."""

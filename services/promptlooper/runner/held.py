@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from promptlooper.runner.execution import RunExecutor
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.store import repository
 from promptlooper.runner.turn import Claim
+from promptlooper.tracing import current
 
 log = logging.getLogger("runner.held")
 CHUNKS_KEPT = 8
@@ -33,6 +35,15 @@ class Held:
     task: asyncio.Task[None] | None = None
     cancelled: bool = False  # somebody wants this run stopped
     began: float = field(default_factory=time.monotonic)
+    traceparent: str = ""
+
+    def context(self) -> Context | None:
+        """What its task begins with: of a run that is traced its place in the trace."""
+        if not self.traceparent:
+            return None
+        context = copy_context()
+        context.run(current.set, self.traceparent)
+        return context
 
 
 class InputRows:
@@ -60,7 +71,8 @@ class InputRows:
 class HeldRuns:
     """Runs by index, each with the task of its stage. What becomes of a stage is reported: by the executor, and for one
     that was stopped or broke, here. `may_begin` says whether stages may begin now, `cancelling` whether runs that are
-    stopped are cancelled or handed back; `ended` hears of runs whose end is stored."""
+    stopped are cancelled or handed back; `ended` hears of runs whose end is stored,
+    `traceparent_of` says where a run is traced."""
 
     def __init__(
         self,
@@ -70,9 +82,11 @@ class HeldRuns:
         may_begin: Callable[[], bool],
         cancelling: Callable[[], bool],
         ended: Callable[[Held, RunEnded], None],
+        traceparent_of: Callable[[int], str],
     ) -> None:
         self._inputs, self._report = inputs, report
-        self._may_begin, self._cancelling, self._ended = may_begin, cancelling, ended
+        self._may_begin, self._cancelling = may_begin, cancelling
+        self._ended, self._traceparent_of = ended, traceparent_of
         self._held: dict[int, Held] = {}
 
     def __len__(self) -> int:
@@ -129,12 +143,13 @@ class HeldRuns:
                 await asyncio.sleep(0)
             held = self._held.get(claim.run_index)
             if held is None:
-                held = self._held[claim.run_index] = Held(claim, rows[places[claim.run_index]], claim.results)
+                index, traceparent = claim.run_index, self._traceparent_of(claim.run_index)
+                held = self._held[index] = Held(claim, rows[places[index]], claim.results, traceparent=traceparent)
             held.claim = claim
             if held.cancelled or not self._may_begin():
                 self._stopped(held, executor, maybe_paid=False)
                 continue
-            held.task = asyncio.create_task(executor.step(claim, held.row, held.results))
+            held.task = asyncio.create_task(executor.step(claim, held.row, held.results), context=held.context())
             held.task.add_done_callback(partial(self._step_done, held, executor))
 
     def _step_done(self, held: Held, executor: RunExecutor, task: asyncio.Task[None]) -> None:

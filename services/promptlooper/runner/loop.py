@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
+from promptlooper import tracing
 from promptlooper.completion import ModelCheck
 from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUnavailable
 from promptlooper.experiment import ExperimentSpec, ExperimentState
@@ -26,7 +28,9 @@ from promptlooper.runner.store import control, leases, repository
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.turns import TurnRequest, TurnResult
 from promptlooper.runner.taking import Turns
+from promptlooper.runner.traces import RunTraces
 from promptlooper.runner.turn import Claim
+from promptlooper.telemetry import work_on
 
 if TYPE_CHECKING:
     from promptlooper.runner.engine import Engine, EngineParts
@@ -62,7 +66,10 @@ class ExperimentLoop:
             may_begin=lambda: not self._stopping and not self._cancelling and engine.may_call,
             cancelling=lambda: self._cancelling,
             ended=self._ended,
+            traceparent_of=self._traceparent_of,
         )
+        self._traces: RunTraces | None = None
+        self._generation = 1
 
     @property
     def in_flight(self) -> int:
@@ -114,6 +121,7 @@ class ExperimentLoop:
         self._wake.set()
 
     async def run(self) -> None:
+        work_on(self.experiment_id)
         try:
             await self._run()
         except ExperimentNotFound:
@@ -156,6 +164,9 @@ class ExperimentLoop:
     async def _run(self) -> None:
         parts = self._parts
         spec, total = await self._read(partial(repository.spec_of, experiment_id=self.experiment_id))
+        if tracing.is_on():
+            trace_of = partial(repository.trace_of, experiment_id=self.experiment_id)
+            self._traces = RunTraces(self.experiment_id, *await self._read(trace_of))
         plan = await self._plan(spec, total)
         if plan is None:
             return
@@ -201,6 +212,7 @@ class ExperimentLoop:
                 await asyncio.sleep(AFTER_OUTAGE)
                 self._wake.set()
                 continue
+            self._generation = result.ledger.generation
             self._settle(sent, result)
             if result.ledger.ended:
                 return
@@ -280,7 +292,13 @@ class ExperimentLoop:
             log.error("experiment %s: this Runner's lease is gone", self.experiment_id)
 
     def _ended(self, held: Held, outcome: RunEnded) -> None:
-        self._parts.counts.run_seconds.add(self._parts.clock.monotonic() - held.began)
+        seconds = time.monotonic() - held.began
+        self._parts.counts.run_seconds.add(seconds)
+        if self._traces is not None and held.traceparent:
+            self._traces.ended(held.traceparent, outcome, seconds)
+
+    def _traceparent_of(self, run_index: int) -> str:
+        return "" if self._traces is None else self._traces.of_run(run_index, self._generation)
 
     def _wait_until(self, due_us: int | None) -> None:
         """Wakes the loop when the next run that came back may start."""

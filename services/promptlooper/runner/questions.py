@@ -12,6 +12,7 @@ from promptlooper.completion import Completion, CompletionRequest
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import CachePolicy
 from promptlooper.runner.store.rows import storable
+from promptlooper.tracing import current
 
 log = logging.getLogger("runner.answers")
 KEY_VERSION = 1
@@ -59,7 +60,7 @@ def entry_of(key: str, completion: Completion) -> CacheEntry | None:
     if completion.finish_reason not in STORED_FINISH_REASONS:
         return None
     value = orjson.dumps(completion)
-    return CacheEntry(key, value) if len(value) <= LARGEST_VALUE else None
+    return CacheEntry(key, value, current.get()) if len(value) <= LARGEST_VALUE else None
 
 
 def completion_of(found: Found) -> Completion | None:

@@ -14,6 +14,7 @@ from promptlooper.run import Score, StageResult
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.verdict import run_passed, run_score, score_of
 from promptlooper.scoring import ScoreItem, ScorerCall, ScoreValue, ScoringService
+from promptlooper.tracing import current
 
 log = logging.getLogger("runner.scores")
 TRIES, PAUSE, LONGEST_PAUSE = 10, 0.2, 5.0  # while the Scorer can't be reached: about half a minute
@@ -51,6 +52,7 @@ class Scores:
                 tuple(call for _, call in calls),
                 sum(result.latency_ms for result in results),
                 _cost(results),
+                current.get(),
             )
             for (index, _), value in zip(calls, await self._score(item), strict=True):
                 said[index] = value

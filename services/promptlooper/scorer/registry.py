@@ -16,6 +16,7 @@ from promptlooper.jsonvalue import Json, JsonObject
 from promptlooper.scorer.scorers import length, number, regex, similarity, spending, structure, text
 from promptlooper.scorer.scorertype import SHOWN, ScorerType, ScoringFailed, Subject, shown
 from promptlooper.scoring import ScoreItem, ScorerCall, ScorerCheck, ScorerInfo, ScoreValue
+from promptlooper.tracing import NOTHING, child
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ class ScorerCore:
                 await asyncio.sleep(0)
             for item in items[start : start + _CHUNK]:
                 subject = Subject(item.output, item.latency_ms, item.cost_nanousd)
-                scores.append([self._scored(call, subject) for call in item.calls])
+                with child("score", item.traceparent, "server") if item.traceparent else NOTHING as scoring:
+                    scores.append([self._scored(call, subject) for call in item.calls])
+                    if scoring:
+                        scoring.set({"promptlooper.scorers": [call.type for call in item.calls]})
         return scores
 
     async def check(self, scorers: Sequence[ScorerCheck]) -> list[list[str]]:

@@ -24,6 +24,7 @@ from promptlooper.completion import (
 from promptlooper.errors import ServiceUnavailable, TooLarge
 from promptlooper.rpc.client import away, open_channel, replicas_of
 from promptlooper.rpc.security import ChannelSecurity
+from promptlooper.tracing import current
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.completion import check_from_pb, completion_from_pb, model_from_pb, request_to_pb
@@ -75,7 +76,7 @@ class AdapterClient(CompletionGateway):
         deadline = loop.time() + request.timeout
         left, tried = request.timeout, set[_Replica]()
         while True:
-            item = pb.CompletionItem(item_id=next(self._ids), request=request_to_pb(request))
+            item = pb.CompletionItem(item_id=next(self._ids), request=request_to_pb(request), traceparent=current.get())
             size = item.ByteSize()
             if size > MAX_MESSAGE:
                 raise TooLarge(

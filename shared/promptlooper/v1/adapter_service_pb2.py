@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from promptlooper.v1 import completion_pb2 as promptlooper_dot_v1_dot_completion__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%promptlooper/v1/adapter_service.proto\x12\x0fpromptlooper.v1\x1a promptlooper/v1/completion.proto\"F\n\x0f\x43ompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"C\n\x10\x43ompleteResponse\x12/\n\ncompletion\x18\x01 \x01(\x0b\x32\x1b.promptlooper.v1.Completion\"L\n\x15StreamCompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"g\n\x16StreamCompleteResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x42\t\n\x07message\"V\n\x0e\x43ompletionItem\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"a\n\x13\x43ompleteManyRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.promptlooper.v1.CompletionItem\x12\x1a\n\x12\x63\x61ncelled_item_ids\x18\x02 \x03(\x04\"\xe7\x01\n\x0f\x43ompletionError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..promptlooper.v1.CompletionError.MetadataEntry\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_retry_after_ms\"\x97\x01\n\x14\x43ompletionItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .promptlooper.v1.CompletionErrorH\x00\x42\x08\n\x06result\"N\n\x14\x43ompleteManyResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.promptlooper.v1.CompletionItemResult\"$\n\x12\x43heckModelsRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"H\n\x05Price\x12\x1e\n\x16input_nanousd_per_mtok\x18\x01 \x01(\x03\x12\x1f\n\x17output_nanousd_per_mtok\x18\x02 \x01(\x03\"\x8c\x01\n\nModelCheck\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eproblem_reason\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12*\n\x05price\x18\x04 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\tB\x08\n\x06_price\"B\n\x13\x43heckModelsResponse\x12+\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ModelCheck\"\x13\n\x11ListModelsRequest\"\x86\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12*\n\x05price\x18\x05 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x42\x08\n\x06_price\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.promptlooper.v1.ModelInfo2\xe2\x03\n\x0e\x41\x64\x61pterService\x12O\n\x08\x43omplete\x12 .promptlooper.v1.CompleteRequest\x1a!.promptlooper.v1.CompleteResponse\x12_\n\x0c\x43ompleteMany\x12$.promptlooper.v1.CompleteManyRequest\x1a%.promptlooper.v1.CompleteManyResponse(\x01\x30\x01\x12\x63\n\x0eStreamComplete\x12&.promptlooper.v1.StreamCompleteRequest\x1a\'.promptlooper.v1.StreamCompleteResponse0\x01\x12]\n\x0b\x43heckModels\x12#.promptlooper.v1.CheckModelsRequest\x1a$.promptlooper.v1.CheckModelsResponse\"\x03\x90\x02\x01\x12Z\n\nListModels\x12\".promptlooper.v1.ListModelsRequest\x1a#.promptlooper.v1.ListModelsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%promptlooper/v1/adapter_service.proto\x12\x0fpromptlooper.v1\x1a promptlooper/v1/completion.proto\"F\n\x0f\x43ompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"C\n\x10\x43ompleteResponse\x12/\n\ncompletion\x18\x01 \x01(\x0b\x32\x1b.promptlooper.v1.Completion\"L\n\x15StreamCompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"g\n\x16StreamCompleteResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x42\t\n\x07message\"k\n\x0e\x43ompletionItem\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"a\n\x13\x43ompleteManyRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.promptlooper.v1.CompletionItem\x12\x1a\n\x12\x63\x61ncelled_item_ids\x18\x02 \x03(\x04\"\xe7\x01\n\x0f\x43ompletionError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..promptlooper.v1.CompletionError.MetadataEntry\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_retry_after_ms\"\x97\x01\n\x14\x43ompletionItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .promptlooper.v1.CompletionErrorH\x00\x42\x08\n\x06result\"N\n\x14\x43ompleteManyResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.promptlooper.v1.CompletionItemResult\"$\n\x12\x43heckModelsRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"H\n\x05Price\x12\x1e\n\x16input_nanousd_per_mtok\x18\x01 \x01(\x03\x12\x1f\n\x17output_nanousd_per_mtok\x18\x02 \x01(\x03\"\x8c\x01\n\nModelCheck\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eproblem_reason\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12*\n\x05price\x18\x04 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\tB\x08\n\x06_price\"B\n\x13\x43heckModelsResponse\x12+\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ModelCheck\"\x13\n\x11ListModelsRequest\"\x86\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12*\n\x05price\x18\x05 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x42\x08\n\x06_price\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.promptlooper.v1.ModelInfo2\xe2\x03\n\x0e\x41\x64\x61pterService\x12O\n\x08\x43omplete\x12 .promptlooper.v1.CompleteRequest\x1a!.promptlooper.v1.CompleteResponse\x12_\n\x0c\x43ompleteMany\x12$.promptlooper.v1.CompleteManyRequest\x1a%.promptlooper.v1.CompleteManyResponse(\x01\x30\x01\x12\x63\n\x0eStreamComplete\x12&.promptlooper.v1.StreamCompleteRequest\x1a\'.promptlooper.v1.StreamCompleteResponse0\x01\x12]\n\x0b\x43heckModels\x12#.promptlooper.v1.CheckModelsRequest\x1a$.promptlooper.v1.CheckModelsResponse\"\x03\x90\x02\x01\x12Z\n\nListModels\x12\".promptlooper.v1.ListModelsRequest\x1a#.promptlooper.v1.ListModelsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,31 +47,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMCOMPLETERESPONSE']._serialized_start=311
   _globals['_STREAMCOMPLETERESPONSE']._serialized_end=414
   _globals['_COMPLETIONITEM']._serialized_start=416
-  _globals['_COMPLETIONITEM']._serialized_end=502
-  _globals['_COMPLETEMANYREQUEST']._serialized_start=504
-  _globals['_COMPLETEMANYREQUEST']._serialized_end=601
-  _globals['_COMPLETIONERROR']._serialized_start=604
-  _globals['_COMPLETIONERROR']._serialized_end=835
-  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_start=769
-  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_end=816
-  _globals['_COMPLETIONITEMRESULT']._serialized_start=838
-  _globals['_COMPLETIONITEMRESULT']._serialized_end=989
-  _globals['_COMPLETEMANYRESPONSE']._serialized_start=991
-  _globals['_COMPLETEMANYRESPONSE']._serialized_end=1069
-  _globals['_CHECKMODELSREQUEST']._serialized_start=1071
-  _globals['_CHECKMODELSREQUEST']._serialized_end=1107
-  _globals['_PRICE']._serialized_start=1109
-  _globals['_PRICE']._serialized_end=1181
-  _globals['_MODELCHECK']._serialized_start=1184
-  _globals['_MODELCHECK']._serialized_end=1324
-  _globals['_CHECKMODELSRESPONSE']._serialized_start=1326
-  _globals['_CHECKMODELSRESPONSE']._serialized_end=1392
-  _globals['_LISTMODELSREQUEST']._serialized_start=1394
-  _globals['_LISTMODELSREQUEST']._serialized_end=1413
-  _globals['_MODELINFO']._serialized_start=1416
-  _globals['_MODELINFO']._serialized_end=1550
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1552
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1616
-  _globals['_ADAPTERSERVICE']._serialized_start=1619
-  _globals['_ADAPTERSERVICE']._serialized_end=2101
+  _globals['_COMPLETIONITEM']._serialized_end=523
+  _globals['_COMPLETEMANYREQUEST']._serialized_start=525
+  _globals['_COMPLETEMANYREQUEST']._serialized_end=622
+  _globals['_COMPLETIONERROR']._serialized_start=625
+  _globals['_COMPLETIONERROR']._serialized_end=856
+  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_start=790
+  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_end=837
+  _globals['_COMPLETIONITEMRESULT']._serialized_start=859
+  _globals['_COMPLETIONITEMRESULT']._serialized_end=1010
+  _globals['_COMPLETEMANYRESPONSE']._serialized_start=1012
+  _globals['_COMPLETEMANYRESPONSE']._serialized_end=1090
+  _globals['_CHECKMODELSREQUEST']._serialized_start=1092
+  _globals['_CHECKMODELSREQUEST']._serialized_end=1128
+  _globals['_PRICE']._serialized_start=1130
+  _globals['_PRICE']._serialized_end=1202
+  _globals['_MODELCHECK']._serialized_start=1205
+  _globals['_MODELCHECK']._serialized_end=1345
+  _globals['_CHECKMODELSRESPONSE']._serialized_start=1347
+  _globals['_CHECKMODELSRESPONSE']._serialized_end=1413
+  _globals['_LISTMODELSREQUEST']._serialized_start=1415
+  _globals['_LISTMODELSREQUEST']._serialized_end=1434
+  _globals['_MODELINFO']._serialized_start=1437
+  _globals['_MODELINFO']._serialized_end=1571
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1573
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1637
+  _globals['_ADAPTERSERVICE']._serialized_start=1640
+  _globals['_ADAPTERSERVICE']._serialized_end=2122
 # @@protoc_insertion_point(module_scope)

@@ -121,8 +121,11 @@ class CompletionItem(_message.Message):
 
     ITEM_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """Unique among the stream's unanswered items."""
+    traceparent: _builtins.str
+    """W3C trace context of the run that asks; empty where its trace is not recorded."""
     @_builtins.property
     def request(self) -> _completion_pb2.CompletionRequest: ...
     def __init__(
@@ -130,10 +133,11 @@ class CompletionItem(_message.Message):
         *,
         item_id: _builtins.int = ...,
         request: _completion_pb2.CompletionRequest | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#promptlooper/v1/cache_service.proto\x12\x0fpromptlooper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"-\n\nLookupItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nmax_age_ms\x18\x02 \x01(\x03\"P\n\rLookupRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.LookupItem\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"{\n\x0cLookupResult\x12-\n\x06status\x18\x01 \x01(\x0e\x32\x1d.promptlooper.v1.LookupStatus\x12\r\n\x05value\x18\x02 \x01(\x0c\x12-\n\tstored_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x0eLookupResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.promptlooper.v1.LookupResult\x12\x10\n\x08lease_ms\x18\x02 \x01(\x03\"1\n\x0cRenewRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x1d\n\rRenewResponse\x12\x0c\n\x04held\x18\x01 \x03(\x08\"(\n\nCacheEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"Q\n\x0cStoreRequest\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.CacheEntry\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x0f\n\rStoreResponse\"3\n\x0eReleaseRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse\"\x1d\n\x0cPurgeRequest\x12\r\n\x05scope\x18\x01 \x01(\t\" \n\rPurgeResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"a\n\x10GetStatsResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03*\x8c\x01\n\x0cLookupStatus\x12\x1d\n\x19LOOKUP_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11LOOKUP_STATUS_HIT\x10\x01\x12\x16\n\x12LOOKUP_STATUS_LEAD\x10\x02\x12\x16\n\x12LOOKUP_STATUS_BUSY\x10\x03\x12\x16\n\x12LOOKUP_STATUS_MISS\x10\x04\x32\xee\x03\n\x0c\x43\x61\x63heService\x12N\n\x06Lookup\x12\x1e.promptlooper.v1.LookupRequest\x1a\x1f.promptlooper.v1.LookupResponse\"\x03\x90\x02\x02\x12K\n\x05Renew\x12\x1d.promptlooper.v1.RenewRequest\x1a\x1e.promptlooper.v1.RenewResponse\"\x03\x90\x02\x02\x12K\n\x05Store\x12\x1d.promptlooper.v1.StoreRequest\x1a\x1e.promptlooper.v1.StoreResponse\"\x03\x90\x02\x02\x12Q\n\x07Release\x12\x1f.promptlooper.v1.ReleaseRequest\x1a .promptlooper.v1.ReleaseResponse\"\x03\x90\x02\x02\x12K\n\x05Purge\x12\x1d.promptlooper.v1.PurgeRequest\x1a\x1e.promptlooper.v1.PurgeResponse\"\x03\x90\x02\x02\x12T\n\x08GetStats\x12 .promptlooper.v1.GetStatsRequest\x1a!.promptlooper.v1.GetStatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#promptlooper/v1/cache_service.proto\x12\x0fpromptlooper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"B\n\nLookupItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nmax_age_ms\x18\x02 \x01(\x03\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"P\n\rLookupRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.LookupItem\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"{\n\x0cLookupResult\x12-\n\x06status\x18\x01 \x01(\x0e\x32\x1d.promptlooper.v1.LookupStatus\x12\r\n\x05value\x18\x02 \x01(\x0c\x12-\n\tstored_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x0eLookupResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.promptlooper.v1.LookupResult\x12\x10\n\x08lease_ms\x18\x02 \x01(\x03\"1\n\x0cRenewRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x1d\n\rRenewResponse\x12\x0c\n\x04held\x18\x01 \x03(\x08\"=\n\nCacheEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"Q\n\x0cStoreRequest\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.CacheEntry\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x0f\n\rStoreResponse\"3\n\x0eReleaseRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse\"\x1d\n\x0cPurgeRequest\x12\r\n\x05scope\x18\x01 \x01(\t\" \n\rPurgeResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"a\n\x10GetStatsResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03*\x8c\x01\n\x0cLookupStatus\x12\x1d\n\x19LOOKUP_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11LOOKUP_STATUS_HIT\x10\x01\x12\x16\n\x12LOOKUP_STATUS_LEAD\x10\x02\x12\x16\n\x12LOOKUP_STATUS_BUSY\x10\x03\x12\x16\n\x12LOOKUP_STATUS_MISS\x10\x04\x32\xee\x03\n\x0c\x43\x61\x63heService\x12N\n\x06Lookup\x12\x1e.promptlooper.v1.LookupRequest\x1a\x1f.promptlooper.v1.LookupResponse\"\x03\x90\x02\x02\x12K\n\x05Renew\x12\x1d.promptlooper.v1.RenewRequest\x1a\x1e.promptlooper.v1.RenewResponse\"\x03\x90\x02\x02\x12K\n\x05Store\x12\x1d.promptlooper.v1.StoreRequest\x1a\x1e.promptlooper.v1.StoreResponse\"\x03\x90\x02\x02\x12Q\n\x07Release\x12\x1f.promptlooper.v1.ReleaseRequest\x1a .promptlooper.v1.ReleaseResponse\"\x03\x90\x02\x02\x12K\n\x05Purge\x12\x1d.promptlooper.v1.PurgeRequest\x1a\x1e.promptlooper.v1.PurgeResponse\"\x03\x90\x02\x02\x12T\n\x08GetStats\x12 .promptlooper.v1.GetStatsRequest\x1a!.promptlooper.v1.GetStatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,38 +44,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHESERVICE'].methods_by_name['Purge']._serialized_options = b'\220\002\002'
   _globals['_CACHESERVICE'].methods_by_name['GetStats']._loaded_options = None
   _globals['_CACHESERVICE'].methods_by_name['GetStats']._serialized_options = b'\220\002\001'
-  _globals['_LOOKUPSTATUS']._serialized_start=907
-  _globals['_LOOKUPSTATUS']._serialized_end=1047
+  _globals['_LOOKUPSTATUS']._serialized_start=949
+  _globals['_LOOKUPSTATUS']._serialized_end=1089
   _globals['_LOOKUPITEM']._serialized_start=89
-  _globals['_LOOKUPITEM']._serialized_end=134
-  _globals['_LOOKUPREQUEST']._serialized_start=136
-  _globals['_LOOKUPREQUEST']._serialized_end=216
-  _globals['_LOOKUPRESULT']._serialized_start=218
-  _globals['_LOOKUPRESULT']._serialized_end=341
-  _globals['_LOOKUPRESPONSE']._serialized_start=343
-  _globals['_LOOKUPRESPONSE']._serialized_end=425
-  _globals['_RENEWREQUEST']._serialized_start=427
-  _globals['_RENEWREQUEST']._serialized_end=476
-  _globals['_RENEWRESPONSE']._serialized_start=478
-  _globals['_RENEWRESPONSE']._serialized_end=507
-  _globals['_CACHEENTRY']._serialized_start=509
-  _globals['_CACHEENTRY']._serialized_end=549
-  _globals['_STOREREQUEST']._serialized_start=551
-  _globals['_STOREREQUEST']._serialized_end=632
-  _globals['_STORERESPONSE']._serialized_start=634
-  _globals['_STORERESPONSE']._serialized_end=649
-  _globals['_RELEASEREQUEST']._serialized_start=651
-  _globals['_RELEASEREQUEST']._serialized_end=702
-  _globals['_RELEASERESPONSE']._serialized_start=704
-  _globals['_RELEASERESPONSE']._serialized_end=721
-  _globals['_PURGEREQUEST']._serialized_start=723
-  _globals['_PURGEREQUEST']._serialized_end=752
-  _globals['_PURGERESPONSE']._serialized_start=754
-  _globals['_PURGERESPONSE']._serialized_end=786
-  _globals['_GETSTATSREQUEST']._serialized_start=788
-  _globals['_GETSTATSREQUEST']._serialized_end=805
-  _globals['_GETSTATSRESPONSE']._serialized_start=807
-  _globals['_GETSTATSRESPONSE']._serialized_end=904
-  _globals['_CACHESERVICE']._serialized_start=1050
-  _globals['_CACHESERVICE']._serialized_end=1544
+  _globals['_LOOKUPITEM']._serialized_end=155
+  _globals['_LOOKUPREQUEST']._serialized_start=157
+  _globals['_LOOKUPREQUEST']._serialized_end=237
+  _globals['_LOOKUPRESULT']._serialized_start=239
+  _globals['_LOOKUPRESULT']._serialized_end=362
+  _globals['_LOOKUPRESPONSE']._serialized_start=364
+  _globals['_LOOKUPRESPONSE']._serialized_end=446
+  _globals['_RENEWREQUEST']._serialized_start=448
+  _globals['_RENEWREQUEST']._serialized_end=497
+  _globals['_RENEWRESPONSE']._serialized_start=499
+  _globals['_RENEWRESPONSE']._serialized_end=528
+  _globals['_CACHEENTRY']._serialized_start=530
+  _globals['_CACHEENTRY']._serialized_end=591
+  _globals['_STOREREQUEST']._serialized_start=593
+  _globals['_STOREREQUEST']._serialized_end=674
+  _globals['_STORERESPONSE']._serialized_start=676
+  _globals['_STORERESPONSE']._serialized_end=691
+  _globals['_RELEASEREQUEST']._serialized_start=693
+  _globals['_RELEASEREQUEST']._serialized_end=744
+  _globals['_RELEASERESPONSE']._serialized_start=746
+  _globals['_RELEASERESPONSE']._serialized_end=763
+  _globals['_PURGEREQUEST']._serialized_start=765
+  _globals['_PURGEREQUEST']._serialized_end=794
+  _globals['_PURGERESPONSE']._serialized_start=796
+  _globals['_PURGERESPONSE']._serialized_end=828
+  _globals['_GETSTATSREQUEST']._serialized_start=830
+  _globals['_GETSTATSREQUEST']._serialized_end=847
+  _globals['_GETSTATSRESPONSE']._serialized_start=849
+  _globals['_GETSTATSRESPONSE']._serialized_end=946
+  _globals['_CACHESERVICE']._serialized_start=1092
+  _globals['_CACHESERVICE']._serialized_end=1586
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$promptlooper/v1/scorer_service.proto\x12\x0fpromptlooper.v1\"e\n\nScorerCall\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x15\n\rsettings_json\x18\x03 \x01(\t\x12\x13\n\x06output\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_output\"\x87\x01\n\tScoreItem\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x12\n\nlatency_ms\x18\x02 \x01(\x03\x12\x19\n\x0c\x63ost_nanousd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12*\n\x05\x63\x61lls\x18\x04 \x03(\x0b\x32\x1b.promptlooper.v1.ScorerCallB\x0f\n\r_cost_nanousd\"9\n\x0cScoreRequest\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.promptlooper.v1.ScoreItem\"e\n\nScoreValue\x12\x12\n\x05value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x15\n\rmetadata_json\x18\x04 \x01(\tB\x08\n\x06_value\"9\n\nItemScores\x12+\n\x06values\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ScoreValue\";\n\rScoreResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ItemScores\"a\n\x0bScorerCheck\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x15\n\rsettings_json\x18\x03 \x01(\t\x12\x19\n\x11value_is_template\x18\x04 \x01(\x08\"D\n\x13\x43heckScorersRequest\x12-\n\x07scorers\x18\x01 \x03(\x0b\x32\x1c.promptlooper.v1.ScorerCheck\"\"\n\x0eScorerProblems\x12\x10\n\x08messages\x18\x01 \x03(\t\"I\n\x14\x43heckScorersResponse\x12\x31\n\x08problems\x18\x01 \x03(\x0b\x32\x1f.promptlooper.v1.ScorerProblems\"\x14\n\x12ListScorersRequest\"\x80\x01\n\nScorerInfo\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11value_schema_json\x18\x03 \x01(\t\x12\x1c\n\x14settings_schema_json\x18\x04 \x01(\t\x12\x16\n\x0evalue_required\x18\x05 \x01(\x08\"C\n\x13ListScorersResponse\x12,\n\x07scorers\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ScorerInfo2\x9d\x02\n\rScorerService\x12K\n\x05Score\x12\x1d.promptlooper.v1.ScoreRequest\x1a\x1e.promptlooper.v1.ScoreResponse\"\x03\x90\x02\x01\x12`\n\x0c\x43heckScorers\x12$.promptlooper.v1.CheckScorersRequest\x1a%.promptlooper.v1.CheckScorersResponse\"\x03\x90\x02\x01\x12]\n\x0bListScorers\x12#.promptlooper.v1.ListScorersRequest\x1a$.promptlooper.v1.ListScorersResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$promptlooper/v1/scorer_service.proto\x12\x0fpromptlooper.v1\"e\n\nScorerCall\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x15\n\rsettings_json\x18\x03 \x01(\t\x12\x13\n\x06output\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_output\"\x9c\x01\n\tScoreItem\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x12\n\nlatency_ms\x18\x02 \x01(\x03\x12\x19\n\x0c\x63ost_nanousd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12*\n\x05\x63\x61lls\x18\x04 \x03(\x0b\x32\x1b.promptlooper.v1.ScorerCall\x12\x13\n\x0btraceparent\x18\x05 \x01(\tB\x0f\n\r_cost_nanousd\"9\n\x0cScoreRequest\x12)\n\x05items\x18\x01 \x03(\x0b\x32\x1a.promptlooper.v1.ScoreItem\"e\n\nScoreValue\x12\x12\n\x05value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x15\n\rmetadata_json\x18\x04 \x01(\tB\x08\n\x06_value\"9\n\nItemScores\x12+\n\x06values\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ScoreValue\";\n\rScoreResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ItemScores\"a\n\x0bScorerCheck\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x15\n\rsettings_json\x18\x03 \x01(\t\x12\x19\n\x11value_is_template\x18\x04 \x01(\x08\"D\n\x13\x43heckScorersRequest\x12-\n\x07scorers\x18\x01 \x03(\x0b\x32\x1c.promptlooper.v1.ScorerCheck\"\"\n\x0eScorerProblems\x12\x10\n\x08messages\x18\x01 \x03(\t\"I\n\x14\x43heckScorersResponse\x12\x31\n\x08problems\x18\x01 \x03(\x0b\x32\x1f.promptlooper.v1.ScorerProblems\"\x14\n\x12ListScorersRequest\"\x80\x01\n\nScorerInfo\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11value_schema_json\x18\x03 \x01(\t\x12\x1c\n\x14settings_schema_json\x18\x04 \x01(\t\x12\x16\n\x0evalue_required\x18\x05 \x01(\x08\"C\n\x13ListScorersResponse\x12,\n\x07scorers\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ScorerInfo2\x9d\x02\n\rScorerService\x12K\n\x05Score\x12\x1d.promptlooper.v1.ScoreRequest\x1a\x1e.promptlooper.v1.ScoreResponse\"\x03\x90\x02\x01\x12`\n\x0c\x43heckScorers\x12$.promptlooper.v1.CheckScorersRequest\x1a%.promptlooper.v1.CheckScorersResponse\"\x03\x90\x02\x01\x12]\n\x0bListScorers\x12#.promptlooper.v1.ListScorersRequest\x1a$.promptlooper.v1.ListScorersResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,29 +40,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORERCALL']._serialized_start=57
   _globals['_SCORERCALL']._serialized_end=158
   _globals['_SCOREITEM']._serialized_start=161
-  _globals['_SCOREITEM']._serialized_end=296
-  _globals['_SCOREREQUEST']._serialized_start=298
-  _globals['_SCOREREQUEST']._serialized_end=355
-  _globals['_SCOREVALUE']._serialized_start=357
-  _globals['_SCOREVALUE']._serialized_end=458
-  _globals['_ITEMSCORES']._serialized_start=460
-  _globals['_ITEMSCORES']._serialized_end=517
-  _globals['_SCORERESPONSE']._serialized_start=519
-  _globals['_SCORERESPONSE']._serialized_end=578
-  _globals['_SCORERCHECK']._serialized_start=580
-  _globals['_SCORERCHECK']._serialized_end=677
-  _globals['_CHECKSCORERSREQUEST']._serialized_start=679
-  _globals['_CHECKSCORERSREQUEST']._serialized_end=747
-  _globals['_SCORERPROBLEMS']._serialized_start=749
-  _globals['_SCORERPROBLEMS']._serialized_end=783
-  _globals['_CHECKSCORERSRESPONSE']._serialized_start=785
-  _globals['_CHECKSCORERSRESPONSE']._serialized_end=858
-  _globals['_LISTSCORERSREQUEST']._serialized_start=860
-  _globals['_LISTSCORERSREQUEST']._serialized_end=880
-  _globals['_SCORERINFO']._serialized_start=883
-  _globals['_SCORERINFO']._serialized_end=1011
-  _globals['_LISTSCORERSRESPONSE']._serialized_start=1013
-  _globals['_LISTSCORERSRESPONSE']._serialized_end=1080
-  _globals['_SCORERSERVICE']._serialized_start=1083
-  _globals['_SCORERSERVICE']._serialized_end=1368
+  _globals['_SCOREITEM']._serialized_end=317
+  _globals['_SCOREREQUEST']._serialized_start=319
+  _globals['_SCOREREQUEST']._serialized_end=376
+  _globals['_SCOREVALUE']._serialized_start=378
+  _globals['_SCOREVALUE']._serialized_end=479
+  _globals['_ITEMSCORES']._serialized_start=481
+  _globals['_ITEMSCORES']._serialized_end=538
+  _globals['_SCORERESPONSE']._serialized_start=540
+  _globals['_SCORERESPONSE']._serialized_end=599
+  _globals['_SCORERCHECK']._serialized_start=601
+  _globals['_SCORERCHECK']._serialized_end=698
+  _globals['_CHECKSCORERSREQUEST']._serialized_start=700
+  _globals['_CHECKSCORERSREQUEST']._serialized_end=768
+  _globals['_SCORERPROBLEMS']._serialized_start=770
+  _globals['_SCORERPROBLEMS']._serialized_end=804
+  _globals['_CHECKSCORERSRESPONSE']._serialized_start=806
+  _globals['_CHECKSCORERSRESPONSE']._serialized_end=879
+  _globals['_LISTSCORERSREQUEST']._serialized_start=881
+  _globals['_LISTSCORERSREQUEST']._serialized_end=901
+  _globals['_SCORERINFO']._serialized_start=904
+  _globals['_SCORERINFO']._serialized_end=1032
+  _globals['_LISTSCORERSRESPONSE']._serialized_start=1034
+  _globals['_LISTSCORERSRESPONSE']._serialized_end=1101
+  _globals['_SCORERSERVICE']._serialized_start=1104
+  _globals['_SCORERSERVICE']._serialized_end=1389
 # @@protoc_insertion_point(module_scope)

@@ -64,11 +64,14 @@ class ScoreItem(_message.Message):
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     COST_NANOUSD_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     latency_ms: _builtins.int
     """Sum of the provider latencies that made it."""
     cost_nanousd: _builtins.int
     """What it cost; unset where unknown."""
+    traceparent: _builtins.str
+    """W3C trace context of the run that asks; empty where its trace is not recorded."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScorerCall]: ...
     def __init__(
@@ -78,10 +81,11 @@ class ScoreItem(_message.Message):
         latency_ms: _builtins.int = ...,
         cost_nanousd: _builtins.int | None = ...,
         calls: _abc.Iterable[Global___ScorerCall] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "cost_nanousd", b"cost_nanousd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "calls", b"calls", "cost_nanousd", b"cost_nanousd", "latency_ms", b"latency_ms", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "calls", b"calls", "cost_nanousd", b"cost_nanousd", "latency_ms", b"latency_ms", "output", b"output", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_nanousd: _TypeAlias = _typing.Literal["cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__cost_nanousd: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd"]  # noqa: Y015

@@ -11,11 +11,11 @@ STATUSES = EnumOnWire(LookupStatus, pb.LookupStatus, "LOOKUP_STATUS_")
 
 
 def lookup_to_pb(lookup: Lookup) -> pb.LookupItem:
-    return pb.LookupItem(key=lookup.key, max_age_ms=milliseconds(lookup.max_age))
+    return pb.LookupItem(key=lookup.key, max_age_ms=milliseconds(lookup.max_age), traceparent=lookup.traceparent)
 
 
 def lookup_from_pb(message: pb.LookupItem, field: str = "item") -> Lookup:
-    return Lookup(message.key, seconds(message.max_age_ms, f"{field}.max_age_ms"))
+    return Lookup(message.key, seconds(message.max_age_ms, f"{field}.max_age_ms"), message.traceparent)
 
 
 def found_to_pb(found: Found) -> pb.LookupResult:
@@ -33,11 +33,11 @@ def found_from_pb(message: pb.LookupResult, field: str = "result") -> Found:
 
 
 def entry_to_pb(entry: CacheEntry) -> pb.CacheEntry:
-    return pb.CacheEntry(key=entry.key, value=entry.value)
+    return pb.CacheEntry(key=entry.key, value=entry.value, traceparent=entry.traceparent)
 
 
 def entry_from_pb(message: pb.CacheEntry) -> CacheEntry:
-    return CacheEntry(message.key, message.value)
+    return CacheEntry(message.key, message.value, message.traceparent)
 
 
 def stats_to_pb(stats: CacheStats) -> pb.GetStatsResponse:

@@ -31,6 +31,7 @@ def item_to_pb(item: ScoreItem) -> pb.ScoreItem:
         latency_ms=item.latency_ms,
         cost_nanousd=item.cost_nanousd,
         calls=[call_to_pb(call) for call in item.calls],
+        traceparent=item.traceparent,
     )
 
 
@@ -40,6 +41,7 @@ def item_from_pb(message: pb.ScoreItem, field: str = "item") -> ScoreItem:
         tuple(call_from_pb(call, f"{field}.calls[{i}]") for i, call in enumerate(message.calls)),
         message.latency_ms,
         message.cost_nanousd if message.HasField("cost_nanousd") else None,
+        message.traceparent,
     )
 
 

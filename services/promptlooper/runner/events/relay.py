@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
+from promptlooper import tracing
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Event
@@ -29,6 +30,7 @@ from promptlooper.runner.events.connection import AFTER_FAILURE, OPEN, NatsSecur
 from promptlooper.runner.events.hub import Hub, News
 from promptlooper.runner.store import event_log, repository
 from promptlooper.runner.store.database import Database
+from promptlooper.runner.traces import RunTraces
 from promptlooper.settings import masked
 from promptlooper.wire.events import event_to_pb
 
@@ -65,13 +67,15 @@ def subject_of(event: Event) -> str:
     return f"promptlooper.v1.events.{event.project}.{event.experiment_id}.{event.kind}"
 
 
-def headers_of(event: Event) -> dict[str, str]:
+def headers_of(event: Event, traceparent: str = "") -> dict[str, str]:
     headers = {
         "Nats-Msg-Id": f"{event.experiment_id}:{event.event_seq}",
         "Promptlooper-Event-Seq": str(event.event_seq),
     }
     if event.run_id is not None:
         headers["Promptlooper-Run-Id"] = event.run_id
+    if traceparent:
+        headers["traceparent"] = traceparent
     return headers
 
 
@@ -91,6 +95,7 @@ class Relay:
         self._failpoints = failpoints or Failpoints()
         self.lag = EventLag()
         self._client: Client | None = None
+        self._traces: OrderedDict[str, RunTraces] = OrderedDict()
         self._down = False
         self._look_at_all = self._published_at = self._counted = 0.0  # monotonic
         self._interrupted_at: float | None = None  # monotonic
@@ -223,7 +228,7 @@ class Relay:
             )
             page = await self._database.read(read)
             if page:
-                await self._publish(jetstream, page)
+                await self._publish(jetstream, page, await self._places(page))
                 self._remember(experiment_id, published)
             # No page: they were deleted, by retention before NATS was in use or with the experiment.
             done = page[-1].event_seq if page else event_seq
@@ -238,8 +243,20 @@ class Relay:
             names = [event.experiment_id for event in page]
             await self._database.write(partial(event_log.record_deletions_published, experiment_ids=names))
 
-    async def _publish(self, jetstream: JetStreamContext, page: list[Event]) -> None:
-        await _publish(jetstream, page, self._failpoints)
+    async def _places(self, page: list[Event]) -> list[str]:
+        """Where in a trace each event of a page belongs; nothing where nothing is traced."""
+        if not tracing.is_on():
+            return []
+        experiment_id = page[0].experiment_id
+        if (traces := self._traces.get(experiment_id)) is None:
+            found = await self._database.read(partial(repository.trace_of, experiment_id=experiment_id))
+            traces = self._traces[experiment_id] = RunTraces(experiment_id, *found)
+            while len(self._traces) > MANY:
+                self._traces.popitem(last=False)
+        return [traces.of_event(event) for event in page]
+
+    async def _publish(self, jetstream: JetStreamContext, page: list[Event], places: Sequence[str] = ()) -> None:
+        await _publish(jetstream, page, self._failpoints, places)
         self._failpoints.hit("ack_after")
         self.lag.published += len(page)
         if self._down:
@@ -274,14 +291,20 @@ def _kept_after(connection: sa.Connection, experiment_id: str, event_seq: int) -
     return event_log.kept_after(connection, experiment_id, project, event_seq, PAGE)
 
 
-async def _publish(jetstream: JetStreamContext, page: list[Event], failpoints: Failpoints) -> None:
+async def _publish(
+    jetstream: JetStreamContext, page: list[Event], failpoints: Failpoints, places: Sequence[str] = ()
+) -> None:
     """Publishes in order and waits for every ack. Raises where one is missing: then the page is published again."""
     acks: list[asyncio.Future[PubAck]] = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(_forget, acks)
         failpoints.hit("publish_before")
-        for event in page:
-            payload = event_to_pb(event).SerializeToString()
-            acks.append(await jetstream.publish_async(subject_of(event), payload, headers=headers_of(event)))
+        for event, place in zip(page, places or [""] * len(page), strict=True):
+            span = stack.enter_context(tracing.child("publish", place, "producer")) if place else tracing.NOTHING
+            payload, headers = event_to_pb(event).SerializeToString(), headers_of(event, span.traceparent)
+            acks.append(await jetstream.publish_async(subject_of(event), payload, headers=headers))
+            if span:
+                span.set({"messaging.system": "nats", "promptlooper.event.kind": event.kind})
         failpoints.hit("publish_after")
         async with asyncio.timeout(ACK_TIMEOUT):
             acknowledged = asyncio.gather(*acks)
@@ -289,9 +312,12 @@ async def _publish(jetstream: JetStreamContext, page: list[Event], failpoints: F
                 await asyncio.wait([ack])
             failpoints.hit("ack_before")
             await acknowledged
-    finally:
-        for ack in acks:  # an ack that never comes would hold its place among the pending ones for ever
-            ack.cancel()
+
+
+def _forget(acks: list[asyncio.Future[PubAck]]) -> None:
+    """An ack that never comes would hold its place among the pending ones for ever."""
+    for ack in acks:
+        ack.cancel()
 
 
 async def _declare_stream(jetstream: JetStreamContext) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from promptlooper.errors import InvalidArgument
 from promptlooper.runner.store.database import Database
 
-HEAD = "0003"
+HEAD = "0004"
 LOCK = 0x70726C6F  # any number that only migrations take
 
 

@@ -35,6 +35,7 @@ experiments = Table(
     Column("spec_json", Text, nullable=False),  # the normal form without its inputs
     Column("created_us", BigInteger, nullable=False),
     Column("spec_sha256", String(64), nullable=False, server_default=""),  # of the whole normal form; "" is not known
+    Column("traceparent", String(55)),  # of who created it, where that is traced
     Index("experiments_newest", "created_us", "experiment_id"),
     Index("experiments_newest_of_project", "project", "created_us", "experiment_id"),
 )

@@ -27,7 +27,8 @@ from promptlooper.runner.store.turns import locked_ledger, number_events
 
 INPUTS_PER_CHUNK = 200
 EXPERIMENT = sa.select(
-    *(c for c in experiments.c if c.name != "spec_json"), *(c for c in progress.c if c.name != "experiment_id")
+    *(c for c in experiments.c if c.name not in ("spec_json", "traceparent")),
+    *(c for c in progress.c if c.name != "experiment_id"),
 ).join(progress, progress.c.experiment_id == experiments.c.experiment_id)
 ACTIVE = [state.value for state in ExperimentState if not state.ended]
 # Statements that are run many times a second are made once: making one costs more than running it.
@@ -48,6 +49,7 @@ class NewExperiment:
     request_id: str  # "" for none
     unit_nanousd: int  # what one call reserves of the budgets, to begin with
     unit_tokens: int
+    traceparent: str = ""  # of who creates it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def create(connection: sa.Connection, new: NewExperiment, now_us: int, failpoint
             "spec_json": json_text(spec_to_json(spec, inputs=False)),
             "created_us": now_us,
             "spec_sha256": new.body_sha256,
+            "traceparent": new.traceparent or None,
         },
     )
     for number, start in enumerate(range(0, len(spec.inputs), INPUTS_PER_CHUNK)):
@@ -189,6 +192,15 @@ def spec_of(connection: sa.Connection, experiment_id: str) -> tuple[ExperimentSp
     if row is None:
         raise _not_found(experiment_id)
     return spec_from_json(json_value(row.spec_json)), row.total
+
+
+def trace_of(connection: sa.Connection, experiment_id: str) -> tuple[str, int]:
+    """The traceparent of who created the experiment, "" for none, and the number of runs."""
+    query = sa.select(experiments.c.traceparent, progress.c.total).join(
+        progress, progress.c.experiment_id == experiments.c.experiment_id
+    )
+    row = connection.execute(query.where(experiments.c.experiment_id == experiment_id)).one_or_none()
+    return ("", 0) if row is None else (row.traceparent or "", row.total)
 
 
 def input_chunk(connection: sa.Connection, experiment_id: str, chunk: int) -> list[InputRow]:
