@@ -46,7 +46,5 @@ class AdapterCounts:
         self.completions[provider, "ok"] += 1
         self.tokens[provider, name, "input"] += completion.tokens_in or 0
         self.tokens[provider, name, "output"] += completion.tokens_out or 0
-        if completion.cost_nanousd is None:
-            self.cost_unknown[provider] += 1
-        else:
-            self.cost_nanousd[provider, name] += completion.cost_nanousd
+        self.cost_nanousd[provider, name] += completion.cost_nanousd or 0
+        self.cost_unknown[provider] += completion.cost_nanousd is None
