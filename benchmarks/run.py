@@ -26,7 +26,7 @@ CLI = str(Path(sys.executable).with_name("promptlooper"))
 EXPERIMENT = """\
 version: 1
 name: bench
-inputs: {{file: rows-{runs}.jsonl}}
+inputs: {{file: {rows}}}
 model: openai/fast
 params: {{max_tokens: 16, temperature: 0}}
 prompt: "Capital of {{{{ input.country }}}}? This is question {{{{ input.n }}}} of a series; answer with one word."
@@ -58,25 +58,32 @@ def provider(delay: float = 0.0) -> Iterator[str]:
             process.wait()
 
 
-def written(folder: Path, runs: int, concurrency: int) -> Path:
-    rows = folder / f"rows-{runs}.jsonl"
+def written(folder: Path, runs: int, concurrency: int, series: int = 0) -> Path:
+    """An experiment; each series asks questions of its own."""
+    name = f"{runs}-{series}"
+    rows = folder / f"rows-{name}.jsonl"
     if not rows.exists():
-        lines = (json.dumps({"country": "France", "n": n, "expected": "Paris"}) for n in range(runs))
+        numbers = range(series * runs, (series + 1) * runs)
+        lines = (json.dumps({"country": "France", "n": n, "expected": "Paris"}) for n in numbers)
         rows.write_text("\n".join(lines) + "\n")
-    file = folder / f"bench-{runs}-{concurrency}.yaml"
-    file.write_text(EXPERIMENT.format(runs=runs, concurrency=concurrency))
+    file = folder / f"bench-{name}-{concurrency}.yaml"
+    file.write_text(EXPERIMENT.format(rows=rows.name, concurrency=concurrency))
     return file
 
 
 def measured(arguments: list[str], env: dict[str, str]) -> Usage:
     """Runs the CLI to its end; a failure ends the benchmark."""
+    return measured_command([CLI, *arguments], env)
+
+
+def measured_command(words: list[str], env: dict[str, str]) -> Usage:
     began = time.monotonic()
-    process = subprocess.Popen([CLI, *arguments], env={**os.environ, **env}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(words, env={**os.environ, **env}, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - began
     if process.returncode:
-        raise SystemExit(f"promptlooper {' '.join(arguments)} ended with {process.returncode}")
+        raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
     return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
