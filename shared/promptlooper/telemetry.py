@@ -70,7 +70,7 @@ def work_on(experiment_id: str, run_index: int | None = None) -> None:
 def _belonging() -> dict[str, str]:
     experiment_id, run_index = _about.get()
     found = {"experiment_id": experiment_id} if experiment_id else {}
-    if run_index is not None:
+    if experiment_id and run_index is not None:
         found["run_id"] = f"{experiment_id}-{run_index}"
     if trace_id := tracing.trace_id():
         found["trace_id"] = trace_id
