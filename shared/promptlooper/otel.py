@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from types import TracebackType
 
@@ -20,10 +20,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
 
-from promptlooper.errors import InvalidArgument
-from promptlooper.tracing import NOTHING, Attributes, Kind, Recorder, Span, current, error_type
+from promptlooper.tracing import NOTHING, Attributes, Kind, Recorder, Span, current, error_type, sampling_ratio
 
-DEFAULT_RATIO = 0.05  # of traces: what sampling costs is lost in the noise, and a busy system still shows many
 CLOSE_WITHIN = 2.0  # seconds for the last spans, where the collector does not answer
 _KINDS = {
     "internal": trace.SpanKind.INTERNAL,
@@ -42,7 +40,10 @@ class OtelRecorder(Recorder):
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         self._ids = _Ids()
         self._exporter = OTLPSpanExporter()
-        sampler = None if "OTEL_TRACES_SAMPLER" in os.environ else ParentBased(TraceIdRatioBased(_ratio()))
+        ratio = sampling_ratio()
+        given = ratio is None or "OTEL_TRACES_SAMPLER" in os.environ  # then the SDK reads it
+        sampler = None if given else ParentBased(TraceIdRatioBased(ratio or 0.0))
+        self._bound = None if ratio is None else TraceIdRatioBased.get_bound_for_rate(ratio)
         self._provider = TracerProvider(
             sampler=sampler, resource=_resource(service), id_generator=self._ids, shutdown_on_exit=False
         )
@@ -50,23 +51,39 @@ class OtelRecorder(Recorder):
         self._tracer = self._provider.get_tracer("promptlooper", version("promptlooper"))
 
     def root(self, name: str, kind: Kind) -> Span:
-        return _recorded(self._tracer.start_span(name, _ROOT, _KINDS[kind]))
+        trace_id = self._ids.generate_trace_id()
+        if self._bound is not None and not self.samples(trace_id):
+            return NOTHING  # of most calls, without what the SDK spends on a span that is not recorded
+        return self._with_ids(name, (trace_id, self._ids.generate_span_id()), _ROOT, kind)
 
     def span(self, name: str, parent: str, kind: Kind, start_ns: int | None = None) -> Span:
         return _recorded(self._tracer.start_span(name, _within(parent), _KINDS[kind], start_time=start_ns))
 
     def named(self, name: str, traceparent: str, parent: str, start_ns: int, links: Iterable[str]) -> Span:
         """A span whose ids are known before."""
-        self._ids.next = int(traceparent[3:35], 16), int(traceparent[36:52], 16)
-        context = _within(parent) if parent else _ROOT
+        ids = int(traceparent[3:35], 16), int(traceparent[36:52], 16)
         linked = [trace.Link(_context_of(link)) for link in links]
+        return self._with_ids(name, ids, _within(parent) if parent else _ROOT, "internal", start_ns, linked)
+
+    def _with_ids(
+        self,
+        name: str,
+        ids: tuple[int, int],
+        context: Context,
+        kind: Kind,
+        start_ns: int | None = None,
+        links: Sequence[trace.Link] = (),
+    ) -> Span:
+        self._ids.next = ids
         try:
-            return _recorded(self._tracer.start_span(name, context, links=linked, start_time=start_ns))
+            return _recorded(self._tracer.start_span(name, context, _KINDS[kind], links=links, start_time=start_ns))
         finally:
             self._ids.next = None
 
     def samples(self, trace_id: int) -> bool:
         """Whether a trace with this id is recorded, when nothing is its parent."""
+        if self._bound is not None:  # the sampler's own arithmetic, asked of every run
+            return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
         result = self._provider.sampler.should_sample(_ROOT, trace_id, "run")
         return result.decision is Decision.RECORD_AND_SAMPLE
 
@@ -132,14 +149,6 @@ def _within(traceparent: str) -> Context:
 def _context_of(traceparent: str) -> trace.SpanContext:
     sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
     return trace.SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), True, sampled)
-
-
-def _ratio() -> float:
-    said = os.environ.get("OTEL_TRACES_SAMPLER_ARG", str(DEFAULT_RATIO))
-    try:
-        return TraceIdRatioBased(float(said)).rate
-    except ValueError:
-        raise InvalidArgument(f"OTEL_TRACES_SAMPLER_ARG is {said!r}: write a number from 0 to 1") from None
 
 
 def _resource(service: str) -> Resource:

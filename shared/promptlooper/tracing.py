@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +19,11 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from promptlooper.errors import InvalidArgument
+
 _log = logging.getLogger(__name__)
 _FORM = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+DEFAULT_RATIO = "0.05"  # of traces: what sampling costs is lost in the noise, and a busy system still shows many
 SMALL = 100  # runs: so many, and their stages, still make a trace that people can read
 
 Kind = Literal["internal", "server", "client", "producer"]
@@ -106,6 +110,39 @@ def recording(service: str) -> Iterator[None]:
         recorder.close()
 
 
+@contextmanager
+def command(name: str) -> Iterator[None]:
+    """A command as the beginning of a trace. Of one that the sampler does not take nothing is recorded, its runs in
+    this process included: so it need not wait until OpenTelemetry is imported."""
+    ratio = sampling_ratio() if is_wanted() else 0.0
+    if ratio is not None and random.random() >= ratio:
+        yield
+        return
+    with recording("cli"):
+        if _recorder is None:
+            yield
+            return
+        place = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-01" if ratio is not None else ""
+        with _recorder.named(name, place, "", time.time_ns(), ()) if place else root(name, "client"):
+            yield
+
+
+def sampling_ratio(env: Mapping[str, str] = os.environ) -> float | None:
+    """The share of traces that is recorded; None where only the SDK knows the sampler. Raises InvalidArgument."""
+    sampler = env.get("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").removeprefix("parentbased_")
+    if sampler in ("always_on", "always_off"):
+        return float(sampler == "always_on")
+    if sampler != "traceidratio":
+        return None
+    said = env.get("OTEL_TRACES_SAMPLER_ARG", DEFAULT_RATIO)
+    try:
+        if 0 <= (ratio := float(said)) <= 1:
+            return ratio
+    except ValueError:
+        pass
+    raise InvalidArgument(f"OTEL_TRACES_SAMPLER_ARG is {said!r}: write a number from 0 to 1")
+
+
 def is_wanted(env: Mapping[str, str] = os.environ) -> bool:
     endpoint = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     off = env.get("OTEL_SDK_DISABLED", "").lower() == "true" or env.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
@@ -169,11 +206,10 @@ def run_traceparent(experiment_id: str, run_index: int, generation: int, creator
     """
     if _recorder is None:
         return ""
-    name = f"{experiment_id}-{run_index}-{generation}"
-    ids = hashlib.blake2b(name.encode(), digest_size=24).hexdigest()
+    ids = hashlib.blake2b(f"{experiment_id}-{run_index}-{generation}".encode(), digest_size=24).digest()
     if creator and total <= SMALL:
-        return f"00-{creator[3:35]}-{ids[32:]}-01"
-    return f"00-{ids[:32]}-{ids[32:]}-01" if _recorder.samples(int(ids[:32], 16)) else ""
+        return f"00-{creator[3:35]}-{ids[16:].hex()}-01"
+    return f"00-{ids[:16].hex()}-{ids[16:].hex()}-01" if _recorder.samples(int.from_bytes(ids[:16])) else ""
 
 
 def run_ended(traceparent: str, creator: str, total: int, seconds: float) -> Span:

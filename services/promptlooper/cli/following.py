@@ -89,7 +89,7 @@ def follow(session: Session, wanted: Wanted, start: Start) -> int:
     """Starts, follows to the end, prints the results, and returns the exit code."""
     seen = _Seen()
     try:
-        with tracing.recording("cli"), tracing.root("promptlooper run", "client"):
+        with tracing.command("promptlooper run"):
             return run_interruptibly(_followed(session, wanted, start, progress_for(wanted.quiet), seen))
     except Interrupted as stop:
         said = _farewell(stop, session, seen.experiment, wanted)

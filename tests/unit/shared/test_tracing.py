@@ -134,6 +134,23 @@ async def test_by_default_one_run_in_twenty_is_traced_and_every_process_finds_th
     assert 800 < sum(found[0]) < 1200
 
 
+async def test_a_command_is_the_beginning_of_a_trace_and_not_recorded_where_it_is_not_sampled(
+    traces: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place_in_command() -> str:
+        with tracing.command("promptlooper run"):
+            return tracing.current.get()
+
+    place = await asyncio.to_thread(place_in_command)
+    assert tracing.sampled(place)
+    assert [(span.name, span.trace_id, span.parent_id) for span in traces.spans] == [
+        ("promptlooper run", place[3:35], "")
+    ]
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    with tracing.command("promptlooper run"):
+        assert not tracing.is_on()
+
+
 async def test_a_ratio_that_is_none_is_refused_with_what_to_write(
     traces: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
