@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -54,6 +55,17 @@ def test_without_an_endpoint_nothing_is_recorded_and_nobody_else_s_trace_taken_u
         tracing.go_on_with(PARENT)
         assert tracing.current.get() == ""
         assert tracing.run_traceparent("e", 0, 1, PARENT, 1) == ""
+
+
+def test_without_the_extra_a_process_says_what_to_install_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.delitem(sys.modules, "promptlooper.otel", raising=False)
+    with tracing.recording("test"):
+        assert not tracing.is_on()
+    assert "pip install 'promptlooper[tracing]'" in caplog.text
 
 
 @pytest.mark.parametrize(
