@@ -37,7 +37,6 @@ def _above(listen: str, step: int, what: str, variable: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port + step if port else 0}"
 
 
-
 def hosts_of(address: str) -> list[str]:
     """The hosts of an address of a channel: `HOST:PORT`, a list of them, or a target of gRPC such as
     `dns:///NAME:PORT`. None of `unix:PATH`."""

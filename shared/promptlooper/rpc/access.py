@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -40,6 +41,7 @@ class Access(grpc.aio.ServerInterceptor):
         self._keys = keys
         self._web_tokens = web_tokens
         self._now = now
+        self.refused: Counter[tuple[str, str]] = Counter()  # calls by method and status code
 
     async def intercept_service(
         self,
@@ -64,6 +66,7 @@ class Access(grpc.aio.ServerInterceptor):
             if needed is None and handler is not None:
                 raise PermissionDenied(f"{method} has no scope here, so nobody may call it")
         except (Unauthenticated, PermissionDenied) as error:
+            self.refused[method if method in SCOPES else "other", code_of(error).name] += 1
             return _refusal(error, method, name)
         return handler
 

@@ -15,6 +15,7 @@ class Calls:
     handled: Counter[tuple[str, str]] = field(default_factory=Counter)  # by method and status code
     in_flight: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, Histogram] = field(default_factory=dict)  # of unary methods; a stream lasts while it is read
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)  # before they were handled: of callers unknown
     draining: bool = False
 
     def began(self, method: str) -> None:

@@ -76,7 +76,7 @@ class CallMetrics(Collector):
         this = (self._service, version("promptlooper"))
         yield gauges("build_info", "The service and its version; always 1.", ("service", "version"), {this: 1})
         yield gauge("draining", "1 from the moment when the service stops taking work.", float(calls.draining))
-        handled = {(shown(method), code): n for (method, code), n in calls.handled.items()}
+        handled = {(shown(method), code): n for (method, code), n in (calls.handled + calls.refused).items()}
         yield counters("rpc_handled", "RPCs that ended, by method and gRPC status code.", ("method", "code"), handled)
         in_flight = {shown(method): n for method, n in calls.in_flight.items()}
         yield gauges("rpc_in_flight", "RPCs under way.", ("method",), in_flight)

@@ -62,6 +62,8 @@ async def serving(
     """
     answers, calls = Health(services), calls or Calls()
     async with AsyncExitStack() as stack:
+        if access is not None:
+            calls.refused = access.refused
         guards = [access, CallGuard(calls)] if access is not None else [CallGuard(calls)]
         server = grpc.aio.server(interceptors=guards, options=_options(_LARGEST_MESSAGE))
         stack.push_async_callback(server.stop, None)
