@@ -14,8 +14,9 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from promptlooper.rpc.access import Access
 from promptlooper.rpc.calls import Calls
-from promptlooper.rpc.metrics import exposed, serving_metrics
+from promptlooper.rpc.metrics import CallMetrics, exposed, serving_metrics
 from promptlooper.rpc.server import CannotListen, serving
 from promptlooper.scorer.metrics import ScorerMetrics
 from promptlooper.scorer.registry import ScorerCore
@@ -116,3 +117,19 @@ async def test_a_fault_of_a_collector_is_an_error_and_not_an_empty_page(caplog: 
     async with serving_metrics(LISTEN, registry) as number:
         assert await Port(number).get() == (500, "see the log\n")
     assert "metrics could not be collected" in caplog.text
+
+
+async def test_calls_refused_for_their_token_are_counted_and_methods_that_nobody_serves_share_a_name() -> None:
+    calls = Calls()
+    async with (
+        serving(LISTEN, {}, health_listen=LISTEN, access=Access(), calls=calls) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        for method in ("/promptlooper.v1.ScorerService/ListScorers", "/no.Such/Method", "/no.Such/Other"):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary(method)(b"")
+    list_scorers = "/promptlooper.v1.ScorerService/ListScorers"
+    assert calls.refused == {(list_scorers, "UNAUTHENTICATED"): 1, ("other", "UNAUTHENTICATED"): 2}
+    metrics = {metric.name: metric for metric in CallMetrics("x", calls).collect()}
+    shown = {(s.labels["method"], s.labels["code"]): s.value for s in metrics["promptlooper_rpc_handled"].samples}
+    assert shown == {("ScorerService/ListScorers", "UNAUTHENTICATED"): 1, ("other", "UNAUTHENTICATED"): 2}
