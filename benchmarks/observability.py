@@ -127,7 +127,8 @@ def main() -> None:
         for what, with_, without in pairs:
             ratios = [a / b for a, b in zip(with_.per_run, without.per_run, strict=True)]
             low, middle, high = statistics.quantiles(ratios)
-            print(f"  {what}: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
+            total = sum(with_.per_run) / sum(without.per_run)
+            print(f"  {what}: median {middle:.3f} (quartiles {low:.3f} to {high:.3f}), all rounds together {total:.3f}")
 
 
 if __name__ == "__main__":

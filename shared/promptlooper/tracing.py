@@ -93,6 +93,7 @@ def recording(service: str) -> Iterator[None]:
         yield
         return
     try:
+        import promptlooper.rpc  # noqa: F401  keeps grpc's core quiet, which the exporter imports too
         from promptlooper.otel import OtelRecorder
     except ModuleNotFoundError as error:
         _log.warning(
