@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from promptlooper.experiment import Experiment
 from promptlooper.run import Event
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.events import connection, relay
+from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.events.relay import STREAM, headers_of
 from promptlooper.runner.store import event_log
 from promptlooper.runner.store.database import Database
@@ -142,6 +144,26 @@ async def test_without_nats_experiments_run_and_events_wait_for_it(lab: Lab, bro
                     raise AssertionError(repr(error)) from error
 
             await eventually(complete, within=30)
+
+
+async def test_how_much_waits_for_nats_and_since_when_is_known_and_nothing_when_it_is_back(
+    lab: Lab, broker: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "EVERYTHING", 0.2)
+    await asyncio.to_thread(broker.stop)
+    hub, database = Hub(), Database(lab.database_url)
+    publishing = relay.Relay(database, hub, broker.url)
+    async with lab.runner(hub=hub) as runner, publishing.running():
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS[:5]))
+        done = await ended(runner, created.experiment_id)
+        await eventually(lambda: publishing.lag.unpublished == done.event_seq)
+        assert publishing.lag.seconds(time.monotonic()) > 0
+        assert not publishing.is_connected
+        await asyncio.to_thread(broker.start)
+        await eventually(lambda: publishing.lag.published >= done.event_seq, within=30)
+        await eventually(lambda: publishing.lag.seconds(time.monotonic()) == 0)
+        assert publishing.is_connected
+    database.close()
 
 
 async def test_a_connection_that_was_closed_for_good_is_replaced(

@@ -33,6 +33,8 @@ OUTER = {
     "PROMPTLOOPER_LEASE_TTL": "3",
     "PROMPTLOOPER_EVENT_RETENTION": "60",
     "PROMPTLOOPER_FAILPOINTS": "commit=crash",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317",
+    "OTEL_SERVICE_NAME": "mine",
 }
 
 
@@ -81,6 +83,12 @@ def test_provider_keys_reach_the_adapter_and_no_other_part(options: Options) -> 
         assert len(keys) == (3 if name == "adapter-0" else 0), name
 
 
+def test_every_service_is_told_where_traces_go_and_keeps_its_own_name(options: Options) -> None:
+    for env in environments(options).values():
+        assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
+        assert "OTEL_SERVICE_NAME" not in env
+
+
 def test_the_database_url_reaches_the_runner_and_no_other_part(tmp_path: Path) -> None:
     url = "postgresql://me:password@db/promptlooper"
     for name, env in environments(Options(tmp_path, ONE_OF_EACH, database_url=url)).items():
@@ -96,6 +104,7 @@ def test_each_service_is_told_where_it_listens_and_the_runner_where_the_others_a
     envs = environments(options)
     assert envs["cache-0"]["PROMPTLOOPER_LISTEN"] == "127.0.0.1:7053"
     assert envs["cache-0"]["PROMPTLOOPER_HEALTH_LISTEN"] == "127.0.0.1:7153"
+    assert envs["cache-0"]["PROMPTLOOPER_METRICS_LISTEN"] == "127.0.0.1:7253"
     assert envs["cache-0"]["PROMPTLOOPER_REDIS_URL"] == "redis://127.0.0.1:7056/0"
     runner = envs["runner-0"]
     assert runner["PROMPTLOOPER_NATS_URL"] == "nats://127.0.0.1:7055"

@@ -191,6 +191,7 @@ class Relay:
 
         async def report(error: Exception) -> None:
             nonlocal warned
+            await self._count_backlog()
             if not warned:
                 warned = True
                 log.warning("NATS at %s: %r; events wait in the database until it answers", masked(self._url), error)
