@@ -20,7 +20,18 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
 
-from promptlooper.tracing import NOTHING, Attributes, Kind, Recorder, Span, current, error_type, sampling_ratio
+from promptlooper.tracing import (
+    NOTHING,
+    Attributes,
+    Kind,
+    Recorder,
+    Span,
+    bound_of,
+    current,
+    error_type,
+    is_taken,
+    sampling_ratio,
+)
 
 CLOSE_WITHIN = 2.0  # seconds for the last spans, where the collector does not answer
 _KINDS = {
@@ -43,7 +54,7 @@ class OtelRecorder(Recorder):
         ratio = sampling_ratio()
         given = ratio is None or "OTEL_TRACES_SAMPLER" in os.environ  # then the SDK reads it
         sampler = None if given else ParentBased(TraceIdRatioBased(ratio or 0.0))
-        self._bound = None if ratio is None else TraceIdRatioBased.get_bound_for_rate(ratio)
+        self._bound = None if ratio is None else bound_of(ratio)
         self._provider = TracerProvider(
             sampler=sampler, resource=_resource(service), id_generator=self._ids, shutdown_on_exit=False
         )
@@ -52,7 +63,7 @@ class OtelRecorder(Recorder):
 
     def root(self, name: str, kind: Kind) -> Span:
         trace_id = self._ids.generate_trace_id()
-        if self._bound is not None and not self.samples(trace_id):
+        if self._bound is not None and not is_taken(trace_id, self._bound):
             return NOTHING  # of most calls, without what the SDK spends on a span that is not recorded
         return self._with_ids(name, (trace_id, self._ids.generate_span_id()), _ROOT, kind)
 
@@ -82,8 +93,8 @@ class OtelRecorder(Recorder):
 
     def samples(self, trace_id: int) -> bool:
         """Whether a trace with this id is recorded, when nothing is its parent."""
-        if self._bound is not None:  # the sampler's own arithmetic, asked of every run
-            return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
+        if self._bound is not None:  # asked of every run, and the SDK takes its time
+            return is_taken(trace_id, self._bound)
         result = self._provider.sampler.should_sample(_ROOT, trace_id, "run")
         return result.decision is Decision.RECORD_AND_SAMPLE
 

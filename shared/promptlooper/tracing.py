@@ -26,6 +26,8 @@ _FORM = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2}
 DEFAULT_RATIO = "0.05"  # of traces: what sampling costs is lost in the noise, and a busy system still shows many
 SMALL = 100  # runs: so many, and their stages, still make a trace that people can read
 
+_LIMIT = 2**64
+
 Kind = Literal["internal", "server", "client", "producer"]
 Attributes = Mapping[str, Any]
 
@@ -115,17 +117,23 @@ def recording(service: str) -> Iterator[None]:
 def command(name: str) -> Iterator[None]:
     """A command as the beginning of a trace. Of one that the sampler does not take nothing is recorded, its runs in
     this process included: so it need not wait until OpenTelemetry is imported."""
-    ratio = sampling_ratio() if is_wanted() else 0.0
-    if ratio is not None and random.random() >= ratio:
+    ratio, trace_id = sampling_ratio() if is_wanted() else 0.0, random.getrandbits(128)
+    if ratio is not None and not is_taken(trace_id, bound_of(ratio)):
         yield
         return
     with recording("cli"):
-        if _recorder is None:
+        place = f"00-{trace_id:032x}-{random.getrandbits(64):016x}-01"
+        with NOTHING if _recorder is None else _recorder.named(name, place, "", time.time_ns(), ()):
             yield
-            return
-        place = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-01" if ratio is not None else ""
-        with _recorder.named(name, place, "", time.time_ns(), ()) if place else root(name, "client"):
-            yield
+
+
+def bound_of(ratio: float) -> int:
+    """A sampler by ratio records the traces whose id, its low 64 bits, is less: OpenTelemetry's own arithmetic."""
+    return round(ratio * _LIMIT)
+
+
+def is_taken(trace_id: int, bound: int) -> bool:
+    return trace_id % _LIMIT < bound
 
 
 def sampling_ratio(env: Mapping[str, str] = os.environ) -> float | None:

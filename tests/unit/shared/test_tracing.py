@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from otlp_lab import Collector, collector
 
 from promptlooper import tracing
@@ -161,6 +163,34 @@ async def test_a_command_is_the_beginning_of_a_trace_and_not_recorded_where_it_i
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     with tracing.command("promptlooper run"):
         assert not tracing.is_on()
+
+
+async def test_a_command_that_is_taken_is_recorded_and_one_that_is_not_leaves_nothing(
+    traces: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+
+    def commands() -> list[tuple[bool, str]]:
+        seen = []
+        for _ in range(16):
+            with tracing.command("promptlooper run"):
+                seen.append((tracing.is_on(), tracing.current.get()))
+        return seen
+
+    seen = await asyncio.to_thread(commands)
+    assert {on for on, _ in seen} == {True, False}
+    assert all(on is bool(place) for on, place in seen)
+    assert len(traces.spans) == sum(on for on, _ in seen)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.5, 1.0])
+def test_our_arithmetic_is_the_sdks(ratio: float) -> None:
+    sampler, random = TraceIdRatioBased(ratio), Random(7)
+    for _ in range(1000):
+        trace_id = random.getrandbits(128)
+        taken = sampler.should_sample(None, trace_id, "x").decision is Decision.RECORD_AND_SAMPLE
+        assert tracing.is_taken(trace_id, tracing.bound_of(ratio)) is taken
 
 
 async def test_a_ratio_that_is_none_is_refused_with_what_to_write(
