@@ -16,8 +16,8 @@ setup: .venv/ready ## install everything into .venv
 run: setup ## the quickstart experiment on a real small model
 	$(BIN)/promptlooper run examples/quickstart/promptlooper.yaml
 
-test: setup ## all tests, on real servers
-	$(BIN)/python -m pytest
+test: setup ## all tests, on real servers, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup ## lint, types, protos in sync, lines between services
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from promptlooper.testing.servers import (
     postgres_server,
     redis_server,
 )
+
+# Before grpc is imported: its handlers of fork crash one child in ten, as its threads run on in us.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# Output is for a pipe. Workers inherit the size of a terminal that there is none of: readline in pytest sets it.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,6 @@ import random
 
 import pytest
 
-# Before grpc is imported: its handlers of fork crash one child in ten, as its threads run on in us.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-
 
 @pytest.fixture
 def seed() -> int:

@@ -160,6 +160,7 @@ async def test_resumed_experiment_is_as_one_that_was_never_interrupted(
     assert await results(shell) == await quiet_results(quiet, shell, meter)
 
 
+@pytest.mark.timeout(300)
 async def test_ten_kills_lose_and_repeat_nothing_that_was_answered(
     shell: Any, provider: FakeProvider, meter: Metered, quiet: dict[str, Any]
 ) -> None:

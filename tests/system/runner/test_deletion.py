@@ -74,7 +74,7 @@ async def small(runner: WatchedRunner) -> str:
 
 async def large(runner: WatchedRunner) -> str:
     experiment_id = await small(runner)
-    await runner.database.write(partial(multiply, experiment_id=experiment_id))
+    await runner.database.write(partial(multiply, experiment_id=experiment_id), within=60)
     await runner.append(experiment_id, MANY)
     return experiment_id
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import sqlalchemy as sa
-from runner_lab import Lab, ended, experiment, exported
+from runner_lab import Lab, Said, ended, experiment, exported
 
 from promptlooper.backing import PostgresServer
 from promptlooper.clock import SystemClock
@@ -85,9 +85,13 @@ async def test_many_experiments_that_wait_for_one_slot_do_not_each_take_it(lab: 
 
 
 async def test_an_experiment_that_failed_as_a_whole_is_resumed_and_not_retried(lab: Lab) -> None:
-    lab.model.say = lambda request: (
-        ProviderRejected("no", attempts=1) if lab.model.calls[request.messages[-1].content] == 1 else "fine"
-    )
+    def say(request: CompletionRequest) -> Said:
+        if lab.model.calls.total() > 1:
+            return "fine"
+        lab.model.go.clear()  # the others are not over before it is paused
+        return ProviderRejected("no", attempts=1)
+
+    lab.model.say = say
     async with lab.runner() as runner:
         spec = experiment("{{ input.n }}", rows=ROWS, cache=ANEW, limits={"max_concurrency": 1})
         created = await runner.create(spec)
@@ -98,6 +102,7 @@ async def test_an_experiment_that_failed_as_a_whole_is_resumed_and_not_retried(l
         await runner._database.write(partial(control.fail, experiment_id=name, reason="it can't be run", now_us=now_us))
         with pytest.raises(ExperimentCancelled):
             await runner.retry(name)
+        lab.model.go.set()
         await runner.resume(name)
         done = await ended(runner, name)
     assert done.counts.completed + done.counts.failed == 4

@@ -128,6 +128,7 @@ def without_the_last_of_the_budget(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "fits", fits_twice)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("plant", "found_as"),
     [
