@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
 
-.PHONY: help setup run test check fmt protos up bench faults constraints
+.PHONY: help setup run test check fmt protos up bench faults constraints released
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -19,12 +19,14 @@ run: setup ## the quickstart experiment on a real small model
 test: setup ## all tests, on real servers, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-check: setup ## lint, types, protos in sync, lines between services
+check: setup ## lint, types, protos in sync and as released, lines between services
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/python tests/protos_in_sync.py
+	for release in released/*.tgz; do $(BIN)/buf breaking --against $$release || exit 1; done
+	$(BIN)/python tests/released_in_sync.py
 	cd services && ../$(BIN)/lint-imports --config ../pyproject.toml
 
 fmt: setup ## format the code
@@ -50,3 +52,6 @@ faults: setup ## kill, freeze and cut off real processes: about a quarter of an 
 
 constraints: ## record the installed versions
 	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt
+
+released: ## keep what checks and tests need of a release that is tagged: VERSION=0.2.0
+	git archive --format=tgz -o released/$(VERSION).tgz v$(VERSION) buf.yaml protos services shared
