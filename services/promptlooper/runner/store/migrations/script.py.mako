@@ -7,6 +7,8 @@ from alembic import op
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}
+# The oldest revision whose code works with these tables: after what only adds, that of the last release.
+works_with = 
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
+works_with = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0003"
+works_with = "0002"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
