@@ -77,10 +77,13 @@ def price_of(tokens_in: int, tokens_out: int) -> int:
 
 
 class Node:
-    """One service as a process, on a port that it keeps. Its log is a file, over all its lives."""
+    """One service as a process, on a port that it keeps. Its log is a file, over all its lives. `python` may be that
+    of another version of the code."""
 
-    def __init__(self, name: str, module: str, folder: Path, env: dict[str, str]) -> None:
-        self.name, self._module, self.log = name, module, folder / f"{name}.log"
+    def __init__(
+        self, name: str, module: str, folder: Path, env: dict[str, str], python: Sequence[str] = (sys.executable,)
+    ) -> None:
+        self.name, self._command, self.log = name, [*python, "-m", module], folder / f"{name}.log"
         self.address, self.health_address = f"{HOST}:{steady_port()}", f"{HOST}:{steady_port()}"
         self._env = {
             **inherited_environment(),
@@ -103,7 +106,7 @@ class Node:
         self.born = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                self._command,
                 env=self._env | env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -222,8 +225,8 @@ class Backing:
 
 
 @asynccontextmanager
-async def backing() -> AsyncIterator[Backing]:
-    """Fresh ones, with the tables in PostgreSQL."""
+async def backing(tables: Callable[[str], object] = upgrade) -> AsyncIterator[Backing]:
+    """Fresh ones, with the tables in PostgreSQL: `tables` makes them in the database of an URL."""
     with ExitStack() as stack:
         # Not pytest's tmp_path: PostgreSQL may run as another user, who may not enter that.
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="promptlooper-")))
@@ -235,7 +238,7 @@ async def backing() -> AsyncIterator[Backing]:
         for server in servers:
             stack.callback(server.stop)
             server.start()
-        upgrade(postgres.url)
+        tables(postgres.url)
         yield Backing(folder, postgres, nats, redis)
 
 
