@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 def contents(archive: IO[bytes]) -> dict[str, bytes]:
     with tarfile.open(fileobj=archive) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
 def main() -> int:
