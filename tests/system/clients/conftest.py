@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import shutil
@@ -64,13 +65,11 @@ def built(folder: Path, *tools: str) -> None:
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], tuple[str, ...]]:
     """The words that start a client; it is built when it is first asked for."""
-    programs: dict[str, tuple[str, ...]] = {}
 
+    @functools.cache
     def started_by(language: str) -> tuple[str, ...]:
-        if language not in programs:
-            built(CLIENTS / language, *TOOLS[language])
-            programs[language] = PROGRAMS[language]
-        return programs[language]
+        built(CLIENTS / language, *TOOLS[language])
+        return PROGRAMS[language]
 
     return started_by
 
@@ -115,3 +114,16 @@ async def stack() -> AsyncIterator[GatedStack]:
         finally:
             await asyncio.to_thread(promptlooper, "down")
             shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def subscriber_in_node() -> Callable[[], Path]:
+    """The subscriber in JavaScript, with its packages once it is asked for."""
+    folder = EXAMPLES / "subscribers" / "node"
+
+    @functools.cache
+    def counter() -> Path:
+        built(folder, "node", "npm")
+        return folder / "counter.mjs"
+
+    return counter
