@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.timeout(400),  # the first of each language builds its client
+    pytest.mark.timeout(900),  # the first of each language builds its client
     pytest.mark.parametrize("language", ["node", "go", "cpp"]),
 ]
 Program = Callable[[str], tuple[str, ...]]

@@ -19,7 +19,9 @@ from promptlooper.rpc.server import serving
 
 CLIENTS = Path(__file__).parents[3] / "examples" / "clients"
 DOCUMENTED = re.findall(
-    r"^\| `(\w+)` \|.*\| (\w+)[^|]*\|$", (Path(__file__).parents[3] / "docs" / "clients.md").read_text(), re.MULTILINE
+    r"^\| `([a-z_]+)` \|.*\| ([A-Z_]+):[^|]*\|$",
+    (Path(__file__).parents[3] / "docs" / "clients.md").read_text(),
+    re.MULTILINE,
 )
 SPECIAL = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n"
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -76,7 +78,7 @@ class Interop:
         server.add_generic_rpc_handlers((handler,))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 async def test_interop_cases_end_as_documented(program: Callable[[str], tuple[str, ...]]) -> None:
     await asyncio.to_thread(program, "node")
     interop = Interop()
