@@ -177,3 +177,6 @@ async def test_what_is_wrong_is_said(language: str, program: Program, stack: Gat
         assert out == b""
         for each in said:
             assert each in err.decode()
+    async with started(*words, "-h") as client:
+        await client.communicate()
+    assert client.returncode == 0

@@ -220,9 +220,10 @@ Options options_of(int argc, char** argv) {
   options.request_id = hex(id, sizeof id);
   const option known[] = {{"request-id", required_argument, nullptr, 'r'}, {"server", required_argument, nullptr, 's'},
                           {"token-file", required_argument, nullptr, 't'}, {"ca-file", required_argument, nullptr, 'c'},
-                          {nullptr, 0, nullptr, 0}};
-  for (int found; (found = getopt_long(argc, argv, "o:", known, nullptr)) != -1;) {
+                          {"help", no_argument, nullptr, 'h'}, {nullptr, 0, nullptr, 0}};
+  for (int found; (found = getopt_long(argc, argv, "ho:", known, nullptr)) != -1;) {
     switch (found) {
+      case 'h': std::cout << kUsage << std::endl; std::exit(0);
       case 'o': options.output = optarg; break;
       case 'r': options.request_id = optarg; break;
       case 's': options.server = optarg; break;

@@ -9,7 +9,7 @@ import { RunnerServiceService as runner, type ExperimentSource } from "../gen/pr
 import { CallFailed, Connection } from "./connection.js";
 
 const USAGE = `usage: node dist/src/main.js [options] EXPERIMENT_FILE
-  -o FILE            where the rows go, a line of JSON each (default: rows.jsonl)
+  -o, --output FILE  where the rows go, a line of JSON each (default: rows.jsonl)
   --request-id ID    goes on with what an earlier call with this ID submitted
   --server ADDRESS   HOST:PORT (default: PROMPTLOOPER_SERVER, else 127.0.0.1:7051)
   --token-file FILE  a bearer token (default: PROMPTLOOPER_SERVER_TOKEN_FILE)
@@ -157,10 +157,15 @@ async function main(): Promise<number> {
 function readArguments() {
   const text = { type: "string" } as const;
   const options = {
-    output: { ...text, short: "o" }, "request-id": text, server: text, "token-file": text, "ca-file": text,
+    help: { type: "boolean", short: "h" } as const, output: { ...text, short: "o" }, "request-id": text,
+    server: text, "token-file": text, "ca-file": text,
   };
   try {
     const { values, positionals } = parseArgs({ options, allowPositionals: true });
+    if (values.help) {
+      console.log(USAGE);
+      process.exit(0);
+    }
     if (positionals.length !== 1) throw new Error("name one experiment file");
     return {
       file: positionals[0]!,
