@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what builds the clients in Go and C++ where it is missing: on Debian 12 or its like, as root. `make test` calls it.
+# Installs what the clients in Go, C++ and shell need where it is missing: on Debian 12 or its like, as root. `make test` calls it.
 set -e
 missing() {
-  for command in go protoc protoc-gen-go protoc-gen-go-grpc grpc_cpp_plugin g++ make pkg-config ccache; do
+  for command in jq openssl go protoc protoc-gen-go protoc-gen-go-grpc grpc_cpp_plugin g++ make pkg-config ccache; do
     command -v "$command" >/dev/null || echo "$command"
   done
   for package in google.golang.org/grpc google.golang.org/genproto/googleapis/rpc google.golang.org/protobuf; do
@@ -11,7 +11,7 @@ missing() {
   pkg-config --exists grpc++ protobuf openssl 2>/dev/null || echo libgrpc++-dev
   command -v node >/dev/null || echo "node (20 or newer, with npm)"
 }
-packages="golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-google-genproto-dev golang-github-golang-protobuf-1-5-dev
+packages="jq openssl golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-google-genproto-dev golang-github-golang-protobuf-1-5-dev
   protoc-gen-go protoc-gen-go-grpc g++ make pkg-config ccache libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libssl-dev"
 
 test -n "$(missing)" || exit 0
