@@ -29,7 +29,7 @@ from fault_checks import (
 )
 from fault_lab import Death, answering, inherited_environment, priced
 
-from promptlooper.cli.embedded import embedded
+from promptlooper.embedded.composition import embedded
 from promptlooper.experiments import ExperimentFilter
 from promptlooper.testing.provider import FakeProvider
 

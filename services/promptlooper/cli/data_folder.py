@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from promptlooper.cli.session import DEFAULT_HOME
+from promptlooper.client.opening import usual_home
 
 
 def default_data() -> Path:
-    return Path(os.environ.get("PROMPTLOOPER_HOME") or DEFAULT_HOME, "up").absolute()
+    return usual_home() / "up"
 
 
 def _resolved(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:

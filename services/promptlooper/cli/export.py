@@ -30,7 +30,7 @@ from promptlooper.experiment import Experiment, ExperimentState
 def export(session: Session, experiment_id: str, outputs: tuple[str, ...], project: str | None) -> None:
     """Write a row for every run that has started, by run index. ID defaults to `latest`."""
     files = [output_file(text) for text in outputs]
-    left_alone = session.left_alone()
+    left_alone = session.target.left_alone()
     experiment = run_interruptibly(_export(session, experiment_id, project, files))
     for file in files:
         click.echo(f"Wrote {file.path}", err=True)

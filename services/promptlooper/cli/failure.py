@@ -9,6 +9,7 @@ import click
 
 from promptlooper.cli.outcome import FAILED, USAGE, Refused, code_of, error_document
 from promptlooper.cli.signals import Interrupted
+from promptlooper.client.packages import MissingPackage
 from promptlooper.errors import DomainError, NotAvailableYet, ServiceUnavailable
 from promptlooper.jsonvalue import json_text
 
@@ -58,6 +59,8 @@ def _refused(error: Exception) -> Refused | None:
         if file and line.isdecimal():
             return Refused(message, reason=error.reason, code=code_of(error), file=file, line=int(line), located=True)
         return Refused(message, reason=reason, code=code_of(error))
+    if isinstance(error, MissingPackage):
+        return Refused(f"{error}.", reason="NOT_AVAILABLE_YET")
     if isinstance(error, OSError) and _is_of_output(error):
         from promptlooper.cli.main import drop_output
 

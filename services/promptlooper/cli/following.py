@@ -21,13 +21,13 @@ from promptlooper.cli.outcome import OK, Refused, exit_code
 from promptlooper.cli.output import OutputFile, output_file, write_results
 from promptlooper.cli.progress import Progress, ended, progress_for
 from promptlooper.cli.report import paused_line, print_report
-from promptlooper.cli.rows import summary_document
 from promptlooper.cli.session import Session, Target, json_option
 from promptlooper.cli.signals import Interrupted, run_interruptibly
 from promptlooper.cli.wording import count
 from promptlooper.errors import ServiceUnavailable
 from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import Experiments
+from promptlooper.rows import summary_document
 from promptlooper.run import Event
 
 # Counts come in bookmarks, so the events of good runs need not be sent.
@@ -110,7 +110,7 @@ class _Seen:
 async def _followed(session: Session, wanted: Wanted, start: Start, progress: Progress, seen: _Seen) -> int:
     with ExitStack() as stack:
         async with session.open(Connection(session.target, progress.note)) as experiments:
-            experiment = await start(experiments, lambda name: stack.enter_context(session.working_on(name)))
+            experiment = await start(experiments, lambda name: stack.enter_context(session.target.working_on(name)))
             seen.experiment = experiment
             if wanted.detach:
                 await _print_detached(experiments, experiment, wanted.as_json)
@@ -180,7 +180,7 @@ def _farewell(stop: Interrupted, session: Session, experiment: Experiment | None
         return f"Stopped by {stop} before the experiment was known to be stored; `promptlooper list` would show it."
     name, option = experiment.experiment_id, session.target.option()
     remote, had_ended = session.target.server is not None, experiment.state.ended
-    if remote or (not had_ended and session.is_worked_on(name)):
+    if remote or (not had_ended and session.target.is_worked_on(name)):
         where = "" if remote else " in another process"
         if experiment.state is ExperimentState.PAUSED:
             now, verb = "is paused", "resume"

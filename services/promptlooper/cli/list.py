@@ -9,13 +9,13 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.pairs import key_value
 from promptlooper.cli.report import left_alone_line, shown_state
-from promptlooper.cli.rows import experiment_document
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.tables import print_table, table_width, terminal_width
 from promptlooper.cli.wording import local_time, one_line, spent
 from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import ExperimentFilter
+from promptlooper.rows import experiment_document
 
 _PAGE = 200
 _LEAST_NAME = 12  # columns
@@ -51,7 +51,7 @@ def list_command(
         metadata=dict(key_value(pair, "--metadata") for pair in metadata),
         states=tuple(ExperimentState(state) for state in states),
     )
-    left_alone = session.left_alone()
+    left_alone = session.target.left_alone()
     found = run_interruptibly(_newest(session, where, limit))
     if as_json:
         print_document([experiment_document(experiment) for experiment in found])

@@ -7,12 +7,12 @@ from collections import Counter
 import click
 
 from promptlooper.cli.documents import print_document
-from promptlooper.cli.rows import usd
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.tables import print_table
 from promptlooper.cli.wording import count, price
 from promptlooper.completion import ModelInfo
+from promptlooper.rows import usd
 
 
 @click.command()

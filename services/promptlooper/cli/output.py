@@ -16,11 +16,11 @@ from typing import BinaryIO
 
 import orjson
 
-from promptlooper.cli.csv_rows import CsvLayout, columns_of
 from promptlooper.cli.later import not_available_yet
 from promptlooper.cli.outcome import USAGE, Refused
-from promptlooper.cli.rows import run_row, summary_document
 from promptlooper.experiments import Experiments
+from promptlooper.flat_rows import CsvLayout, columns_of
+from promptlooper.rows import run_row, summary_document
 
 
 class Format(Enum):

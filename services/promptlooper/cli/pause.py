@@ -7,10 +7,10 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.report import paused_line
-from promptlooper.cli.rows import experiment_document
 from promptlooper.cli.session import Session, json_option, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.experiment import Experiment, ExperimentState
+from promptlooper.rows import experiment_document
 
 
 @click.command()

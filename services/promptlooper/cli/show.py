@@ -7,11 +7,11 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.report import print_report
-from promptlooper.cli.rows import run_row, summary_document
 from promptlooper.cli.session import Session, json_option, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.wording import count, milliseconds, money, one_line, printable, share
 from promptlooper.experiment import ExperimentSummary
+from promptlooper.rows import run_row, summary_document
 from promptlooper.run import Run, RunState
 
 _SHOWN_FAILURES = 10
@@ -32,7 +32,7 @@ def show(session: Session, experiment_id: str, run_index: int | None, project: s
         else:
             _print_run(run)
         return
-    left_alone = session.left_alone()
+    left_alone = session.target.left_alone()
     summary, failures = run_interruptibly(_summary(session, experiment_id, project))
     if as_json:
         print_document(summary_document(summary))

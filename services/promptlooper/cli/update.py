@@ -7,12 +7,12 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
 from promptlooper.cli.overrides import concurrency_option
-from promptlooper.cli.rows import experiment_document
 from promptlooper.cli.session import Session, json_option, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.wording import count, money
 from promptlooper.experiment import Experiment
 from promptlooper.experiments import ExperimentUpdate
+from promptlooper.rows import experiment_document
 
 
 @click.command()

@@ -10,11 +10,11 @@ import click
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.overrides import file_argument, override_options, overrides_of
 from promptlooper.cli.reading import places_of, read_file, refused
-from promptlooper.cli.rows import usd
 from promptlooper.cli.session import Session, json_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.wording import count, money
 from promptlooper.experiments import Validation
+from promptlooper.rows import usd
 
 if TYPE_CHECKING:
     from promptlooper.experiment import ExperimentSpec

@@ -15,13 +15,13 @@ from promptlooper.cli.ids import meant
 from promptlooper.cli.kinds import kinds_option
 from promptlooper.cli.outcome import Refused, exit_code
 from promptlooper.cli.report import left_alone_line, state_line
-from promptlooper.cli.rows import experiment_document, iso
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import Interrupted, run_interruptibly
 from promptlooper.cli.wording import local_time, milliseconds, money, one_line, share
 from promptlooper.errors import ServiceUnavailable
 from promptlooper.experiment import Experiment
 from promptlooper.experiments import Experiments, WatchMessage
+from promptlooper.rows import experiment_document, iso
 from promptlooper.run import Event
 
 _LOOK_EVERY = 1.0  # seconds between two looks at whether a process works on it, or whether its server is there
@@ -51,7 +51,7 @@ def watch(session: Session, experiment_id: str, kinds: tuple[str, ...], project:
 
 
 async def _watched(session: Session, text: str, kinds: tuple[str, ...], project: str | None, as_json: bool) -> int:
-    left_alone = session.left_alone()
+    left_alone = session.target.left_alone()
     embedded = session.target.server is None
     connection = Connection(session.target, partial(click.echo, err=True))
     async with session.open(connection) as experiments:
@@ -79,7 +79,7 @@ async def _watched(session: Session, text: str, kinds: tuple[str, ...], project:
 
 async def _look(session: Session, experiments: Experiments, experiment_id: str) -> None:
     """Ends the watch where the process that worked on the experiment has gone: nothing would ever come."""
-    left_alone = session.left_alone()
+    left_alone = session.target.left_alone()
     now = await experiments.get(experiment_id)
     if left_alone(now):
         raise _nobody_works(now, session)

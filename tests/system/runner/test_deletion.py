@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from runner_lab import Lab, ended, experiment, exported, watched
 from watch_lab import WatchedRunner, watched_runner
 
-from promptlooper.cli.embedded import database_path, embedded
 from promptlooper.clock import SystemClock
+from promptlooper.embedded.composition import embedded
+from promptlooper.embedded.home import database_path
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ScorerSpec
 from promptlooper.experiments import ExperimentFilter

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptlooper.cli.working import working_on
+from promptlooper.embedded.working import working_on
 from promptlooper.errors import ExperimentCancelled
 from promptlooper.experiment import Experiment, ExperimentState, RunCounts
 from promptlooper.experiments import ExperimentUpdate

@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from promptlooper.cli.csv_rows import CsvColumns, CsvLayout, columns_of
-from promptlooper.cli.rows import run_row
 from promptlooper.experiment import ScorerSummary
+from promptlooper.flat_rows import CsvColumns, CsvLayout, columns_of
+from promptlooper.rows import run_row
 from promptlooper.run import Score
 
 HEADER = re.findall(

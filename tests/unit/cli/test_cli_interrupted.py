@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptlooper.cli.working import FOLDER, worked_on, working_on
+from promptlooper.embedded.working import FOLDER, worked_on, working_on
 from promptlooper.experiment import ExperimentState, RunCounts
 
 WHAT_TO_DO = "Experiment abc123 was interrupted: no process works on it. `promptlooper run --resume abc123` goes on"

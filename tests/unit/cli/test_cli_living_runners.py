@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from promptlooper.cli.embedded import RUNNERS, LivingRunners
+from promptlooper.embedded.composition import LivingRunners
+from promptlooper.embedded.home import RUNNERS
 
 HOLD_AND_DIE = """
 import os, pathlib, signal, sys
-from promptlooper.cli.embedded import LivingRunners
+from promptlooper.embedded.composition import LivingRunners
 LivingRunners(pathlib.Path(sys.argv[1])).hold("a")
 os.kill(os.getpid(), signal.SIGKILL)
 """

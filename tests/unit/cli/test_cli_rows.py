@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from promptlooper.cli.rows import NANO, ROW_KEYS, run_row, summary_document
 from promptlooper.experiment import ExperimentState, GateResult
+from promptlooper.rows import NANO, ROW_KEYS, run_row, summary_document
 from promptlooper.run import Score
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from promptlooper.cli import lockfile
+from promptlooper.embedded import lockfile
 
 FOLDER = "working"
 

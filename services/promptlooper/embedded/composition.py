@@ -13,8 +13,9 @@ from pathlib import Path
 from promptlooper.adapter.app import gateway_from
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
-from promptlooper.cli import lockfile
 from promptlooper.clock import SystemClock
+from promptlooper.embedded import lockfile
+from promptlooper.embedded.home import CACHE, RUNNERS, database_path, said_of
 from promptlooper.runner.app import runner_core
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.events.retention import Retention
@@ -23,12 +24,6 @@ from promptlooper.runner.store.database import Database, sqlite_url
 from promptlooper.runner.store.migrate import prepare
 from promptlooper.runner.store.rows import microseconds
 from promptlooper.scorer.registry import ScorerCore
-
-DATABASE, CACHE, RUNNERS = "promptlooper.db", "cache.db", "runners"
-
-
-def database_path(home: Path) -> Path:
-    return home / DATABASE
 
 
 class LivingRunners:
@@ -77,6 +72,14 @@ async def embedded(home: Path, providers: Path | None = None, *, slots: int = 1_
     what was committed stays. Raises InvalidArgument where the providers file is wrong, StoreUnavailable where the
     database can't be opened.
     """
+    async with AsyncExitStack() as stack:
+        with said_of(home):
+            core = await stack.enter_async_context(_opened(home, providers, slots))
+        yield core
+
+
+@asynccontextmanager
+async def _opened(home: Path, providers: Path | None, slots: int) -> AsyncIterator[RunnerCore]:
     await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         database = Database(sqlite_url(database_path(home)))

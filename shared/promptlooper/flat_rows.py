@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from promptlooper.cli.rows import ROW_KEYS
 from promptlooper.experiment import ExperimentSummary
 from promptlooper.jsonvalue import json_text
+from promptlooper.rows import ROW_KEYS
 
 _ERROR_KEYS = ("reason", "message", "stage_index", "stage", "attempts", "retryable")
 
