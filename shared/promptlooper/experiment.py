@@ -230,3 +230,15 @@ class ExperimentSummary:
     experiment: Experiment
     variants: tuple[VariantSummary, ...]
     gates: tuple[GateResult, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ran to its end with no more failed runs than a gate on `max_failed_runs` allows; without one, none
+        is."""
+        allowed = min((gate.wanted for gate in self.gates if gate.name == "max_failed_runs"), default=0)
+        ended_well = self.experiment.state is ExperimentState.COMPLETED
+        return ended_well and self.experiment.counts.failed <= allowed
+
+    @property
+    def gates_met(self) -> bool:
+        return all(gate.passed for gate in self.gates)

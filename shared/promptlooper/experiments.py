@@ -70,6 +70,11 @@ class WatchMessage:
     bookmark: Experiment | None = None
     terminal: Experiment | None = None
 
+    @property
+    def experiment(self) -> Experiment | None:
+        """How the experiment stands; None where the message is an event."""
+        return self.snapshot or self.bookmark or self.terminal
+
 
 @dataclass(frozen=True, slots=True)
 class StartedRun:

@@ -1,4 +1,4 @@
-"""Rows of a `.csv` file: flat, with columns that are fixed before the first row is written."""
+"""Flat rows, as in `.csv` files and frames, with columns that are fixed before the first row."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def _paths(columns: CsvColumns) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 class CsvLayout:
-    """Header and cells."""
+    """Header and cells. `paths` say where in a row a column's values are."""
 
     def __init__(self, columns: CsvColumns) -> None:
         paths = list(_paths(columns))
         self.header = _unique([name.replace("-", "_") for name, _ in paths])
-        self._paths = [path for _, path in paths]
+        self.paths = [path for _, path in paths]
 
     def cells(self, row: Mapping[str, Any]) -> list[str]:
-        return [_cell(_at(row, path)) for path in self._paths]
+        return [cell(value_at(row, path)) for path in self.paths]
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -86,7 +86,7 @@ def _unique(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _at(row: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def value_at(row: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     if path == ("input",) and isinstance(row["input"], Mapping) and row["input"]:
         return None  # it stands in the columns of its keys
     value: Any = row
@@ -97,7 +97,8 @@ def _at(row: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as text: itself, or as JSON; None is empty."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json_text(value)

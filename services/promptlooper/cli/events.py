@@ -12,10 +12,8 @@ from promptlooper.cli.kinds import kinds_option
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.watch import event_document, event_line
-from promptlooper.errors import ResumeTokenExpired
+from promptlooper.client.following import kept_events
 from promptlooper.run import Event
-
-_PAGE = 500
 
 
 @click.command()
@@ -60,23 +58,11 @@ async def _printed(
     limit: int | None,
     show: Callable[[Event], None],
 ) -> None:
+    def skipped(earliest: int) -> None:
+        click.echo(f"Events before number {earliest} of experiment {name} are no longer kept.", err=True)
+
     async with session.open() as experiments:
         name = (await meant(experiments, text, project)).experiment_id
-        start, token, left = after or 0, "", limit
-        while True:
-            size = _PAGE if left is None else min(_PAGE, left)
-            try:
-                page = await experiments.list_events(name, start, size, token, kinds)
-            except ResumeTokenExpired as error:
-                earliest = int(error.metadata.get("earliest_event_seq", 0))
-                if after is not None or earliest <= start + 1:
-                    raise
-                click.echo(f"Events before number {earliest} of experiment {name} are no longer kept.", err=True)
-                start, token = earliest - 1, ""
-                continue
-            for event in page.events:
-                show(event)
-            left = None if left is None else left - len(page.events)
-            token = page.next_page_token
-            if not token or left == 0:
-                return
+        told = skipped if after is None else None
+        async for event in kept_events(experiments, name, after or 0, kinds, limit=limit, skipped=told):
+            show(event)

@@ -129,7 +129,7 @@ async def _to_its_end(
     async for message in experiments.watch(name, kinds=_KINDS, bookmark_interval=progress.bookmark_interval):
         if message.event is not None:
             _tell(message.event, progress)
-        now = message.snapshot or message.bookmark or message.terminal
+        now = message.experiment
         if now is not None:
             was, seen.experiment = seen.experiment, now
             progress.update(now)
@@ -159,7 +159,7 @@ async def _report(experiments: Experiments, name: str, target: Target, wanted: W
         _print_lines(failures, err=True)
     for file in wanted.files:
         click.echo(f"Wrote {file.path}", err=True)
-    return exit_code(summary.experiment.state, summary.experiment.counts.failed, summary.gates)
+    return exit_code(summary)
 
 
 def _print_lines(lines: Sequence[str], err: bool = False) -> None:

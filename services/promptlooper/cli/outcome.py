@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from promptlooper.errors import (
@@ -12,7 +11,7 @@ from promptlooper.errors import (
     RequestIdReused,
     UnknownProvider,
 )
-from promptlooper.experiment import ExperimentState, GateResult
+from promptlooper.experiment import ExperimentSummary
 
 OK = 0
 FAILED = 1
@@ -23,17 +22,11 @@ GATE_MISSED = 100
 _USAGE_ERRORS = (InvalidArgument, InvalidExperiment, RequestIdReused, UnknownProvider)
 
 
-def exit_code(state: ExperimentState, failed_runs: int, gates: Sequence[GateResult]) -> int:
-    """Of a command that followed an experiment to `state`. Signals (128 + n) and wrong usage (2) come before this.
-
-    A gate on `max_failed_runs` says how many failed runs are allowed; without one, none is.
-    """
-    if state is not ExperimentState.COMPLETED:
+def exit_code(summary: ExperimentSummary) -> int:
+    """Of a command that followed an experiment. Signals (128 + n) and wrong usage (2) come before this."""
+    if not summary.finished:
         return FAILED
-    allowed = min((gate.wanted for gate in gates if gate.name == "max_failed_runs"), default=0)
-    if failed_runs > allowed:
-        return FAILED
-    return OK if all(gate.passed for gate in gates) else GATE_MISSED
+    return OK if summary.gates_met else GATE_MISSED
 
 
 class Refused(Exception):

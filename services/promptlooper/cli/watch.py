@@ -74,7 +74,7 @@ async def _watched(session: Session, text: str, kinds: tuple[str, ...], project:
             summary = await experiments.summarize(name)
         except ServiceUnavailable as error:
             raise given_up(error, name, session.target) from None
-        return exit_code(summary.experiment.state, summary.experiment.counts.failed, summary.gates)
+        return exit_code(summary)
 
 
 async def _look(session: Session, experiments: Experiments, experiment_id: str) -> None:

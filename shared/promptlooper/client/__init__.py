@@ -1,1 +1,15 @@
-"""The Python client."""
+"""The Python client: runs experiments on a Runner, or in this process.
+
+>>> from promptlooper.client import run
+>>> result = run("capitals.yaml")
+>>> for variant in result.summary.variants:
+...     print(variant.label, variant.score)
+prompt · echo 1.0
+"""
+
+from promptlooper.client.async_client import AsyncClient
+from promptlooper.client.packages import MissingPackage
+from promptlooper.client.results import AsyncResult, Result
+from promptlooper.client.sync_client import Client, run
+
+__all__ = ["AsyncClient", "AsyncResult", "Client", "MissingPackage", "Result", "run"]

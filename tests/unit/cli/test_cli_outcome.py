@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from promptlooper.cli.outcome import exit_code
-from promptlooper.experiment import ExperimentState, GateResult
+from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary, GateResult, RunCounts
 
 COMPLETED = ExperimentState.COMPLETED
 
@@ -42,4 +44,7 @@ def failures_gate(allowed: int, failed: int) -> GateResult:
 def test_exit_code_follows_the_precedence(
     state: ExperimentState, failed: int, gates: list[GateResult], code: int
 ) -> None:
-    assert exit_code(state, failed, gates) == code
+    experiment = Experiment(
+        "abc", "default", "test", state, RunCounts(9, failed=failed), datetime(2026, 1, 2, tzinfo=UTC)
+    )
+    assert exit_code(ExperimentSummary(experiment, (), tuple(gates))) == code
