@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
@@ -67,7 +67,6 @@ class LoopThread:
         self.stop()
         if self._thread is not None and self._process == os.getpid():
             self._thread.join()
-        atexit.unregister(self.close)
 
     def _begun(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         try:
@@ -85,7 +84,8 @@ class LoopThread:
             self._thread = threading.Thread(target=_run, args=[started], name="promptlooper-client", daemon=True)
             self._thread.start()
             self._loop, self._process = started.result(), os.getpid()
-            atexit.register(self.close)
+            # Not `atexit`: by then the executors of threads are gone, which the embedded Runner needs to close.
+            threading._register_atexit(_close, weakref.ref(self))  # type: ignore[attr-defined]
         elif self._process != os.getpid():
             raise RuntimeError("this client belongs to the process before the fork: make a new one in this process")
         return self._loop
@@ -94,6 +94,11 @@ class LoopThread:
         if self._loop is not None and self._process == os.getpid():
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(callback)
+
+
+def _close(forgotten: weakref.ref[LoopThread]) -> None:
+    if (thread := forgotten()) is not None:
+        thread.close()
 
 
 def _closed() -> RuntimeError:
