@@ -4,7 +4,7 @@
 >>> result = run("capitals.yaml")
 >>> for variant in result.summary.variants:
 ...     print(variant.label, variant.score)
-prompt · echo 1.0
+default · mock/echo 1.0
 """
 
 from promptlooper.client.async_client import AsyncClient

@@ -8,16 +8,27 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
+from types import EllipsisType
 from typing import Self
 
 from promptlooper.client.following import all_events, items_of
 from promptlooper.client.holding import Held
 from promptlooper.client.opening import Target, opened, usual_home, usual_providers, usual_server
 from promptlooper.client.results import AsyncResult
-from promptlooper.client.submitting import AnyExperiment, submission
+from promptlooper.client.submitting import AnyExperiment, Given, sent, submission, target
 from promptlooper.completion import ModelInfo
 from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary
-from promptlooper.experiments import ExperimentFilter, Experiments, ExperimentUpdate, Validation, WatchMessage
+from promptlooper.experiments import (
+    Execution,
+    ExperimentFilter,
+    Experiments,
+    ExperimentUpdate,
+    RunWatchMessage,
+    StartedRun,
+    Validation,
+    WatchMessage,
+)
+from promptlooper.jsonvalue import Json
 from promptlooper.rows import NANO
 from promptlooper.run import Event, Run
 from promptlooper.scoring import ScorerInfo
@@ -105,11 +116,11 @@ class AsyncClient:
         experiments = await self._held.get()
         return await (await asyncio.to_thread(submission, experiment)).sent(experiments, experiments.validate)
 
-    async def render(self, experiment: AnyExperiment, run_index: int = 0) -> RenderedRun:
-        """The exact messages of a run's first stage, with placeholders those of later ones; calls no model."""
+    async def render(self, experiment: AnyExperiment | Experiment, run_index: int = 0) -> RenderedRun:
+        """The exact messages of a run's first stage, with placeholders those of later ones; calls no model. An
+        Experiment is one that is stored."""
         experiments = await self._held.get()
-        sending = await asyncio.to_thread(submission, experiment)
-        return await sending.sent(experiments, lambda given: experiments.render(given, run_index))
+        return await sent(experiments, experiment, lambda given: experiments.render(given, run_index))
 
     async def get(self, experiment_id: str) -> Experiment:
         """Raises ExperimentNotFound."""
@@ -220,6 +231,56 @@ class AsyncClient:
     async def cancel_run(self, run_id: str) -> Run:
         """Stops one run that has started."""
         return await (await self._held.get()).cancel_run(run_id)
+
+    async def start_run(
+        self,
+        experiment: AnyExperiment | Experiment,
+        *,
+        row: Json | EllipsisType = ...,
+        variant_id: str = "",
+        request_id: str = "",
+    ) -> StartedRun:
+        """Stores one run as an experiment of its own, which then starts by itself. `row` stands for the inputs that the
+        experiment has, with `expected` and `_id` where they are wanted; it is needed where there are several, as
+        `variant_id` is. An Experiment is one that is stored, whose pipelines are used as they were."""
+        experiments = await self._held.get()
+        started = await sent(
+            experiments, experiment, lambda given: experiments.start_run(target(given, row, variant_id), request_id)
+        )
+        self._work_on(started.experiment.experiment_id)
+        return started
+
+    async def watch_run(
+        self, run_id: str, *, resume_token: str = "", bookmark_interval: float | None = None
+    ) -> AsyncGenerator[RunWatchMessage, None]:
+        """As `follow`, of one run: at the end it comes in full."""
+        experiments = await self._held.get()
+        async with aclosing(items_of(experiments.watch_run(run_id, resume_token, bookmark_interval))) as messages:
+            async for message in messages:
+                yield message
+
+    async def execute(
+        self,
+        experiment: AnyExperiment | Experiment,
+        *,
+        row: Json | EllipsisType = ...,
+        variant_id: str = "",
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Execution, None]:
+        """One run now, as `start_run` takes it, for this caller alone: it waits in no queue and is not stored. Outputs
+        come as they are generated, then each stage, and at the end the run in full. Who leaves it, or has waited
+        `timeout` seconds, stops its calls."""
+        experiments = await self._held.get()
+
+        async def begun(given: Given) -> tuple[Execution, AsyncGenerator[Execution, None]]:
+            stream = items_of(experiments.execute_run(target(given, row, variant_id), timeout))
+            return await anext(stream), stream
+
+        first, stream = await sent(experiments, experiment, begun)
+        async with aclosing(stream):
+            yield first
+            async for message in stream:
+                yield message
 
     async def models(self) -> Sequence[ModelInfo]:
         """What can be asked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import threading
 import weakref
@@ -84,7 +85,9 @@ class LoopThread:
             self._thread = threading.Thread(target=_run, args=[started], name="promptlooper-client", daemon=True)
             self._thread.start()
             self._loop, self._process = started.result(), os.getpid()
-            # Not `atexit`: by then the executors of threads are gone, which the embedded Runner needs to close.
+            # Not `atexit`: by then executors have ended, which the embedded Runner needs to close. Who registers last
+            # is called first.
+            importlib.import_module("concurrent.futures.thread")
             threading._register_atexit(_close, weakref.ref(self))  # type: ignore[attr-defined]
         elif self._process != os.getpid():
             raise RuntimeError("this client belongs to the process before the fork: make a new one in this process")

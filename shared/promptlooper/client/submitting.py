@@ -8,17 +8,21 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import EllipsisType
 from typing import Any, TypeVar
 
 from promptlooper.errors import FilesMissing, InvalidArgument, InvalidExperiment, Problem, TooLarge
-from promptlooper.experiment import ExperimentSpec
+from promptlooper.experiment import Experiment, ExperimentSpec
 from promptlooper.experiments import Experiments
-from promptlooper.jsonvalue import json_text
-from promptlooper.sources import LARGEST_FILE, PIECE, ExperimentSource, FilePiece, FileReference
+from promptlooper.jsonvalue import Json, json_text
+from promptlooper.sources import LARGEST_FILE, PIECE, ExperimentSource, FilePiece, FileReference, RunTarget
 
 T = TypeVar("T")
 AnyExperiment = str | os.PathLike[str] | Mapping[str, Any] | ExperimentSpec | ExperimentSource
 """The path of an experiment file, what such a file holds, or an experiment in its normal form."""
+
+Given = ExperimentSpec | ExperimentSource | str
+"""An experiment as the Runner takes it; text is the id of one that is stored."""
 
 _OF_A_MAPPING = "experiment.json"
 
@@ -57,6 +61,19 @@ class Submission:
             if (await experiments.upload(piece)).complete:  # also where it was sent before
                 break
         return file
+
+
+async def sent(
+    experiments: Experiments, experiment: AnyExperiment | Experiment, call: Callable[[Given], Awaitable[T]]
+) -> T:
+    """What the call answers, of an experiment that is given or of one that is stored."""
+    if isinstance(experiment, Experiment):
+        return await call(experiment.experiment_id)
+    return await (await asyncio.to_thread(submission, experiment)).sent(experiments, call)
+
+
+def target(given: Given, row: Json | EllipsisType, variant_id: str) -> RunTarget:
+    return RunTarget(given, variant_id) if isinstance(row, EllipsisType) else RunTarget(given, variant_id, row, True)
 
 
 def submission(experiment: AnyExperiment) -> Submission:

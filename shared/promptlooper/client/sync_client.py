@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from decimal import Decimal
 from functools import partial
+from types import EllipsisType
 from typing import Self
 
 from promptlooper.client.async_client import ENDS, LOOK_EVERY, AsyncClient
@@ -16,7 +17,8 @@ from promptlooper.client.results import Result
 from promptlooper.client.submitting import AnyExperiment
 from promptlooper.completion import ModelInfo
 from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary
-from promptlooper.experiments import Validation, WatchMessage
+from promptlooper.experiments import Execution, RunWatchMessage, StartedRun, Validation, WatchMessage
+from promptlooper.jsonvalue import Json
 from promptlooper.run import Event, Run
 from promptlooper.scoring import ScorerInfo
 from promptlooper.sources import RenderedRun
@@ -86,8 +88,9 @@ class Client:
         read as an experiment it raises InvalidExperiment."""
         return self._thread.call(self._client.validate(experiment))
 
-    def render(self, experiment: AnyExperiment, run_index: int = 0) -> RenderedRun:
-        """The exact messages of a run's first stage, with placeholders those of later ones; calls no model."""
+    def render(self, experiment: AnyExperiment | Experiment, run_index: int = 0) -> RenderedRun:
+        """The exact messages of a run's first stage, with placeholders those of later ones; calls no model. An
+        Experiment is one that is stored."""
         return self._thread.call(self._client.render(experiment, run_index))
 
     def get(self, experiment_id: str) -> Experiment:
@@ -181,6 +184,43 @@ class Client:
     def cancel_run(self, run_id: str) -> Run:
         """Stops one run that has started."""
         return self._thread.call(self._client.cancel_run(run_id))
+
+    def start_run(
+        self,
+        experiment: AnyExperiment | Experiment,
+        *,
+        row: Json | EllipsisType = ...,
+        variant_id: str = "",
+        request_id: str = "",
+    ) -> StartedRun:
+        """Stores one run as an experiment of its own, which then starts by itself. `row` stands for the inputs that the
+        experiment has, with `expected` and `_id` where they are wanted; it is needed where there are several, as
+        `variant_id` is. An Experiment is one that is stored, whose pipelines are used as they were."""
+        started = self._client.start_run(experiment, row=row, variant_id=variant_id, request_id=request_id)
+        return self._thread.call(started)
+
+    def watch_run(
+        self, run_id: str, *, resume_token: str = "", bookmark_interval: float | None = None
+    ) -> Iterator[RunWatchMessage]:
+        """As `follow`, of one run: at the end it comes in full."""
+        messages = partial(
+            self._client.watch_run, run_id, resume_token=resume_token, bookmark_interval=bookmark_interval
+        )
+        yield from self._thread.iterate(messages)
+
+    def execute(
+        self,
+        experiment: AnyExperiment | Experiment,
+        *,
+        row: Json | EllipsisType = ...,
+        variant_id: str = "",
+        timeout: float | None = None,
+    ) -> Iterator[Execution]:
+        """One run now, as `start_run` takes it, for this caller alone: it waits in no queue and is not stored. Outputs
+        come as they are generated, then each stage, and at the end the run in full. Who leaves it, or has waited
+        `timeout` seconds, stops its calls."""
+        messages = partial(self._client.execute, experiment, row=row, variant_id=variant_id, timeout=timeout)
+        yield from self._thread.iterate(messages)
 
     def models(self) -> Sequence[ModelInfo]:
         """What can be asked."""
