@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from promptlooper.client.opening import usual_home
+from promptlooper.clients.opening import usual_home
 
 
 def default_data() -> Path:

@@ -12,7 +12,7 @@ from promptlooper.cli.kinds import kinds_option
 from promptlooper.cli.session import Session, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
 from promptlooper.cli.watch import event_document, event_line
-from promptlooper.client.following import kept_events
+from promptlooper.clients.following import kept_events
 from promptlooper.run import Event
 
 

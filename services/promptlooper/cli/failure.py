@@ -9,7 +9,7 @@ import click
 
 from promptlooper.cli.outcome import FAILED, USAGE, Refused, code_of, error_document
 from promptlooper.cli.signals import Interrupted
-from promptlooper.client.packages import MissingPackage
+from promptlooper.clients.packages import MissingPackage
 from promptlooper.errors import DomainError, NotAvailableYet, ServiceUnavailable
 from promptlooper.jsonvalue import json_text
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 
 from promptlooper.cli.outcome import USAGE, Refused
-from promptlooper.client import opening
+from promptlooper.clients import opening
 from promptlooper.experiments import Experiments
 
 if TYPE_CHECKING:

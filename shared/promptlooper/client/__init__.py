@@ -8,8 +8,8 @@ default · mock/echo 1.0
 """
 
 from promptlooper.client.async_client import AsyncClient
-from promptlooper.client.packages import MissingPackage
 from promptlooper.client.results import AsyncResult, Result
 from promptlooper.client.sync_client import Client, run
+from promptlooper.clients.packages import MissingPackage
 
 __all__ = ["AsyncClient", "AsyncResult", "Client", "MissingPackage", "Result", "run"]

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Self
 
-from promptlooper.client.following import all_events, items_of
 from promptlooper.client.holding import Held
-from promptlooper.client.opening import Target, opened, usual_home, usual_providers, usual_server
 from promptlooper.client.results import AsyncResult
 from promptlooper.client.submitting import AnyExperiment, Given, sent, submission, target
+from promptlooper.clients.following import all_events, items_of
+from promptlooper.clients.opening import Target, opened, usual_home, usual_providers, usual_server
 from promptlooper.completion import ModelInfo
 from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary
 from promptlooper.experiments import (

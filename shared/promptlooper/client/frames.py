@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from promptlooper.client.packages import needed
+from promptlooper.clients.packages import needed
 from promptlooper.experiment import ExperimentSummary
 from promptlooper.flat_rows import CsvLayout, cell, columns_of, value_at
 from promptlooper.rows import run_row

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptlooper.client.packages import needed
+from promptlooper.clients.packages import needed
 from promptlooper.experiment import Experiment, ExperimentState
 from promptlooper.experiments import Experiments
 
