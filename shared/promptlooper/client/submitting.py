@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -107,7 +108,7 @@ def _content(folder: Path, path: str, source: ExperimentSource) -> bytes:
     root = folder.resolve()
     try:
         file = (root / path).resolve()
-        if not file.is_relative_to(root) or PurePosixPath(path).name not in source.text:
+        if not file.is_relative_to(root) or not _is_named(PurePosixPath(path).name, source.text):
             raise _refused(path, "the Runner asks for it, and the experiment does not name it")
         size = file.stat().st_size
         if size > LARGEST_FILE:
@@ -116,6 +117,10 @@ def _content(folder: Path, path: str, source: ExperimentSource) -> bytes:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
         said = getattr(error, "strerror", None) or str(error)
         raise _refused(path, f"it cannot be read: {said}; the experiment names it") from error
+
+
+def _is_named(name: str, text: str) -> bool:
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text) is not None
 
 
 def _refused(path: str, message: str) -> InvalidExperiment:

@@ -45,7 +45,9 @@ async def sent(sending: Submission, *wanted: str) -> tuple[ExperimentSource, Ask
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "demo"
     (folder / "data").mkdir(parents=True)
-    (folder / "promptlooper.yaml").write_text("inputs: {file: data/rows.csv}\nprompt: {file: ask.txt}")
+    (folder / "promptlooper.yaml").write_text(
+        "inputs: {file: data/rows.csv}\nprompt: {file: ask.txt} # my.env, .envelope"
+    )
     (folder / ".env").write_text("OPENAI_API_KEY=secret")
     return folder
 
