@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from promptlooper.cli.main import main
 from promptlooper.errors import NotAvailableYet, ServiceUnavailable
 from promptlooper.experiment import ExperimentState, GateResult, RunCounts
 from promptlooper.experiments import ExperimentFilter
@@ -272,3 +275,13 @@ def test_another_service_at_the_address_is_no_service(promptlooper: Any, runner:
     error = json.loads(result.stdout)["error"]
     assert error["reason"] == "SERVICE_UNAVAILABLE"
     assert "give the right address. Start a Runner with" in error["message"]
+
+
+def test_a_package_that_is_missing_is_named_with_its_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "promptlooper.embedded.composition", None)  # type: ignore[arg-type]
+    done = CliRunner().invoke(main, ["list"], env={"PROMPTLOOPER_SERVER": "", "PROMPTLOOPER_HOME": str(tmp_path)})
+    assert done.exit_code == 1
+    assert "pip install 'promptlooper[local]'." in done.stderr
+    assert "Traceback" not in done.stderr
