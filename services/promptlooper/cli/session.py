@@ -96,7 +96,7 @@ def session_options(command: Command) -> Command:
     def with_session(ctx: click.Context, param: click.Parameter, value: str | None) -> Session:
         opener: Opener = ctx.obj if ctx.obj is not None else opening.opened  # tests bring their own
         env_file = ctx.meta.get(_ENV_FILE)
-        target = Target(value or None, opening.usual_home(), opening.usual_providers(), env_file)
+        target = Target(value or None, opening.usual_home(), opening.usual_providers(), env_file=env_file)
         return Session(target, opener)
 
     server = click.option(

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import EllipsisType
@@ -30,6 +31,7 @@ from promptlooper.experiments import (
 )
 from promptlooper.jsonvalue import Json
 from promptlooper.rows import NANO
+from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.run import Event, Run
 from promptlooper.scoring import ScorerInfo
 from promptlooper.sources import RenderedRun
@@ -39,10 +41,23 @@ LOOK_EVERY = 1.0  # seconds between two looks at the counts
 ENDS = ("experiment.completed", "experiment.cancelled", "experiment.failed")
 
 
-def target_of(address: str | None, home: str | os.PathLike[str] | None) -> Target:
-    """Where a client looks: at what it is given, else at what the environment says."""
+AnyPath = str | os.PathLike[str] | None
+
+
+def target_of(
+    address: str | None, home: AnyPath, token_file: AnyPath, ca_file: AnyPath, cert_file: AnyPath, key_file: AnyPath
+) -> Target:
+    """Where a client looks, and how: what it is given, else what the environment says."""
     server = address if address is not None or home is not None else usual_server()
-    return Target(server, usual_home() if home is None else Path(home).absolute(), usual_providers())
+    usual = ChannelSecurity.from_environment(os.environ)
+    security = replace(
+        usual,
+        token_file=usual.token_file if token_file is None else Path(token_file),
+        ca_file=usual.ca_file if ca_file is None else Path(ca_file),
+        cert_file=usual.cert_file if cert_file is None else Path(cert_file),
+        key_file=usual.key_file if key_file is None else Path(key_file),
+    )
+    return Target(server, usual_home() if home is None else Path(home).absolute(), usual_providers(), security)
 
 
 class AsyncClient:
@@ -51,7 +66,9 @@ class AsyncClient:
     `address` is that of a Runner, or several (`10.0.0.1:7051,10.0.0.2:7051`); by default PROMPTLOOPER_SERVER. Without
     either, experiments run in this process, with their data in the folder `home` (default PROMPTLOOPER_HOME, else
     `.promptlooper`), for as long as the client is open. It connects when it is first used; streams go on by themselves
-    after a lost connection. Failures are those of `promptlooper.errors`. Belongs to one event loop.
+    after a lost connection. `ca_file` switches TLS on; `token_file`, `cert_file` and `key_file` say who calls; what is
+    not given is read from PROMPTLOOPER_SERVER_CA_FILE and its like. Failures are those of `promptlooper.errors`.
+    Belongs to one event loop.
 
     >>> async def main():
     ...     async with AsyncClient() as client:
@@ -61,8 +78,17 @@ class AsyncClient:
     ['The capital of France', 'The capital of Japan']
     """
 
-    def __init__(self, address: str | None = None, *, home: str | os.PathLike[str] | None = None) -> None:
-        self._target = target_of(address, home)
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token_file: AnyPath = None,
+        ca_file: AnyPath = None,
+        cert_file: AnyPath = None,
+        key_file: AnyPath = None,
+        home: AnyPath = None,
+    ) -> None:
+        self._target = target_of(address, home, token_file, ca_file, cert_file, key_file)
         self._held: Held[Experiments] = Held(self._opened)
         self._working: dict[str, ExitStack] = {}
 

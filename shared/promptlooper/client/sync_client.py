@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,7 +10,7 @@ from functools import partial
 from types import EllipsisType
 from typing import Self
 
-from promptlooper.client.async_client import ENDS, LOOK_EVERY, AsyncClient
+from promptlooper.client.async_client import ENDS, LOOK_EVERY, AnyPath, AsyncClient
 from promptlooper.client.loop_thread import LoopThread
 from promptlooper.client.results import Result
 from promptlooper.client.submitting import AnyExperiment
@@ -39,8 +38,19 @@ class Client:
     Japan The capital of Japan
     """
 
-    def __init__(self, address: str | None = None, *, home: str | os.PathLike[str] | None = None) -> None:
-        self._client = AsyncClient(address, home=home)
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token_file: AnyPath = None,
+        ca_file: AnyPath = None,
+        cert_file: AnyPath = None,
+        key_file: AnyPath = None,
+        home: AnyPath = None,
+    ) -> None:
+        self._client = AsyncClient(
+            address, token_file=token_file, ca_file=ca_file, cert_file=cert_file, key_file=key_file, home=home
+        )
         self._thread = LoopThread()
         weakref.finalize(self, self._thread.stop).atexit = False
 
@@ -235,7 +245,7 @@ def run(
     experiment: AnyExperiment,
     address: str | None = None,
     *,
-    home: str | os.PathLike[str] | None = None,
+    home: AnyPath = None,
     request_id: str = "",
     on_progress: Callable[[Experiment], None] | None = None,
 ) -> Result:

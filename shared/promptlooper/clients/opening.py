@@ -15,6 +15,7 @@ from promptlooper.experiments import Experiments
 
 if TYPE_CHECKING:
     from promptlooper.clients.resuming import ConnectionListener
+    from promptlooper.rpc.security import ChannelSecurity
 
 DEFAULT_HOME = ".promptlooper"
 _EMBEDDED = "Without the address of a server, experiments run in this process, which"
@@ -44,6 +45,7 @@ class Target:
     server: str | None
     home: Path
     providers: Path | None = None  # of this process; a server has its own
+    security: ChannelSecurity | None = None  # of the channel to a server; None is what the environment says
 
     def described(self) -> str:
         if self.server is not None:
@@ -88,8 +90,10 @@ async def opened(target: Target, listener: ConnectionListener | None = None) -> 
     be read, StoreUnavailable where the embedded data can't be used."""
     if target.server is not None:
         from promptlooper.clients.runner import connected
+        from promptlooper.rpc.security import ChannelSecurity
 
-        async with connected(target.server, listener=listener) as remote:
+        security = target.security or ChannelSecurity.from_environment(os.environ)
+        async with connected(target.server, security=security, listener=listener) as remote:
             yield remote
     else:
         embedded = needed("promptlooper.embedded.composition", _EMBEDDED, "'promptlooper[local]'").embedded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with an experiment in it. No variable says where a Runner is."""
-    for name in ("SERVER", "HOME", "PROVIDERS"):
-        monkeypatch.delenv(f"PROMPTLOOPER_{name}", raising=False)
+    for name in [name for name in os.environ if name.startswith("PROMPTLOOPER_")]:
+        monkeypatch.delenv(name)
     (tmp_path / "capitals.yaml").write_text(CAPITALS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
