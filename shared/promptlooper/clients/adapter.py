@@ -22,7 +22,7 @@ from promptlooper.completion import (
     OnDelta,
 )
 from promptlooper.errors import ServiceUnavailable, TooLarge
-from promptlooper.rpc.client import away, open_channel, replicas_of
+from promptlooper.rpc.client import away, is_name, open_channel, replicas_of
 from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.tracing import current
 from promptlooper.v1 import adapter_service_pb2 as pb
@@ -31,25 +31,33 @@ from promptlooper.wire.completion import check_from_pb, completion_from_pb, mode
 from promptlooper.wire.limits import MAX_MESSAGE
 
 MARGIN = 2.0  # seconds that an answer may take to travel: the Adapter ends what takes longer than its timeout
-MAX_AGE = 300.0  # seconds after which a stream gives way to a new one, which may reach another replica of a name
+MAX_AGE = 60.0  # seconds after which a stream gives way to a new one, which may reach another replica of a name
+FIRST_AGE = 5.0  # the same for the first, which is opened when perhaps one replica of a name is connected, and no more
+NAME_STREAMS = 4  # to a name, which may stand for any number of replicas
 REST = 1.0  # seconds that a replica which lost a question comes last
 _RANKS = {grpc.ChannelConnectivity.READY: 0, grpc.ChannelConnectivity.TRANSIENT_FAILURE: 2}  # others: 1
 
 
 @asynccontextmanager
-async def connected(address: str, *, security: ChannelSecurity | None = None) -> AsyncIterator[AdapterClient]:
+async def connected(
+    address: str, *, security: ChannelSecurity | None = None, max_age: float = MAX_AGE
+) -> AsyncIterator[AdapterClient]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         service = pb.DESCRIPTOR.services_by_name["AdapterService"]
         channel = await enter(open_channel(address, service, security=security))
         parts = replicas_of(address)
-        channels = [await enter(open_channel(part, security=security)) for part in parts] if len(parts) > 1 else []
-        yield await enter(AdapterClient(channel, address, channels))
+        if len(parts) > 1:
+            replicas = [await enter(open_channel(part, security=security)) for part in parts]
+        else:
+            replicas = [channel] * (NAME_STREAMS if is_name(address) else 1)
+        yield await enter(AdapterClient(channel, address, replicas, max_age=max_age))
 
 
 class AdapterClient(CompletionGateway):
     """Questions travel on long-lived CompleteMany streams, one for each of `replicas`, by default one for `channel`,
-    which takes the other calls; what is ready in one tick of the event loop goes in one message. A question whose
+    which takes the other calls. The same channel several times is for a name: round robin lets each of its streams
+    begin at the next replica. What is ready in one tick of the event loop goes in one message. A question whose
     stream breaks, or whose Adapter is leaving, is put to another replica at once, to each but once; then
     ServiceUnavailable is raised, also for an Adapter that is slow or leaving. Close it before its channels."""
 
@@ -154,6 +162,7 @@ class _Replica:
         self._current: CompletionStream | None = None
         self._running: set[CompletionStream] = set()
         self._rests_until = 0.0
+        self._next_age = min(FIRST_AGE, max_age)
 
     def rank(self) -> tuple[bool, int, int]:
         """Lower is better. Also lets an idle channel connect, so that a replica that is back is found."""
@@ -173,7 +182,8 @@ class _Replica:
             stream.retire()
         if stream is None or stream.retired:
             # Not all Runners at once: each stream gets an age of its own.
-            retire_at = now + self._max_age * random.uniform(0.8, 1.0)
+            retire_at = now + self._next_age * random.uniform(0.8, 1.0)
+            self._next_age = self._max_age
             stream = CompletionStream(self._stub.CompleteMany, self._address, retire_at, self._running.discard)
             self._current = stream
             self._running.add(stream)

@@ -78,6 +78,18 @@ def replicas_of(address: str) -> list[str]:
     return [_list_target([part.strip()]) for part in address.split(",")] if "," in address else [address]
 
 
+def is_name(address: str) -> bool:
+    """Whether any number of replicas may stand behind the address: not a list, an IP address or a socket's path."""
+    if "," in address or address.startswith(("unix:", "ipv4:", "ipv6:")):
+        return False
+    host, _ = host_and_port(address.removeprefix("dns:").rpartition("/")[2])
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "localhost"
+    return False
+
+
 def _list_target(addresses: list[str]) -> str:
     families = set()
     found = []

@@ -9,18 +9,21 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+LIVENESS = "liveness"  # what a liveness probe asks for
+
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """One answer for all `services` and for "", the server.
+    """One answer for all `services` and for "", the server: whether calls are welcome. `liveness` is SERVING whenever
+    it can be answered, also while the server is not ready or drains: who restarts a process goes by that.
 
     Unlike grpc's own servicer it never waits for a watcher, and its watches end when the server drains: else each would
     hold the drain for the whole grace.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
-        self._services = frozenset(("", *services))
+        self._services = frozenset(("", LIVENESS, *services))
         self._ready = self._draining = self._ended = False
         self._changed = asyncio.Event()
 
@@ -56,7 +59,7 @@ class Health(health_pb2_grpc.HealthServicer):
     def _status(self, service: str) -> Any:
         if service not in self._services:
             return _Status.SERVICE_UNKNOWN
-        return _Status.SERVING if self._ready else _Status.NOT_SERVING
+        return _Status.SERVING if self._ready or service == LIVENESS else _Status.NOT_SERVING
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -22,6 +22,7 @@ from promptlooper.rpc.health import Health
 from promptlooper.rpc.interceptors import CallGuard
 
 _LARGEST_MESSAGE = 4 * 1024 * 1024
+CONNECTION_AGE = 300.0  # seconds
 
 Register = Callable[[grpc.aio.Server], None]
 
@@ -52,20 +53,23 @@ async def serving(
     credentials: grpc.ServerCredentials | None = None,
     access: Access | None = None,
     calls: Calls | None = None,
+    connection_age: float = CONNECTION_AGE,
 ) -> AsyncIterator[Serving]:
     """Serves `services` (full name to what registers it) on `listen`, with health there and, alone, on its own port.
 
     Port 0 takes a free one. `health_listen` is the port of `listen` + 100 unless given. On leaving it drains: health
     says NOT_SERVING, `lame_duck` seconds later clients are told to send no more calls, `on_drain` tells long streams to
     end, and what still runs gets `grace` seconds. `credentials` are for TLS, `access` decides who may call; the health
-    port has neither. Raises CannotListen where an address is taken.
+    port has neither. A connection takes no new calls after `connection_age` seconds, give or take a tenth: its client
+    makes another, asks DNS again before, and so finds replicas that are new. Raises CannotListen where an address is
+    taken.
     """
     answers, calls = Health(services), calls or Calls()
     async with AsyncExitStack() as stack:
         if access is not None:
             calls.refused = access.refused
         guards = [access, CallGuard(calls)] if access is not None else [CallGuard(calls)]
-        server = grpc.aio.server(interceptors=guards, options=_options(_LARGEST_MESSAGE))
+        server = grpc.aio.server(interceptors=guards, options=_options(_LARGEST_MESSAGE, connection_age))
         stack.push_async_callback(server.stop, None)
         for register in services.values():
             register(server)
@@ -76,7 +80,7 @@ async def serving(
         port = _bound(server, listen, "PROMPTLOOPER_LISTEN", credentials)
 
         # Alone on its own port, so that a server with many calls still answers its probes.
-        probes = grpc.aio.server(interceptors=[CallGuard(Calls())], options=_options(64 * 1024))
+        probes = grpc.aio.server(interceptors=[CallGuard(Calls())], options=_options(64 * 1024, connection_age))
         stack.push_async_callback(probes.stop, None)
         health_pb2_grpc.add_HealthServicer_to_server(answers, probes)
         health_port = _bound(probes, health_listen or health_address(listen), "PROMPTLOOPER_HEALTH_LISTEN")
@@ -99,7 +103,7 @@ async def serving(
             await stopping
 
 
-def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
+def _options(max_receive_bytes: int, connection_age: float) -> list[tuple[str, Any]]:
     return [
         ("grpc.so_reuseport", 0),  # by default two servers share a port, in silence
         ("grpc.max_receive_message_length", max_receive_bytes),
@@ -107,6 +111,8 @@ def _options(max_receive_bytes: int) -> list[tuple[str, Any]]:
         # What a connection asks for beyond this waits, or is refused where it has many short calls (seen from 300 on at
         # a limit of 200): so more than any client of ours has.
         ("grpc.max_concurrent_streams", 1_000),
+        # Calls that run go on for as long as they take: there is no limit to the grace.
+        ("grpc.max_connection_age_ms", int(connection_age * 1000)),
         # All three are needed: without ping_timeout a frozen peer is seen after a minute more.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),

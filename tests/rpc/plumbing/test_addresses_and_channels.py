@@ -7,7 +7,7 @@ import pytest
 
 from promptlooper.backing import free_port
 from promptlooper.errors import InvalidArgument, ServiceUnavailable
-from promptlooper.rpc.client import domain_errors, open_channel, target_of
+from promptlooper.rpc.client import domain_errors, is_name, open_channel, target_of
 from promptlooper.rpc.server import serving
 
 
@@ -36,6 +36,28 @@ def test_addresses_that_can_not_be_read_are_refused_with_their_text(address: str
     with pytest.raises(InvalidArgument) as caught:
         target_of(address)
     assert repr(address) in caught.value.message or repr(address.split(",")[0]) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "address", ["adapter:7052", "dns:///adapter:7052", "dns:adapter:7052", "dns://10.0.0.1/adapter:7052"]
+)
+def test_names_may_stand_for_several_replicas(address: str) -> None:
+    assert is_name(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:7052",
+        "localhost:7052",
+        "[::1]:7052",
+        "dns:///127.0.0.1:1",
+        "unix:/run/a.sock",
+        "10.0.0.1:1,10.0.0.2:1",
+    ],
+)
+def test_other_addresses_stand_for_what_they_say(address: str) -> None:
+    assert not is_name(address)
 
 
 async def test_calls_are_spread_over_a_list_of_addresses() -> None:

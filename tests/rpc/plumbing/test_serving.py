@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -50,6 +51,28 @@ async def test_health_answers_on_the_main_port_and_alone_on_its_own(connect: Any
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary(f"/{CACHE}/Lookup")(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_liveness_is_serving_while_the_server_is_not_ready_and_while_it_drains() -> None:
+    async def liveness_and_readiness() -> tuple[int, int]:
+        return await health_of(port, "liveness"), await health_of(port)
+
+    leave = AsyncExitStack()
+    running = await leave.enter_async_context(serving("127.0.0.1:0", {}, grace=60.0, lame_duck=60.0))
+    port = running.health_port
+    assert await liveness_and_readiness() == (SERVING, SERVING)
+    running.health.set_ready(False)
+    assert await liveness_and_readiness() == (SERVING, NOT_SERVING)
+    running.health.set_ready(True)
+    closing = asyncio.create_task(leave.aclose())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        async for answer in stub.Watch(health_pb2.HealthCheckRequest()):
+            if answer.status == NOT_SERVING:
+                break
+    assert await liveness_and_readiness() == (SERVING, NOT_SERVING)
+    closing.cancel()
+    await asyncio.wait([closing])
 
 
 async def test_health_watch_tells_changes_and_ends_with_the_drain(connect: Any) -> None:
