@@ -12,11 +12,12 @@ from promptlooper.rpc.process import run_service
 
 
 @click.command()
-@click.argument("service", type=click.Choice(SERVICES))
+@click.argument("service", type=click.Choice(SERVICES), envvar="PROMPTLOOPER_SERVICE")
 def serve(service: str) -> None:
     """Run one service in the foreground until SIGTERM or Ctrl-C.
 
-    Its settings come from PROMPTLOOPER_* variables; docs/operations.md lists them.
+    Its settings come from PROMPTLOOPER_* variables; docs/operations.md lists them. An image of a service names it in
+    PROMPTLOOPER_SERVICE.
     """
     try:
         program = importlib.import_module(f"promptlooper.{service}.__main__")
