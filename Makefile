@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SERVICES := runner adapter cache scorer
-PINS = $(BIN)/uv pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
+PIN = $(BIN)/uv pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
 PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
 
 .PHONY: help setup toolchains run test check fmt protos up bench faults constraints released
@@ -55,10 +55,13 @@ bench: setup ## CPU per run, runs per second, memory, several Runners
 faults: setup ## kill, freeze and cut off real processes: about a quarter of an hour
 	$(BIN)/python -m pytest tests/faults -v -s
 
-constraints: ## record the installed versions, and their hashes for the images
+constraints: ## record the installed versions
 	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt
 
 released: ## keep what checks and tests need of a release that is tagged: VERSION=0.2.0
 	git archive --format=tgz -o released/$(VERSION).tgz v$(VERSION) buf.yaml protos services shared
 	for service in $(SERVICES); do $(PINS) --extra $$service -o deploy/images/requirements/$$service.txt pyproject.toml; done
 	printf 'hatchling\n' | $(PINS) -o deploy/images/requirements/build.txt -
+pins: ## hash what the images install: after a change of dependencies or of constraints.txt
+	for service in $(SERVICES); do $(PIN) --extra $$service -o deploy/images/requirements/$$service.txt pyproject.toml; done
+	printf 'hatchling\n' | $(PIN) -o deploy/images/requirements/build.txt -

@@ -66,6 +66,16 @@ class TickBatcher(Generic[ItemT, AnswerT]):
         while self._sending:
             await asyncio.wait(set(self._sending))
 
+    async def cancel(self) -> None:
+        """Takes no more items and gives up those it has."""
+        self._closed = True
+        for _, future in self._waiting:
+            future.cancel()
+        for task in self._sending:
+            task.cancel()
+        while self._sending:
+            await asyncio.wait(set(self._sending))
+
     def _dispatch(self) -> None:
         self._scheduled = False
         while len(self._sending) < self._max_in_flight and (batch := self._next_batch()):

@@ -28,7 +28,8 @@ class Scores:
         self._score = TickBatcher(self._score_batch, gather=gather)
 
     async def aclose(self) -> None:
-        await self._score.aclose()
+        """When nobody waits for scores: does not wait for a Scorer that is away."""
+        await self._score.cancel()
 
     async def of(
         self, specs: Sequence[ScorerSpec], results: Sequence[StageResult], values: Mapping[str, object]

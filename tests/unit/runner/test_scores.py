@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from promptlooper.errors import DomainError, NotAvailableYet, TooLarge
+from promptlooper.errors import DomainError, NotAvailableYet, ServiceUnavailable, TooLarge
 from promptlooper.experiment import ScorerSpec
 from promptlooper.run import Score
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.scores import Scores
 from promptlooper.scoring import ScoreItem, ScoreValue, ScoringService
+from promptlooper.testing.eventually import eventually
 
 SPECS = (ScorerSpec("named", "equals", output="{{ output }}"), ScorerSpec("other", "equals"))
 
@@ -68,3 +69,15 @@ async def test_runs_that_are_not_refused_share_one_call() -> None:
     scoring = Scoring()
     assert len(await scored(scoring, 256)) == 256
     assert scoring.sizes == [256]
+
+
+async def test_scores_that_nobody_waits_for_any_more_do_not_hold_up_a_runner_that_leaves() -> None:
+    """A Scorer that is away is tried for half a minute, which is longer than the grace of a service."""
+
+    scoring = Scoring("0", error=ServiceUnavailable("no scorer answers", address="scorer:7054"))
+    async with scores_of(scoring) as scores:
+        run = asyncio.create_task(scores.of(SPECS, (), {"output": "0"}))
+        await eventually(lambda: scoring.sizes)
+        run.cancel()
+        await asyncio.wait([run])
+    assert scoring.sizes == [1]
