@@ -1,12 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SERVICES := runner adapter cache scorer
-PIN = $(BIN)/uv pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
+UV = UV_DEFAULT_INDEX=$$($(BIN)/pip config get global.index-url 2>/dev/null) $(BIN)/uv
+PIN = $(UV) pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
 PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
 
 .PHONY: help setup toolchains run test check fmt protos up bench faults constraints released
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 setup: .venv/ready ## install everything into .venv
 .venv/ready: pyproject.toml constraints.txt
@@ -33,6 +34,15 @@ check: setup ## lint, types, protos in sync and as released, lines between servi
 	for release in released/*.tgz; do $(BIN)/buf breaking --against $$release || exit 1; done
 	$(BIN)/python tests/released_in_sync.py
 	cd services && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+check-deploy: setup ## what checkov says of manifests and images, each waiver with its reason in deploy/checkov.yaml
+	test -x .venv/checkov/bin/python || $(UV) venv -q .venv/checkov
+	$(UV) pip install -q --python .venv/checkov/bin/python -r deploy/checkov.txt
+	mkdir -p .venv/rendered
+	for part in base overlays/dev overlays/production; do \
+	  $(BIN)/kubectl kustomize deploy/k8s/$$part > .venv/rendered/$$(basename $$part).yaml || exit 1; done
+	cp deploy/images/Dockerfile .venv/rendered
+	.venv/checkov/bin/checkov --config-file deploy/checkov.yaml --directory .venv/rendered
 
 fmt: setup ## format the code
 	$(BIN)/ruff check --fix .
