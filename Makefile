@@ -65,6 +65,9 @@ bench: setup ## CPU per run, runs per second, memory, several Runners
 faults: setup ## kill, freeze and cut off real processes: about a quarter of an hour
 	$(BIN)/python -m pytest tests/faults -v -s
 
+test-images: setup ## build the four images with buildah and look into them: as root on Debian, several minutes
+	$(BIN)/python -m pytest tests/images -v -s
+
 constraints: ## record the installed versions
 	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt
 

@@ -67,14 +67,15 @@ def install(service: str, wheel: Path, folder: Path) -> Installation:
 
 
 def _uv(*args: str) -> None:
-    subprocess.run([Path(sys.executable).parent / "uv", *args], check=True, env={**os.environ, **_pip_settings()})
+    """uv goes where pip goes: to its index, with its certificates."""
+    names = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
+    settings = {names[name]: value for name, value in pip_settings().items() if name in names}
+    subprocess.run([Path(sys.executable).parent / "uv", *args], check=True, env={**os.environ, **settings})
 
 
 @cache
-def _pip_settings() -> Mapping[str, str]:
-    """uv goes where pip goes: to its index, with its certificates."""
+def pip_settings() -> Mapping[str, str]:
+    """How pip is set up here, by the names of its options."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     found = dict(line.split("=", 1) for line in listed.stdout.splitlines())
-    values = {name.rsplit(".", 1)[-1]: value.strip("'") for name, value in found.items()}
-    names = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
-    return {names[name]: value for name, value in values.items() if name in names}
+    return {name.rsplit(".", 1)[-1]: value.strip("'") for name, value in found.items()}
