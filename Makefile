@@ -76,5 +76,5 @@ released: ## keep what checks and tests need of a release that is tagged: VERSIO
 	for service in $(SERVICES); do $(PINS) --extra $$service -o deploy/images/requirements/$$service.txt pyproject.toml; done
 	printf 'hatchling\n' | $(PINS) -o deploy/images/requirements/build.txt -
 pins: ## hash what the images install: after a change of dependencies or of constraints.txt
-	for service in $(SERVICES); do $(PIN) --extra $$service -o deploy/images/requirements/$$service.txt pyproject.toml; done
+	for extra in $(SERVICES) tracing; do $(PIN) --extra $$extra -o deploy/images/requirements/$$extra.txt pyproject.toml; done
 	printf 'hatchling\n' | $(PIN) -o deploy/images/requirements/build.txt -

@@ -39,17 +39,17 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_image_installs_what_its_extra_needs_each_pinned_by_hash(service: str) -> None:
-    text = (IMAGES / f"requirements/{service}.txt").read_text()
+@pytest.mark.parametrize("extra", [*SERVICES, "tracing"])
+def test_image_installs_what_its_extra_needs_each_pinned_by_hash(extra: str) -> None:
+    text = (IMAGES / f"requirements/{extra}.txt").read_text()
     seen: set[tuple[str, frozenset[str]]] = set()
-    closure("promptlooper", frozenset((service,)), seen)
+    closure("promptlooper", frozenset((extra,)), seen)
     assert pins(text).keys() - OLDER_PYTHON == {name for name, _ in seen} - {"promptlooper"}, "run `make pins`"
     for block in re.split(r"\n(?=\w)", text.strip()):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block
 
 
-@pytest.mark.parametrize("name", [*SERVICES, "build"])
+@pytest.mark.parametrize("name", [*SERVICES, "tracing", "build"])
 def test_images_install_the_versions_that_are_tested_and_name_no_place_to_get_them(name: str) -> None:
     text = (IMAGES / f"requirements/{name}.txt").read_text()
     tested = pins((ROOT / "constraints.txt").read_text())

@@ -10,6 +10,7 @@ from manifests import (
     BASE,
     DEV,
     PRODUCTION,
+    ROOT,
     SERVICES,
     component_of,
     container_of,
@@ -153,3 +154,12 @@ def test_production_scales_every_service_from_three_and_nothing_sets_replicas_ba
     assert all(spec["scaleTargetRef"]["name"] == name for name, spec in scaled.items())
     assert (runner["spec"]["scaleTargetRef"]["name"], runner["spec"]["minReplicaCount"]) == ("promptlooper-runner", 3)
     assert not [one for one in of_kind(PRODUCTION, "Deployment") if "replicas" in one["spec"]]
+
+
+def test_runners_are_scaled_by_metrics_that_they_have() -> None:
+    (runner,) = of_kind(PRODUCTION, "ScaledObject")
+    (trigger,) = runner["spec"]["triggers"]
+    metrics = set(re.findall(r"promptlooper_\w+", trigger["metadata"]["query"]))
+    assert "promptlooper_claimable_runs" in metrics
+    documented = (ROOT / "docs/observability.md").read_text()
+    assert all(name in documented for name in metrics)
