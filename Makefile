@@ -77,4 +77,4 @@ released: ## keep what checks and tests need of a release that is tagged: VERSIO
 	printf 'hatchling\n' | $(PINS) -o deploy/images/requirements/build.txt -
 pins: ## hash what the images install: after a change of dependencies or of constraints.txt
 	for extra in $(SERVICES) tracing; do $(PIN) --extra $$extra -o deploy/images/requirements/$$extra.txt pyproject.toml; done
-	printf 'hatchling\n' | $(PIN) -o deploy/images/requirements/build.txt -
+	printf 'hatchling\nsetuptools\n' | $(PIN) -o deploy/images/requirements/build.txt -

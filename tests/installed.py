@@ -61,7 +61,7 @@ def install(service: str, wheel: Path, folder: Path) -> Installation:
     base = sys._base_executable  # type: ignore[attr-defined]  # not the one of the tests' own environment
     _uv("venv", "--quiet", "--python", base, str(path))
     to = ("pip", "install", "--quiet", "--python", str(path / "bin/python"), "--no-deps")
-    _uv(*to, "--require-hashes", "--only-binary", ":all:", "-r", str(REQUIREMENTS / f"{service}.txt"))
+    _uv(*to, "--require-hashes", "-r", str(REQUIREMENTS / f"{service}.txt"))
     _uv(*to, "--no-index", str(wheel))
     return Installation(service, path)
 
