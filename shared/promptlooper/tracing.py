@@ -7,15 +7,17 @@ the question whether there is one.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -85,6 +87,7 @@ class _Nothing:
 NOTHING: Span = _Nothing()
 current: ContextVar[str] = ContextVar("traceparent", default="")
 _recorder: Recorder | None = None
+_is_kept, _keeping = False, Lock()
 
 
 @contextmanager
@@ -114,17 +117,30 @@ def recording(service: str) -> Iterator[None]:
 
 
 @contextmanager
-def command(name: str) -> Iterator[None]:
-    """A command as the beginning of a trace. Of one that the sampler does not take nothing is recorded, its runs in
-    this process included: so it need not wait until OpenTelemetry is imported."""
+def beginning(name: str, recorded: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """What a person or a program asks for as the beginning of a trace, for which `recorded` switches recording on. Of
+    what the sampler does not take nothing is recorded, its runs in this process included: so it need not wait until
+    OpenTelemetry is imported."""
     ratio, trace_id = sampling_ratio() if is_wanted() else 0.0, random.getrandbits(128)
     if ratio is not None and not is_taken(trace_id, bound_of(ratio)):
         yield
         return
-    with recording("cli"):
+    with recorded():
         place = f"00-{trace_id:032x}-{random.getrandbits(64):016x}-01"
         with NOTHING if _recorder is None else _recorder.named(name, place, "", time.time_ns(), ()):
             yield
+
+
+@contextmanager
+def kept(service: str) -> Iterator[None]:
+    """As `recording`, but from the first time on to the end of the process: for programs whose end is not ours."""
+    global _is_kept
+    with _keeping:
+        if not _is_kept and _recorder is None:
+            _is_kept, stack = True, ExitStack()
+            stack.enter_context(recording(service))
+            atexit.register(stack.close)
+    yield
 
 
 def bound_of(ratio: float) -> int:

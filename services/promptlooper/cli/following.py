@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -89,7 +90,7 @@ def follow(session: Session, wanted: Wanted, start: Start) -> int:
     """Starts, follows to the end, prints the results, and returns the exit code."""
     seen = _Seen()
     try:
-        with tracing.command("promptlooper run"):
+        with tracing.beginning("promptlooper run", partial(tracing.recording, "cli")):
             return run_interruptibly(_followed(session, wanted, start, progress_for(wanted.quiet), seen))
     except Interrupted as stop:
         said = _farewell(stop, session, seen.experiment, wanted)

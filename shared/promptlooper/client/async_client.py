@@ -15,6 +15,7 @@ from typing import Self
 from promptlooper.client.holding import Held
 from promptlooper.client.results import AsyncResult
 from promptlooper.client.submitting import AnyExperiment, Given, sent, submission, target
+from promptlooper.client.traces import traced
 from promptlooper.clients.following import all_events, items_of
 from promptlooper.clients.opening import Target, opened, usual_home, usual_providers, usual_server
 from promptlooper.completion import ModelInfo
@@ -110,8 +111,9 @@ class AsyncClient:
         on_progress: Callable[[Experiment], None] | None = None,
     ) -> AsyncResult:
         """Creates an experiment and follows it to its end. `on_progress` hears about every second how it stands."""
-        created = await self.create(experiment, request_id=request_id)
-        return await self.wait(created.experiment_id, on_progress=on_progress)
+        with traced("promptlooper run"):
+            created = await self.create(experiment, request_id=request_id)
+            return await self.wait(created.experiment_id, on_progress=on_progress)
 
     async def wait(self, experiment_id: str, *, on_progress: Callable[[Experiment], None] | None = None) -> AsyncResult:
         """Follows an experiment to its end. One that is paused is waited for."""
@@ -132,7 +134,8 @@ class AsyncClient:
         that is wrong."""
         experiments = await self._held.get()
         sending = await asyncio.to_thread(submission, experiment)
-        created = await sending.sent(experiments, lambda given: experiments.create(given, request_id))
+        with traced("promptlooper create"):
+            created = await sending.sent(experiments, lambda given: experiments.create(given, request_id))
         self._work_on(created.experiment_id)
         return created
 
@@ -270,9 +273,10 @@ class AsyncClient:
         experiment has, with `expected` and `_id` where they are wanted; it is needed where there are several, as
         `variant_id` is. An Experiment is one that is stored, whose pipelines are used as they were."""
         experiments = await self._held.get()
-        started = await sent(
-            experiments, experiment, lambda given: experiments.start_run(target(given, row, variant_id), request_id)
-        )
+        with traced("promptlooper start_run"):
+            started = await sent(
+                experiments, experiment, lambda given: experiments.start_run(target(given, row, variant_id), request_id)
+            )
         self._work_on(started.experiment.experiment_id)
         return started
 
@@ -302,7 +306,8 @@ class AsyncClient:
             stream = items_of(experiments.execute_run(target(given, row, variant_id), timeout))
             return await anext(stream), stream
 
-        first, stream = await sent(experiments, experiment, begun)
+        with traced("promptlooper execute"):  # to its first message: a generator must not keep a context
+            first, stream = await sent(experiments, experiment, begun)
         async with aclosing(stream):
             yield first
             async for message in stream:

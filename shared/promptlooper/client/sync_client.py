@@ -14,6 +14,7 @@ from promptlooper.client.async_client import ENDS, LOOK_EVERY, AnyPath, AsyncCli
 from promptlooper.client.loop_thread import LoopThread
 from promptlooper.client.results import Result
 from promptlooper.client.submitting import AnyExperiment
+from promptlooper.client.traces import traced
 from promptlooper.completion import ModelInfo
 from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary
 from promptlooper.experiments import Execution, RunWatchMessage, StartedRun, Validation, WatchMessage
@@ -72,8 +73,9 @@ class Client:
         on_progress: Callable[[Experiment], None] | None = None,
     ) -> Result:
         """Creates an experiment and follows it to its end. `on_progress` hears about every second how it stands."""
-        created = self.create(experiment, request_id=request_id)
-        return self.wait(created.experiment_id, on_progress=on_progress)
+        with traced("promptlooper run"):
+            created = self.create(experiment, request_id=request_id)
+            return self.wait(created.experiment_id, on_progress=on_progress)
 
     def wait(self, experiment_id: str, *, on_progress: Callable[[Experiment], None] | None = None) -> Result:
         """Follows an experiment to its end. One that is paused is waited for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from random import Random
 
 import pytest
@@ -152,7 +153,7 @@ async def test_a_command_is_the_beginning_of_a_trace_and_not_recorded_where_it_i
     traces: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def place_in_command() -> str:
-        with tracing.command("promptlooper run"):
+        with tracing.beginning("promptlooper run", partial(tracing.recording, "cli")):
             return tracing.current.get()
 
     place = await asyncio.to_thread(place_in_command)
@@ -161,7 +162,7 @@ async def test_a_command_is_the_beginning_of_a_trace_and_not_recorded_where_it_i
         ("promptlooper run", place[3:35], "")
     ]
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    with tracing.command("promptlooper run"):
+    with tracing.beginning("promptlooper run", partial(tracing.recording, "cli")):
         assert not tracing.is_on()
 
 
@@ -174,7 +175,7 @@ async def test_a_command_that_is_taken_is_recorded_and_one_that_is_not_leaves_no
     def commands() -> list[tuple[bool, str]]:
         seen = []
         for _ in range(16):
-            with tracing.command("promptlooper run"):
+            with tracing.beginning("promptlooper run", partial(tracing.recording, "cli")):
                 seen.append((tracing.is_on(), tracing.current.get()))
         return seen
 
