@@ -22,7 +22,7 @@ from urllib.request import urlopen
 
 from benchmarks.run import cpu_of, measured_command, provider, written
 
-RUNS, ROUNDS = 2_000, 10
+RUNS, ROUNDS = 2_000, 20
 SCRAPE_EVERY = 1.0  # seconds: fifteen times as often as Prometheus does by default
 
 

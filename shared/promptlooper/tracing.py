@@ -25,7 +25,7 @@ from promptlooper.errors import InvalidArgument
 
 _log = logging.getLogger(__name__)
 _FORM = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-DEFAULT_RATIO = "0.05"  # of traces: what sampling costs is lost in the noise, and a busy system still shows many
+DEFAULT_RATIO = "0.01"  # of traces: what that costs is lost in the noise, and a busy system still shows many
 SMALL = 100  # runs: so many, and their stages, still make a trace that people can read
 
 _LIMIT = 2**64

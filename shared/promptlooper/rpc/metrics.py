@@ -69,12 +69,11 @@ class CallMetrics(Collector):
     """What every service has: rate, errors and duration of its calls, and what it is."""
 
     def __init__(self, service: str, calls: Calls) -> None:
-        self._service, self._calls = service, calls
+        self._this, self._calls = (service, version("promptlooper")), calls
 
     def collect(self) -> Iterator[Metric]:
         calls = self._calls
-        this = (self._service, version("promptlooper"))
-        yield gauges("build_info", "The service and its version; always 1.", ("service", "version"), {this: 1})
+        yield gauges("build_info", "The service and its version; always 1.", ("service", "version"), {self._this: 1})
         yield gauge("draining", "1 from the moment when the service stops taking work.", float(calls.draining))
         handled = {(shown(method), code): n for (method, code), n in (calls.handled + calls.refused).items()}
         yield counters("rpc_handled", "RPCs that ended, by method and gRPC status code.", ("method", "code"), handled)

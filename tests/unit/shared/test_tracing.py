@@ -135,7 +135,7 @@ async def test_a_run_of_few_is_in_its_creators_trace_and_one_of_many_has_its_own
     assert of_few.end - of_few.start >= 1_500_000_000
 
 
-async def test_by_default_one_run_in_twenty_is_traced_and_every_process_finds_the_same(
+async def test_by_default_one_run_in_a_hundred_is_traced_and_every_process_finds_the_same(
     traces: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OTEL_TRACES_SAMPLER")
@@ -146,7 +146,7 @@ async def test_by_default_one_run_in_twenty_is_traced_and_every_process_finds_th
         found.append([bool(tracing.run_traceparent("e", n, 1, "", 20_000)) for n in range(20_000)])
         await closed(recording)
     assert found[0] == found[1]
-    assert 800 < sum(found[0]) < 1200
+    assert 140 < sum(found[0]) < 260
 
 
 async def test_a_command_is_the_beginning_of_a_trace_and_not_recorded_where_it_is_not_sampled(
