@@ -5,7 +5,7 @@ UV = UV_DEFAULT_INDEX=$$($(BIN)/pip config get global.index-url 2>/dev/null) $(B
 PIN = $(UV) pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
 PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
 
-.PHONY: help setup toolchains run test check fmt protos up bench faults constraints released
+.PHONY: help setup toolchains run test check check-deploy fmt protos up bench faults test-images constraints pins released
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
@@ -71,10 +71,9 @@ test-images: setup ## build the four images with buildah and look into them: as 
 constraints: ## record the installed versions
 	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sort -f; } > constraints.new && mv constraints.new constraints.txt
 
-released: ## keep what checks and tests need of a release that is tagged: VERSION=0.2.0
-	git archive --format=tgz -o released/$(VERSION).tgz v$(VERSION) buf.yaml protos services shared
-	for service in $(SERVICES); do $(PINS) --extra $$service -o deploy/images/requirements/$$service.txt pyproject.toml; done
-	printf 'hatchling\n' | $(PINS) -o deploy/images/requirements/build.txt -
 pins: ## hash what the images install: after a change of dependencies or of constraints.txt
 	for extra in $(SERVICES) tracing; do $(PIN) --extra $$extra -o deploy/images/requirements/$$extra.txt pyproject.toml; done
 	printf 'hatchling\nsetuptools\n' | $(PIN) -o deploy/images/requirements/build.txt -
+
+released: ## keep what checks and tests need of a release that is tagged: VERSION=0.2.0
+	git archive --format=tgz -o released/$(VERSION).tgz v$(VERSION) buf.yaml protos services shared
