@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -59,8 +59,7 @@ class AdapterServicer(AdapterServiceServicer):
     async def CompleteMany(
         self, request_iterator: _Requests, context: Context
     ) -> AsyncIterator[pb.CompleteManyResponse]:
-        messages = ((message.cancelled_item_ids, message.items) async for message in request_iterator)
-        async with aclosing(self._streams.batches(messages)) as batches:
+        async with aclosing(self._streams.batches(_messages(request_iterator))) as batches:
             async for results in batches:
                 yield pb.CompleteManyResponse(results=results)
 
@@ -80,6 +79,14 @@ class AdapterServicer(AdapterServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[model_to_pb(model) for model in await self._core.list_models()])
+
+
+async def _messages(
+    requests: _Requests,
+) -> AsyncIterator[tuple[Sequence[int], Sequence[pb.CompletionItem]]]:
+    """Not a generator expression: that takes grpc's iterator at once, which warns where it is never read."""
+    async for request in requests:
+        yield request.cancelled_item_ids, request.items
 
 
 def _within(message: completion_pb2.CompletionRequest, context: Context) -> CompletionRequest:

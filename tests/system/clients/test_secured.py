@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from promptlooper.errors import Unauthenticated
+from promptlooper.rpc.calls import Calls
 from promptlooper.rpc.interceptors import CallGuard
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceServicer, add_RunnerServiceServicer_to_server
@@ -51,7 +52,7 @@ def credentials(tmp_path: Path) -> grpc.ServerCredentials:
 
 @asynccontextmanager
 async def listening(doorkeeper: Doorkeeper, credentials: grpc.ServerCredentials) -> AsyncIterator[str]:
-    server = grpc.aio.server(interceptors=[CallGuard()])
+    server = grpc.aio.server(interceptors=[CallGuard(Calls())])
     add_RunnerServiceServicer_to_server(doorkeeper, server)
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
