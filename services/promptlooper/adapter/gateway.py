@@ -89,6 +89,8 @@ class Gateway(CompletionGateway):
                 provider=provider.name,
                 model=model,
             ) from None
+        if told is not None and not told.anything and completion.output:  # it can't stream, or refused
+            told(completion.output)
         cost_nanousd = provider.prices.cost_nanousd(model, completion)
         return replace(completion, attempts=attempts, cost_nanousd=cost_nanousd)
 

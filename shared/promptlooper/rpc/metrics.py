@@ -106,7 +106,9 @@ async def exposed(service: str, settings: ServiceSettings, *collectors: Collecto
 
 @asynccontextmanager
 async def serving_metrics(listen: str, registry: CollectorRegistry) -> AsyncIterator[int]:
-    """Serves `GET /metrics` and yields the port. Raises CannotListen where the address is taken."""
+    """Serves `GET /metrics` and yields the port. Raises CannotListen where the address is taken.
+
+    In the event loop: the library's own server collects in a thread, and what it reads would change meanwhile."""
     host, port = host_and_port(listen)
     tasks = set[asyncio.Task[None]]()
 

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from promptlooper.errors import CacheUnavailable, InvalidArgument, StoreUnavaila
 from promptlooper.runner.events.connection import NatsSecurity, connected
 from promptlooper.runner.settings import RunnerSettings
 from promptlooper.runner.store.database import Database
+from promptlooper.testing.eventually import eventually
 from promptlooper.testing.servers import drop_database, fresh_database
 
 PASSWORD, NEXT = "correct horse", "battery staple"
@@ -101,20 +103,19 @@ async def test_redis_by_tls_and_a_password_that_is_rotated(ca: Authority, redis:
             with pytest.raises(CacheUnavailable, match="invalid username-password"):
                 await store.size()
             put(password, PASSWORD.encode())
-            assert (await asyncio.wait_for(eventually_size(store), 10))[0] == 1
+            assert (await eventually(partial(size_of, store)))[0] == 1
         stranger = Authority(tmp_path, "Other CA")
         async with RedisStore(url, password_file=password, ca_file=stranger.file, timeout=5) as store:
             with pytest.raises(CacheUnavailable, match="certificate verify failed"):
                 await store.size()
 
 
-async def eventually_size(store: RedisStore) -> tuple[int, int]:
-    """The breaker lets a call pass again after a moment."""
-    while True:
-        try:
-            return await store.size()
-        except CacheUnavailable:
-            await asyncio.sleep(0.02)
+async def size_of(store: RedisStore) -> tuple[int, int]:
+    """Not yet, while the breaker lets no call pass."""
+    try:
+        return await store.size()
+    except CacheUnavailable as error:
+        raise AssertionError(error.message) from error
 
 
 def test_redis_settings_that_do_not_go_together_are_refused(ca: Authority, tmp_path: Path) -> None:

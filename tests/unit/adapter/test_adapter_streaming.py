@@ -51,11 +51,24 @@ async def test_pieces_come_as_they_are_generated_and_the_whole_is_as_without_a_s
     assert whole.ttft_ms is None
 
 
-async def test_what_cannot_stream_answers_at_once() -> None:
+async def test_what_cannot_stream_comes_in_one_piece() -> None:
     async with asked(FakeProvider(Reply("one two", streams=False))) as gateway:
         pieces: list[str] = []
         assert (await gateway.complete(question(), pieces.append)).output == "one two"
-    assert pieces == []
+    assert pieces == ["one two"]
+
+
+async def test_a_refusal_is_the_output_as_it_is_without_a_stream() -> None:
+    parts = (
+        b'{"choices": [{"delta": {"refusal": "I can"}}]}',
+        b'{"choices": [{"delta": {"refusal": "not."}}]}',
+        b'{"choices": [{"delta": {}, "finish_reason": "stop"}]}',
+    )
+    body = b"".join(b"data: " + part + b"\n\n" for part in parts)
+    async with asked(FakeProvider(Reply(body=body, headers={"content-type": "text/event-stream"}))) as gateway:
+        pieces: list[str] = []
+        assert (await gateway.complete(question(), pieces.append)).output == "I cannot."
+    assert pieces == ["I cannot."]
 
 
 async def test_errors_before_the_first_piece_are_retried_and_after_it_not() -> None:

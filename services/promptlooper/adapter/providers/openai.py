@@ -93,7 +93,7 @@ class OpenAIProvider:
         """The answer as if it had come at once, and when its first piece came. What can't stream, and errors, come at
         once."""
         async with self._transport.opened("POST", _PATH, body) as (status, headers, parts):
-            if not headers.get("content-type", "").startswith("text/event-stream"):
+            if status != 200 or not headers.get("content-type", "").startswith("text/event-stream"):
                 return status, headers, b"".join([part async for part in parts]), None
             gathered, first = Gathered(on_delta), None
             async for event in events_of(parts):

@@ -74,5 +74,5 @@ class Gathered:
         if self._error is not None:
             return orjson.dumps({"error": self._error})
         message = {name: "".join(texts) for name, texts in self._texts.items() if texts}
-        choice = {"message": {"content": "", **message}, "finish_reason": self._finish_reason}
+        choice = {"message": {"content": None, **message}, "finish_reason": self._finish_reason}
         return orjson.dumps({"model": self._model, "choices": [choice], "usage": self._usage})
