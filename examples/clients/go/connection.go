@@ -35,7 +35,7 @@ func failureOf(err error) (found failure) {
 			found.reason = detail.Reason
 		case *errdetails.BadRequest:
 			for _, each := range detail.FieldViolations {
-				found.problems = append(found.problems, each.Field+": "+each.Description)
+				found.problems = append(found.problems, strings.TrimPrefix(each.Field+": "+each.Description, ": "))
 			}
 		case *errdetails.PreconditionFailure:
 			for _, each := range detail.Violations {
@@ -48,7 +48,7 @@ func failureOf(err error) (found failure) {
 	return found
 }
 
-// describe says what went wrong: reason and message, and every problem of an experiment.
+// describe says what went wrong: the reason and the message, or every problem of an experiment.
 func describe(err error) string {
 	answer, failed := status.FromError(err)
 	if !failed {
@@ -58,7 +58,10 @@ func describe(err error) string {
 	if found.reason == "" {
 		found.reason = answer.Code().String()
 	}
-	return strings.Join(append([]string{found.reason + ": " + answer.Message()}, found.problems...), "\n  ")
+	if len(found.problems) > 0 {
+		return found.reason + ":\n  " + strings.Join(found.problems, "\n  ")
+	}
+	return found.reason + ": " + answer.Message()
 }
 
 // mayPass says whether the server cannot be reached now, or leaves: the same call, made again, may succeed.
@@ -99,7 +102,7 @@ func steadily(ctx context.Context, attempt func(advanced func()) (done bool, err
 	}
 }
 
-// unary asks until there is an answer, each time with the usual deadline: only for calls that may be repeated.
+// unary asks until there is an answer, each time with a deadline: only for calls that may be repeated.
 func unary(ctx context.Context, call func(context.Context) error) error {
 	return steadily(ctx, func(func()) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

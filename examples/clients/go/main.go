@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -133,10 +134,16 @@ func exportRuns(ctx context.Context, runner pb.RunnerServiceClient, experimentID
 	if err != nil {
 		return 0, err
 	}
-	defer file.Close()
+	defer func() {
+		if failed := file.Close(); err == nil {
+			err = failed
+		}
+	}()
 	lines := bufio.NewWriter(file)
 	var start int64
 	err = steadily(ctx, func(advanced func()) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+		defer cancel()
 		stream, err := runner.ExportRuns(ctx, &pb.ExportRunsRequest{ExperimentId: experimentID, StartRunIndex: start})
 		if err != nil {
 			return false, err
@@ -203,17 +210,15 @@ func printSummary(summary *pb.ExperimentSummary) (met bool) {
 
 var errOutside = errors.New("outside the experiment's folder")
 
-// run does it all; hint, once it is not empty, is how to go on.
-func run(ctx context.Context, runner pb.RunnerServiceClient, file, output, requestID string, hint *string) (good bool, err error) {
-	*hint = "the experiment may have been stored and go on: the same command with --request-id " + requestID + " follows it"
+// run does it all. stored is the id of the experiment, as soon as it is known.
+func run(ctx context.Context, runner pb.RunnerServiceClient, file, output, requestID string) (stored string, good bool, err error) {
 	experiment, err := submit(ctx, runner, file, requestID)
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
 	id := experiment.ExperimentId
-	*hint = id + " goes on: the same command with --request-id " + requestID + " follows it again"
 	if _, err := watch(ctx, runner, id); err != nil {
-		return false, err
+		return id, false, err
 	}
 	var results *pb.SummarizeExperimentResponse
 	err = unary(ctx, func(ctx context.Context) (err error) {
@@ -221,14 +226,22 @@ func run(ctx context.Context, runner pb.RunnerServiceClient, file, output, reque
 		return err
 	})
 	if err != nil {
-		return false, err
+		return id, false, err
 	}
 	good = printSummary(results.Summary)
 	rows, err := exportRuns(ctx, runner, id, output)
 	if err == nil {
 		fmt.Printf("%d rows in %s\n", rows, output)
 	}
-	return good, err
+	return id, good, err
+}
+
+func newID() string {
+	id := make([]byte, 16)
+	if _, err := rand.Read(id); err != nil {
+		panic(err) // the system has no random numbers
+	}
+	return fmt.Sprintf("%x", id)
 }
 
 func main() {
@@ -238,18 +251,22 @@ func main() {
 		}
 		return otherwise
 	}
-	id := make([]byte, 16)
-	rand.Read(id)
 	output := flag.String("o", "rows.jsonl", "the `FILE` for the rows, a line of JSON each")
-	requestID := flag.String("request-id", fmt.Sprintf("%x", id), "goes on with what an earlier call with this `ID` submitted")
+	requestID := flag.String("request-id", "", "goes on with what an earlier call with this `ID` submitted")
 	server := flag.String("server", fallback("PROMPTLOOPER_SERVER", "127.0.0.1:7051"), "`HOST:PORT`; or PROMPTLOOPER_SERVER")
 	tokenFile := flag.String("token-file", os.Getenv("PROMPTLOOPER_SERVER_TOKEN_FILE"), "a `FILE` with a bearer token")
 	caFile := flag.String("ca-file", os.Getenv("PROMPTLOOPER_SERVER_CA_FILE"), "TLS, with the certificate authorities in `FILE`")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: promptlooper-client [options] EXPERIMENT_FILE")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 	if flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: promptlooper-client [options] EXPERIMENT_FILE")
-		flag.PrintDefaults()
+		flag.Usage()
 		os.Exit(2)
+	}
+	if *requestID == "" {
+		*requestID = newID()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -258,18 +275,23 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
-	var hint string
-	good, err := run(ctx, pb.NewRunnerServiceClient(channel), flag.Arg(0), *output, *requestID, &hint)
+	stored, good, err := run(ctx, pb.NewRunnerServiceClient(channel), flag.Arg(0), *output, *requestID)
+	hint := stored + " is stored and goes on"
+	if stored == "" {
+		hint = "the experiment may have been stored and go on"
+	}
+	hint += ": the same command with --request-id " + *requestID + " follows it"
 	switch {
 	case ctx.Err() != nil:
 		fmt.Fprintln(os.Stderr, hint)
 		os.Exit(130)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, describe(err))
-		if mayPass(err) {
+		if stored != "" || mayPass(err) {
 			fmt.Fprintln(os.Stderr, hint)
 		}
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errOutside) || failureOf(err).reason == "INVALID_EXPERIMENT" {
+		var badFile *os.PathError
+		if errors.As(err, &badFile) || errors.Is(err, errOutside) || failureOf(err).reason == "INVALID_EXPERIMENT" {
 			os.Exit(2)
 		}
 		os.Exit(1)

@@ -161,12 +161,55 @@ async def test_ctrl_c_leaves_the_experiment_running_and_says_how_to_go_on(
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == ROWS
 
 
+async def test_ctrl_c_ends_a_call_that_nobody_answers(
+    language: str, program: Program, experiment: Path, tmp_path: Path
+) -> None:
+    words = await asyncio.to_thread(program, language)
+    called = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.set()
+        await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        address = "{}:{}".format(*server.sockets[0].getsockname())
+        async with started(*words, "--server", address, str(experiment)) as client:
+            await called.wait()
+            client.send_signal(signal.SIGINT)
+            _, err = await client.communicate()
+    assert client.returncode == 130, err.decode()
+    assert "the experiment may have been stored" in err.decode()
+
+
+async def test_rows_that_cannot_be_written_are_not_lost(
+    language: str, program: Program, stack: GatedStack, experiment: Path, tmp_path: Path
+) -> None:
+    words = await asyncio.to_thread(program, language)
+    output = tmp_path / "absent" / "rows.jsonl"
+    options = ("--server", stack.server, "--request-id", f"rows-{tmp_path.name}", "-o", str(output))
+    stack.release(ROWS)
+    async with started(*words, *options, str(experiment)) as client:
+        _, err = await client.communicate()
+    assert client.returncode == 2, err.decode()
+    assert str(output) in err.decode()
+    assert f"the same command with --request-id rows-{tmp_path.name} follows it" in err.decode()
+
+    output.parent.mkdir()
+    async with started(*words, *options, str(experiment)) as client:
+        await client.communicate()
+    assert client.returncode == 0
+    assert len(output.read_text().splitlines()) == ROWS
+
+
 async def test_what_is_wrong_is_said(language: str, program: Program, stack: GatedStack, tmp_path: Path) -> None:
     words = await asyncio.to_thread(program, language)
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("model: openai/any\nprompt: '{{ inptu }}'\nrepeatz: 2\n")
     for arguments, code, said in (
-        ([str(wrong)], 2, ("INVALID_EXPERIMENT: ", "inptu", "repeatz")),
+        ([str(wrong)], 2, ("INVALID_EXPERIMENT:\n", "inptu", "repeatz")),
+        ([str(tmp_path)], 2, ("",)),
+        (["--ca-file", str(wrong), str(wrong)], 2, ("wrong.yaml holds no certificate",)),
         ([str(tmp_path / "absent.yaml")], 2, ("absent.yaml",)),
         ([], 2, ("-request-id",)),
         (["--request-id", "not valid", str(wrong)], 1, ("INVALID_ARGUMENT: ",)),

@@ -11,7 +11,6 @@
 #include <iostream>
 #include <mutex>
 #include <random>
-#include <sstream>
 #include <thread>
 
 namespace {
@@ -39,7 +38,9 @@ CallFailed::CallFailed(const grpc::Status& status) : runtime_error(status.error_
     if (detail.UnpackTo(&info)) {
       reason = info.reason();
     } else if (detail.UnpackTo(&request)) {
-      for (const auto& each : request.field_violations()) problems.push_back(each.field() + ": " + each.description());
+      for (const auto& each : request.field_violations()) {
+        problems.push_back(each.field().empty() ? each.description() : each.field() + ": " + each.description());
+      }
     } else if (detail.UnpackTo(&failure)) {
       for (const auto& each : failure.violations()) {
         if (each.type() == "FILE") missing.push_back(each.subject());
@@ -53,7 +54,8 @@ bool CallFailed::may_pass() const {
 }
 
 std::string CallFailed::described() const {
-  std::string text = (reason.empty() ? "status " + std::to_string(code) : reason) + ": " + what();
+  std::string text = (reason.empty() ? "status " + std::to_string(code) : reason) + ":";
+  if (problems.empty()) return text + " " + what();
   for (const auto& problem : problems) text += "\n  " + problem;
   return text;
 }
@@ -103,6 +105,9 @@ std::shared_ptr<grpc::Channel> open_channel(const std::string& server, const std
   if (!ca_file.empty()) {
     grpc::SslCredentialsOptions options;
     options.pem_root_certs = text_of(ca_file);
+    if (options.pem_root_certs.find("-----BEGIN CERTIFICATE-----") == std::string::npos) {
+      throw std::invalid_argument(ca_file + " holds no certificate");
+    }
     credentials = grpc::SslCredentials(options);
   }
   return grpc::CreateCustomChannel("dns:///" + server, credentials, arguments);
@@ -110,12 +115,10 @@ std::shared_ptr<grpc::Channel> open_channel(const std::string& server, const std
 
 std::string text_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  if (!(text << file.rdbuf()) && file.peek() != std::ifstream::traits_type::eof()) {
-    throw std::invalid_argument("can't read " + path);
-  }
-  if (!file.is_open()) throw std::invalid_argument("can't read " + path);
-  return text.str();
+  std::string text, part(65536, '\0');
+  while (file.read(part.data(), part.size()) || file.gcount() > 0) text.append(part, 0, file.gcount());
+  if (!file.eof()) throw std::invalid_argument("can't read " + path);
+  return text;
 }
 
 void steadily(const std::function<bool(const Advanced&)>& attempt) {

@@ -15,7 +15,7 @@ class CallFailed : public std::runtime_error {
   explicit CallFailed(const grpc::Status& status);
   // The server cannot be reached now, or leaves: the same call, made again, may succeed.
   bool may_pass() const;
-  // Reason and message, and every problem of an experiment.
+  // The reason and the message, or every problem of an experiment.
   std::string described() const;
 
   grpc::StatusCode code;

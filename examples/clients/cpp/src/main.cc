@@ -54,7 +54,7 @@ class Client {
     std::set<std::string> sent;
     for (;;) {
       try {
-        return call(&pb::RunnerService::Stub::CreateExperiment, request, pb::CreateExperimentResponse()).experiment();
+        return call(&pb::RunnerService::Stub::CreateExperiment, request).experiment();
       } catch (const CallFailed& failure) {
         const size_t before = sent.size();
         for (const auto& path : failure.missing) {
@@ -109,7 +109,7 @@ class Client {
   bool summarize(const std::string& experiment_id) {
     pb::SummarizeExperimentRequest request;
     request.set_experiment_id(experiment_id);
-    const auto response = call(&pb::RunnerService::Stub::SummarizeExperiment, request, pb::SummarizeExperimentResponse());
+    const auto response = call(&pb::RunnerService::Stub::SummarizeExperiment, request);
     const pb::ExperimentSummary& summary = response.summary();
     std::cout << std::fixed << std::setprecision(3);
     for (const auto& each : summary.variants()) {
@@ -139,11 +139,13 @@ class Client {
   // Writes every run, in full, as a line of JSON (the JSON of promptlooper.v1.Run).
   void export_runs(const std::string& experiment_id) {
     std::ofstream file(options_.output, std::ios::binary);
+    if (!file) throw std::invalid_argument("can't write " + options_.output);
     pb::ExportRunsRequest request;
     request.set_experiment_id(experiment_id);
     int64_t rows = 0;
     steadily([&](const Advanced& advanced) {
       Call call(options_.token_file);
+      call.context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(10));
       auto stream = runner_->ExportRuns(&call.context, request);
       pb::ExportRunsResponse response;
       while (stream->Read(&response)) {
@@ -166,8 +168,10 @@ class Client {
 
  private:
   // One answer within 30 s; a server that is away is asked again, so only for calls that may be repeated.
-  template <typename Method, typename Request, typename Response>
-  Response call(Method method, const Request& request, Response response) {
+  template <typename Request, typename Response>
+  Response call(grpc::Status (pb::RunnerService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                const Request& request) {
+    Response response;
     steadily([&](const Advanced&) {
       Call call(options_.token_file);
       call.context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
@@ -195,7 +199,7 @@ class Client {
       request.set_size(reference.size());
       request.set_offset(static_cast<int64_t>(offset));
       request.set_data(bytes.substr(offset, kPiece));
-      call(&pb::RunnerService::Stub::UploadFile, request, pb::UploadFileResponse());
+      call(&pb::RunnerService::Stub::UploadFile, request);
     }
     std::cerr << "sent " << path << ", " << bytes.size() << " bytes" << std::endl;
     return reference;
@@ -242,13 +246,20 @@ Options options_of(int argc, char** argv) {
 int main(int argc, char** argv) {
   end_calls_on_sigint();
   std::string hint;
+  bool is_stored = false;
+  const auto fails = [&](const std::string& why, bool may_pass, int code) {
+    std::cerr << why << std::endl;
+    if (is_stored || may_pass) std::cerr << hint << std::endl;
+    return code;
+  };
   try {
     const Options options = options_of(argc, argv);
     Client client(options);
     const std::string again = ": the same command with --request-id " + options.request_id + " follows it";
     hint = "the experiment may have been stored and go on" + again;
     const std::string experiment_id = client.submit().experiment_id();
-    hint = experiment_id + " goes on" + again;
+    hint = experiment_id + " is stored and goes on" + again;
+    is_stored = true;
     client.watch(experiment_id);
     const bool is_good = client.summarize(experiment_id);
     client.export_runs(experiment_id);
@@ -257,14 +268,10 @@ int main(int argc, char** argv) {
     std::cerr << hint << std::endl;
     return 130;
   } catch (const CallFailed& failure) {
-    std::cerr << failure.described() << std::endl;
-    if (failure.may_pass()) std::cerr << hint << std::endl;
-    return failure.reason == "INVALID_EXPERIMENT" ? 2 : 1;
+    return fails(failure.described(), failure.may_pass(), failure.reason == "INVALID_EXPERIMENT" ? 2 : 1);
   } catch (const std::invalid_argument& wrong) {
-    std::cerr << wrong.what() << std::endl;
-    return 2;
+    return fails(wrong.what(), false, 2);
   } catch (const std::exception& error) {
-    std::cerr << error.what() << std::endl;
-    return 1;
+    return fails(error.what(), false, 1);
   }
 }

@@ -1,9 +1,13 @@
 // A channel to a Runner: what every call needs, whatever it asks for.
+import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
 import { BadRequest, ErrorInfo, PreconditionFailure } from "../gen/google/rpc/error_details.js";
 import { Status } from "../gen/google/rpc/status.js";
+
+/** What the user gave cannot be used. */
+export class WrongUsage extends Error {}
 
 /** A call failed. `reason` is a name of promptlooper.v1.ErrorReason, empty where no server of ours answered. */
 export class CallFailed extends Error {
@@ -22,7 +26,9 @@ export class CallFailed extends Error {
           this.reason = ErrorInfo.decode(value).reason;
           break;
         case "google.rpc.BadRequest":
-          this.problems = BadRequest.decode(value).fieldViolations.map((each) => `${each.field}: ${each.description}`);
+          this.problems = BadRequest.decode(value).fieldViolations.map(({ field, description }) =>
+            field ? `${field}: ${description}` : description,
+          );
           break;
         case "google.rpc.PreconditionFailure":
           this.missing = PreconditionFailure.decode(value)
@@ -42,8 +48,8 @@ export class CallFailed extends Error {
   }
 
   override toString(): string {
-    const lines = [`${this.reason || grpc.status[this.code]}: ${this.message}`, ...this.problems];
-    return lines.join("\n  ");
+    const what = this.problems.length > 0 ? `\n  ${this.problems.join("\n  ")}` : ` ${this.message}`;
+    return `${this.reason || grpc.status[this.code]}:${what}`;
   }
 }
 
@@ -61,7 +67,7 @@ export class Connection {
   constructor(private readonly options: Options, private readonly signal: AbortSignal) {
     const { server, caFile } = options;
     const credentials = caFile
-      ? grpc.credentials.createSsl(readFileSync(caFile))
+      ? grpc.credentials.createSsl(certificates(caFile))
       : grpc.credentials.createInsecure();
     this.client = new grpc.Client(server, credentials, {
       "grpc.keepalive_time_ms": 30_000, // a server that is frozen is noticed; it allows a ping every 10 s
@@ -84,29 +90,34 @@ export class Connection {
       response = await new Promise<R>((resolve, reject) => {
         const { path, requestSerialize, responseDeserialize } = method;
         const deadline = { deadline: Date.now() + seconds * 1000 };
-        const answered: grpc.requestCallback<R> = (error, value) =>
-          error ? reject(new CallFailed(error.code, error.details, error.metadata)) : resolve(value as R);
-        this.client.makeUnaryRequest(
-          path, requestSerialize, responseDeserialize, request, this.metadata(), deadline, answered,
+        const call = this.client.makeUnaryRequest(
+          path, requestSerialize, responseDeserialize, request, this.metadata(), deadline,
+          (error, value) => {
+            this.signal.removeEventListener("abort", cancel);
+            if (error) reject(new CallFailed(error.code, error.details, error.metadata));
+            else resolve(value as R);
+          },
         );
+        const cancel = () => call.cancel();
+        this.signal.addEventListener("abort", cancel);
       });
       return true;
     });
     return response as R;
   }
 
-  /** The messages of a stream, which may break at any time. */
-  async *stream<Q, R>(method: Method<Q, R>, request: Q): AsyncGenerator<R> {
+  /** The messages of a stream, which may break at any time. Watches have no deadline. */
+  async *stream<Q, R>(method: Method<Q, R>, request: Q, seconds = Infinity): AsyncGenerator<R> {
     const { path, requestSerialize, responseDeserialize } = method;
+    const deadline = { deadline: Date.now() + seconds * 1000 };
     const stream = this.client.makeServerStreamRequest(
-      path, requestSerialize, responseDeserialize, request, this.metadata(),
+      path, requestSerialize, responseDeserialize, request, this.metadata(), deadline,
     );
     const cancel = () => stream.cancel();
     this.signal.addEventListener("abort", cancel);
     try {
       yield* stream as AsyncIterable<R>;
     } catch (error) {
-      this.signal.throwIfAborted();
       if (!(error instanceof Error && "code" in error && "metadata" in error)) throw error;
       const { code, details, metadata } = error as grpc.ServiceError;
       throw new CallFailed(code, details, metadata);
@@ -122,9 +133,11 @@ export class Connection {
     let [wait, since] = [100, Date.now()];
     const advanced = () => ([wait, since] = [100, Date.now()]);
     for (;;) {
+      this.signal.throwIfAborted();
       try {
         if (await attempt(advanced)) return;
       } catch (error) {
+        this.signal.throwIfAborted();
         if (!(error instanceof CallFailed && error.mayPass) || Date.now() - since > 60_000) throw error;
         console.error(`no connection (${error.message}); again in ${wait / 1000} s`);
       }
@@ -139,4 +152,14 @@ export class Connection {
     if (tokenFile) metadata.set("authorization", `Bearer ${readFileSync(tokenFile, "utf8").trim()}`);
     return metadata;
   }
+}
+
+function certificates(file: string): Buffer {
+  const pem = readFileSync(file);
+  try {
+    new X509Certificate(pem); // grpc-js would take anything, and trust nobody
+  } catch {
+    throw new WrongUsage(`${file} holds no certificate`);
+  }
+  return pem;
 }

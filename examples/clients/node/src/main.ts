@@ -6,7 +6,7 @@ import { parseArgs } from "node:util";
 import { ExperimentState, type Experiment, type ExperimentSummary } from "../gen/promptlooper/v1/experiment.js";
 import { Run } from "../gen/promptlooper/v1/run.js";
 import { RunnerServiceService as runner, type ExperimentSource } from "../gen/promptlooper/v1/runner_service.js";
-import { CallFailed, Connection } from "./connection.js";
+import { CallFailed, Connection, WrongUsage } from "./connection.js";
 
 const USAGE = `usage: node dist/src/main.js [options] EXPERIMENT_FILE
   -o, --output FILE  where the rows go, a line of JSON each (default: rows.jsonl)
@@ -16,8 +16,6 @@ const USAGE = `usage: node dist/src/main.js [options] EXPERIMENT_FILE
   --ca-file FILE     TLS, with these certificate authorities (default: PROMPTLOOPER_SERVER_CA_FILE)
 exit code: 0 all went well, 1 it did not or a gate is missed, 2 usage or the experiment file is wrong`;
 const PIECE = 1024 * 1024;
-
-class WrongUsage extends Error {}
 
 /** Stores the experiment as its file has it, and sends the files that the server asks for. */
 async function submit(connection: Connection, file: string, requestId: string): Promise<Experiment> {
@@ -86,7 +84,7 @@ async function exportRuns(connection: Connection, experimentId: string, output: 
   const file = openSync(output, "w");
   let [startRunIndex, rows] = [0n, 0];
   await connection.steadily(async (advanced) => {
-    for await (const { runs } of connection.stream(runner.exportRuns, { experimentId, startRunIndex })) {
+    for await (const { runs } of connection.stream(runner.exportRuns, { experimentId, startRunIndex }, 600)) {
       for (const run of runs) {
         writeSync(file, `${JSON.stringify(Run.toJSON(run))}\n`);
         startRunIndex = run.runIndex + 1n;
@@ -124,14 +122,15 @@ function printSummary({ experiment, variants, gates }: ExperimentSummary): void 
 async function main(): Promise<number> {
   const interrupted = new AbortController();
   process.once("SIGINT", () => interrupted.abort());
-  let hint = "";
+  let [hint, isStored] = ["", false];
   try {
     const { file, output, requestId, ...options } = readArguments();
     const connection = new Connection(options, interrupted.signal);
     try {
       hint = `the experiment may have been stored and go on: the same command with --request-id ${requestId} follows it`;
       const { experimentId } = await submit(connection, file, requestId);
-      hint = `${experimentId} goes on: the same command with --request-id ${requestId} follows it again`;
+      hint = `${experimentId} is stored and goes on: the same command with --request-id ${requestId} follows it`;
+      isStored = true;
       const ended = await watch(connection, experimentId);
       const { summary } = await connection.call(runner.summarizeExperiment, { experimentId });
       printSummary(summary!);
@@ -146,11 +145,11 @@ async function main(): Promise<number> {
       console.error(hint);
       return 130;
     }
-    const isNoFile = error instanceof Error && "code" in error && error.code === "ENOENT";
+    const isBadFile = error instanceof Error && "syscall" in error;
     const isWrong = error instanceof CallFailed && error.reason === "INVALID_EXPERIMENT";
     console.error(error instanceof CallFailed ? `${error}` : (error as Error).message);
-    if (error instanceof CallFailed && error.mayPass) console.error(hint);
-    return isWrong || isNoFile || error instanceof WrongUsage ? 2 : 1;
+    if (isStored || (error instanceof CallFailed && error.mayPass)) console.error(hint);
+    return isWrong || isBadFile || error instanceof WrongUsage ? 2 : 1;
   }
 }
 
