@@ -42,7 +42,8 @@ class Count {
     this.lastEventSeq = eventSeq;
     const state = STATES[event.kind];
     if (state !== undefined) {
-      this.runs[this.states.get(event.runId)]--;
+      const before = this.states.get(event.runId);
+      if (before !== undefined) this.runs[before]--;
       this.runs[state]++;
       this.states.set(event.runId, state);
     }
@@ -63,43 +64,71 @@ function show(line, { stays }) {
 function startOf(where) {
   if (where === "all") return { deliver_policy: DeliverPolicy.All };
   if (where === "new") return { deliver_policy: DeliverPolicy.New };
-  return { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: Number(where) };
+  if (/^\d+$/.test(where)) return { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: Number(where) };
+  throw new Error(`--from is all, new or a sequence of the stream, not '${where}'`);
 }
 
-const { values: options } = parseArgs({
-  options: {
-    project: { type: "string", default: "*" },
-    experiment: { type: "string", default: "*" },
-    from: { type: "string", default: "all" },
-    "until-ended": { type: "boolean", default: false },
-  },
-});
-const { NATS_URL = "nats://127.0.0.1:4222", NATS_CREDS, NATS_USER, NATS_PASSWORD } = process.env;
-const client = await connect({
-  servers: NATS_URL,
-  user: NATS_USER,
-  pass: NATS_PASSWORD,
-  authenticator: NATS_CREDS ? credsAuthenticator(readFileSync(NATS_CREDS)) : undefined,
-  inboxPrefix: NATS_USER ? `_INBOX_${NATS_USER}` : undefined, // the only inbox that permissions.conf allows us
-  maxReconnectAttempts: -1,
-});
-// Ordered: the client makes the consumer again where a message was lost, from there on. Nothing is acknowledged.
-const consumer = await jetstream(client).consumers.get(STREAM, {
-  filter_subjects: `promptlooper.v1.events.${options.project}.${options.experiment}.>`,
-  ...startOf(options.from),
-});
-const counts = new Map();
-for await (const message of await consumer.consume()) {
-  const event = Event.decode(message.data);
-  if (event.kind === "experiment.deleted") {
-    counts.delete(event.experimentId);
-    continue;
-  }
-  const counted = counts.get(event.experimentId) ?? new Count();
-  counts.set(event.experimentId, counted);
-  if (!counted.takes(event)) continue;
-  const hasEnded = ENDS.includes(event.kind);
-  show(`${event.experimentId} ${event.experiment?.state || "RUNNING"}: ${counted}`, { stays: hasEnded });
-  if (hasEnded && options["until-ended"]) break;
+function readArguments() {
+  const { values } = parseArgs({
+    options: {
+      project: { type: "string", default: "*" },
+      experiment: { type: "string", default: "*" },
+      from: { type: "string", default: "all" },
+      "until-ended": { type: "boolean", default: false },
+    },
+  });
+  return { ...values, start: startOf(values.from) };
 }
-await client.close();
+
+/** Says that NATS is away, or refuses something; the client connects again by itself. */
+async function report(client) {
+  for await (const { type, error } of client.status()) {
+    if (type === "disconnect" || type === "error") console.error(`NATS: ${error?.message ?? type}`);
+  }
+}
+
+async function count({ project, experiment, start, "until-ended": untilEnded }) {
+  const { NATS_URL = "nats://127.0.0.1:4222", NATS_CREDS, NATS_USER, NATS_PASSWORD } = process.env;
+  const client = await connect({
+    servers: NATS_URL,
+    user: NATS_USER,
+    pass: NATS_PASSWORD,
+    authenticator: NATS_CREDS ? credsAuthenticator(readFileSync(NATS_CREDS)) : undefined,
+    inboxPrefix: NATS_USER ? `_INBOX_${NATS_USER}` : undefined, // the only inbox that permissions.conf allows us
+    maxReconnectAttempts: -1,
+  });
+  report(client);
+  // Ordered: the client makes the consumer again where a message was lost, from there on. Nothing is acknowledged.
+  const consumer = await jetstream(client).consumers.get(STREAM, {
+    filter_subjects: `promptlooper.v1.events.${project}.${experiment}.>`,
+    ...start,
+  });
+  const counts = new Map();
+  for await (const message of await consumer.consume()) {
+    const event = Event.decode(message.data);
+    if (event.kind === "experiment.deleted") {
+      counts.delete(event.experimentId);
+      continue;
+    }
+    const counted = counts.get(event.experimentId) ?? new Count();
+    counts.set(event.experimentId, counted);
+    if (!counted.takes(event)) continue;
+    const hasEnded = ENDS.includes(event.kind);
+    show(`${event.experimentId} ${event.experiment?.state || "RUNNING"}: ${counted}`, { stays: hasEnded });
+    if (hasEnded && untilEnded) break;
+  }
+  await client.close();
+}
+
+function fail(why, exitCode) {
+  console.error(why);
+  process.exit(exitCode);
+}
+
+let options;
+try {
+  options = readArguments();
+} catch (error) {
+  fail(`${error.message}\nusage: node counter.mjs [--project NAME] [--experiment ID] [--from all|new|SEQUENCE] [--until-ended]`, 2);
+}
+await count(options).catch((error) => fail(`NATS: ${error.message}`, 1));

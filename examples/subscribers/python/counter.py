@@ -47,7 +47,8 @@ class Count:
             return False
         self.last_event_seq = event.event_seq
         if (state := STATES.get(event.kind)) is not None:
-            self.runs[self.states.get(event.run_id, "")] -= 1
+            if (before := self.states.get(event.run_id)) is not None:
+                self.runs[before] -= 1
             self.runs[state] += 1
             self.states[event.run_id] = state
         return True
@@ -70,9 +71,11 @@ def start_of(where: str) -> ConsumerConfig:
     return ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=int(where))
 
 
-async def count(project: str, experiment: str, where: str, *, until_ended: bool) -> None:
-    async def report(error: Exception) -> None:
-        print(f"NATS: {error}", file=sys.stderr)
+async def report(error: Exception) -> None:
+    print(f"NATS: {str(error) or repr(error)}", file=sys.stderr)
+
+
+async def count(project: str, experiment: str, start: ConsumerConfig, *, until_ended: bool) -> None:
 
     user = os.environ.get("NATS_USER")
     client = await nats.connect(
@@ -89,7 +92,7 @@ async def count(project: str, experiment: str, where: str, *, until_ended: bool)
         f"promptlooper.v1.events.{project}.{experiment}.>",
         stream=STREAM,
         ordered_consumer=True,
-        config=start_of(where),
+        config=start,
     )
     counts: dict[str, Count] = {}
     async for message in events.messages:
@@ -109,10 +112,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", default="*")
     parser.add_argument("--experiment", default="*", metavar="ID")
-    parser.add_argument("--from", default="all", dest="where", metavar="all|new|SEQUENCE")
+    parser.add_argument("--from", default="all", dest="start", type=start_of, metavar="all|new|SEQUENCE")
     parser.add_argument("--until-ended", action="store_true", help="end with the first experiment that ends")
     options = parser.parse_args()
-    asyncio.run(count(options.project, options.experiment, options.where, until_ended=options.until_ended))
+    try:
+        asyncio.run(count(options.project, options.experiment, options.start, until_ended=options.until_ended))
+    except (nats.errors.Error, OSError) as error:
+        sys.exit(f"NATS: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,14 @@ async def test_subscriber_counts_live_and_replays(words: Sequence[str], stack: G
     ], err.decode()
 
 
+async def test_wrong_start_of_a_subscriber_is_said(words: Sequence[str]) -> None:
+    async with counting(words, "--from", "yesterday") as wrong:
+        out, err = await wrong.communicate()
+    assert (wrong.returncode, out) == (2, b"")
+    assert "'yesterday'" in err.decode()
+    assert "usage: " in err.decode()
+
+
 class GuardedNats(NatsServer):
     """NATS with the users of permissions.conf."""
 
