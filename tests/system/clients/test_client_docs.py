@@ -52,10 +52,11 @@ async def test_shell_page_runs_an_experiment(stack: GatedStack, tmp_path: Path) 
     assert process.stdout is not None
     while b'"snapshot"' not in (line := await process.stdout.readline()):
         assert line, await process.communicate()
-    stack.release(2)
+    stack.release(3)  # the third is ExecuteRun's
     out, err = await process.communicate()
     assert process.returncode == 0, out.decode() + err.decode()
     assert "names files that are not here: 'countries.csv'" in err.decode()
     assert '"experiment.completed"' in out.decode()
+    assert '{"state":"RUN_STATE_COMPLETED","output":"Peru: Lima","score":1}' in out.decode()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["output"] for row in rows] == ["France: Paris", "Japan: Tokyo"]
