@@ -37,13 +37,17 @@ class Issuer:
     def unsigned(self) -> str:
         return self._by_hand({"alg": "none", "kid": "es"}, b"")
 
+    def of_algorithm(self, algorithm: Any) -> str:
+        """A header that says so, and a signature of nobody."""
+        return self._by_hand({"alg": algorithm, "kid": "es"}, b"guessed")
+
     def signed_with_public_key(self, kid: str) -> str:
         """What a server takes that uses the key it has as the secret of HS256."""
         public = self.keys[kid].public_key()
         pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         return self._by_hand({"alg": "HS256", "kid": kid}, pem)
 
-    def _by_hand(self, header: dict[str, str], secret: bytes) -> str:
+    def _by_hand(self, header: dict[str, Any], secret: bytes) -> str:
         claims = self._claims("admin", "", {})
         text = ".".join(_base64(json.dumps(part).encode()) for part in (header, claims))
         return f"{text}.{_base64(hmac.digest(secret, text.encode(), hashlib.sha256)) if secret else ''}"

@@ -67,6 +67,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "a JWT of alg none": (ISSUED.unsigned(),),
     "a JWT of HS256 with the public EC key": (ISSUED.signed_with_public_key("es"),),
     "a JWT of HS256 with the public RSA key": (ISSUED.signed_with_public_key("rs"),),
+    "a JWT of a list of algs": (ISSUED.of_algorithm(["ES256"]),),
+    "a JWT that ends with a text": (ISSUED.token(exp="4000000000"),),
+    "a JWT that ends after all time": (ISSUED.token(exp=10**400),),
     **{f"a JWT without {claim}": (ISSUED.token(without=claim),) for claim in ("exp", "aud", "iss", "sub")},
 }
 TAKEN: dict[str, tuple[str, set[Scope]]] = {

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from promptlooper.errors import InvalidArgument, Unauthenticated
 from promptlooper.rpc.callers import Caller
@@ -14,7 +16,7 @@ from promptlooper.rpc.scopes import Scope
 
 LEEWAY = 30.0  # seconds that clocks may differ
 REMEMBERED = 4_096  # verified tokens; checking a signature costs more than a call
-_ALGORITHMS = {"ES256": "EC", "RS256": "RSA"}
+_ALGORITHMS = ("ES256", "RS256")
 _REQUIRED = ["exp", "iss", "aud", "sub"]
 _SMALLEST_RSA = 2048  # bits
 
@@ -55,6 +57,7 @@ class WebTokens:
                 leeway=LEEWAY,
                 options={"require": _REQUIRED},
             )
+            until = claims["exp"] + LEEWAY
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired: get a new one") from None
         except jwt.ImmatureSignatureError:
@@ -65,13 +68,13 @@ class WebTokens:
             raise Unauthenticated(f"the token is not of the issuer that this server trusts, {self._issuer!r}") from None
         except jwt.MissingRequiredClaimError as error:
             raise Unauthenticated(f"the token has no claim {error.claim!r}: it needs {', '.join(_REQUIRED)}") from None
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, TypeError, OverflowError):  # the latter two: an `exp` that is no time
             raise Unauthenticated("the token is not one that this server's keys verify: get a new one") from None
-        return Caller(claims["sub"], _scopes(claims), claims["exp"] + LEEWAY)
+        return Caller(claims["sub"], _scopes(claims), until)
 
     def _key_of(self, header: Mapping[str, Any]) -> jwt.PyJWK:
         algorithm, kid = header.get("alg"), header.get("kid")
-        if algorithm not in _ALGORITHMS:
+        if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
             raise Unauthenticated(f"the token must be signed by {' or '.join(_ALGORITHMS)}")
         fitting = [key for key in self._keys if key.algorithm_name == algorithm and kid in (None, key.key_id)]
         if len(fitting) != 1:
@@ -104,6 +107,9 @@ def _usable_keys(data: bytes) -> list[jwt.PyJWK]:
 
 
 def _is_usable(key: jwt.PyJWK) -> bool:
-    if _ALGORITHMS.get(key.algorithm_name) != key.key_type or key.public_key_use not in (None, "sig"):
+    public = key.key  # a private one has no place in a JWKS
+    if key.public_key_use not in (None, "sig"):
         return False
-    return bool(key.key.key_size >= _SMALLEST_RSA) if key.key_type == "RSA" else True
+    if key.algorithm_name == "ES256":
+        return isinstance(public, EllipticCurvePublicKey) and isinstance(public.curve, SECP256R1)
+    return key.algorithm_name == "RS256" and isinstance(public, RSAPublicKey) and public.key_size >= _SMALLEST_RSA

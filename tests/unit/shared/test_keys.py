@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from token_lab import AUDIENCE, ISSUER, Issuer
 
 from promptlooper.errors import InvalidArgument, Unauthenticated
@@ -76,6 +79,11 @@ def test_each_scope_includes_those_before_it() -> None:
     assert not Caller("", frozenset(), 0).may(Scope.READ)
 
 
+def jwks_of(key: Any, algorithm: str) -> bytes:
+    kind = jwt.algorithms.RSAAlgorithm if algorithm == "RS256" else jwt.algorithms.ECAlgorithm
+    return json.dumps({"keys": [{**json.loads(kind.to_jwk(key)), "alg": algorithm}]}).encode()
+
+
 @pytest.mark.parametrize(
     "jwks",
     [
@@ -85,6 +93,9 @@ def test_each_scope_includes_those_before_it() -> None:
         b'{"keys": []}',
         json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "alg": "HS256"}]}).encode(),
         Issuer().jwks("es").replace(b'"use": "sig"', b'"use": "enc"'),
+        jwks_of(rsa.generate_private_key(public_exponent=65537, key_size=2048), "RS256"),  # not for others' eyes
+        jwks_of(ec.generate_private_key(ec.SECP256R1()), "ES256"),
+        jwks_of(ec.generate_private_key(ec.SECP384R1()).public_key(), "ES256"),
     ],
 )
 def test_file_without_a_key_that_can_be_used_is_refused(jwks: bytes) -> None:
