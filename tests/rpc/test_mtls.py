@@ -34,9 +34,11 @@ def ca(tmp_path: Path) -> Authority:
 async def server(
     pair: Pair, client_ca: Path | None, go_on: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[Serving]:
-    """Says the name in its client's certificate, and counts for as long as `go_on` says."""
+    """Says the name in its client's certificate, and counts such calls for as long as `go_on` says."""
+    called = asyncio.Event()
 
     async def who(request: Any, context: Any) -> bytes:
+        called.set()
         return b" ".join(context.auth_context().get("x509_common_name", ()))
 
     async def count(request: Any, context: Any) -> AsyncIterator[bytes]:
@@ -44,7 +46,8 @@ async def server(
         while go_on():
             yield str(number).encode()
             number += 1
-            await asyncio.sleep(0.005)
+            called.clear()
+            await called.wait()
 
     def register(server: grpc.aio.Server) -> None:
         handlers = {
@@ -167,7 +170,8 @@ async def test_rotation_under_load_drops_no_call(ca: Authority) -> None:
             async def stream() -> list[bytes]:
                 return [message async for message in channel.unary_stream(COUNT)(b"")]
 
-            work = [asyncio.ensure_future(one) for one in (stream(), *(load() for _ in range(8)))]
+            counting = asyncio.ensure_future(stream())
+            work = [asyncio.ensure_future(load()) for _ in range(8)]
 
             # Under another name: the server says whom it sees, and so the calls tell when the rotation is through.
             renamed = ca.issue("renamed")
@@ -191,7 +195,9 @@ async def test_rotation_under_load_drops_no_call(ca: Authority) -> None:
             assert await shown(address, ca, client) == serial_of(served.cert.read_bytes())
 
             running = False
-            counted, *calls = await asyncio.gather(*work)
+            calls = await asyncio.gather(*work)
+            await call(b"", timeout=10)  # the count waits for one more
+            counted = await counting
     assert counted == [str(number).encode() for number in range(len(counted))]
     assert len(counted) > 10
     assert sum(calls) == len(answered)
