@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -80,6 +81,26 @@ def _belonging() -> dict[str, str]:
 def _value(value: object) -> str:
     text = str(value)
     return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
+
+
+class LogLimit:
+    """Lines that anybody can cause: `lines` a second, and how many were left out since the last one."""
+
+    def __init__(self, lines: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._lines, self._monotonic = lines, monotonic
+        self._began, self._written, self._left_out = float("-inf"), 0, 0
+
+    def left_out(self) -> int | None:
+        """Before this line; None where this one is to be left out too."""
+        now = self._monotonic()
+        if now - self._began >= 1.0:
+            self._began, self._written = now, 0
+        if self._written >= self._lines:
+            self._left_out += 1
+            return None
+        self._written += 1
+        before, self._left_out = self._left_out, 0
+        return before
 
 
 def set_up_logging(service: str, level: str = "info", form: str = "text") -> None:

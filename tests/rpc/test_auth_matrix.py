@@ -18,11 +18,12 @@ from tls_lab import put
 from token_lab import AUDIENCE, ISSUER, Issuer
 
 from promptlooper.errors import DomainError, NotAvailableYet, PermissionDenied, Unauthenticated
-from promptlooper.rpc.access import access_by
+from promptlooper.rpc.access import Access, access_by
 from promptlooper.rpc.api_keys import key_line, new_key
 from promptlooper.rpc.client import domain_errors, open_channel
 from promptlooper.rpc.scopes import SCOPES, Scope
 from promptlooper.rpc.server import serving
+from promptlooper.telemetry import LogLimit
 from promptlooper.testing.eventually import eventually
 from promptlooper.v1 import adapter_service_pb2, cache_service_pb2, runner_service_pb2, scorer_service_pb2
 from promptlooper.v1 import adapter_service_pb2_grpc as adapter
@@ -189,6 +190,22 @@ async def test_rpc_without_a_scope_is_refused_to_everyone(tmp_path: Path, monkey
     monkeypatch.delitem(SCOPES, path)
     async with everything(tmp_path) as channel:
         assert isinstance(await outcome(channel, path, [KEYS["admin"]]), PermissionDenied)
+
+
+async def test_who_is_refused_again_and_again_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    access = Access(limit=LogLimit(2, monotonic=lambda: now))
+    path = "/promptlooper.v1.RunnerService/GetRun"
+    caplog.set_level("INFO")
+    async with serving("127.0.0.1:0", {}, access=access) as running:
+        async with open_channel(f"127.0.0.1:{running.port}") as channel:
+            for _ in range(5):
+                assert isinstance(await outcome(channel, path, ()), Unauthenticated)
+            now = 1.0
+            await outcome(channel, path, ())
+    lines = [vars(record) for record in caplog.records if record.message == "call refused"]
+    assert [line.get("not_logged_before", 0) for line in lines] == [0, 0, 3]
+    assert access.refused == {(path, "UNAUTHENTICATED"): 6}
 
 
 async def test_revoked_keys_are_refused_at_once_also_those_that_were_just_used(

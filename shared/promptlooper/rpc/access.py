@@ -17,11 +17,13 @@ from promptlooper.rpc.api_keys import PREFIX, ApiKeys, read_keys
 from promptlooper.rpc.callers import Caller
 from promptlooper.rpc.scopes import SCOPES
 from promptlooper.rpc.status import code_of, status_of, trailers_of
+from promptlooper.telemetry import LogLimit
 
 if TYPE_CHECKING:
     from promptlooper.rpc.web_tokens import WebTokens
 
 _log = logging.getLogger(__name__)
+LINES = 10  # a second, of refused calls: metrics count them all
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -37,10 +39,12 @@ class Access(grpc.aio.ServerInterceptor):
         web_tokens: Reloaded[WebTokens] | None = None,
         *,
         now: Callable[[], float] = time.time,
+        limit: LogLimit | None = None,
     ) -> None:
         self._keys = keys
         self._web_tokens = web_tokens
         self._now = now
+        self._limit = limit or LogLimit(LINES)
         self.refused: Counter[tuple[str, str]] = Counter()  # calls by method and status code
 
     async def intercept_service(
@@ -67,7 +71,7 @@ class Access(grpc.aio.ServerInterceptor):
                 raise PermissionDenied(f"{method} has no scope here, so nobody may call it")
         except (Unauthenticated, PermissionDenied) as error:
             self.refused[method if method in SCOPES else "other", code_of(error).name] += 1
-            return _refusal(error, method, name)
+            return self._refusal(error, method, name)
         return handler
 
     def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
@@ -83,6 +87,17 @@ class Access(grpc.aio.ServerInterceptor):
         if self._now() >= caller.until:
             raise Unauthenticated("the token has expired: get a new one")
         return caller
+
+    def _refusal(self, error: DomainError, method: str, name: str) -> _Handler:
+        async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            if (left_out := self._limit.left_out()) is not None:
+                facts = {"method": method, "caller": name, "peer": context.peer(), "why": error.reason}
+                _log.info("call refused", extra=facts | ({"not_logged_before": left_out} if left_out else {}))
+            status = status_of(error)
+            await context.abort(code_of(error), status.message, trailers_of(error, status))
+
+        # Of all kinds this one does not wait for a message first.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def access_by(
@@ -112,13 +127,3 @@ def _bearer(values: list[str | bytes]) -> str:
     if len(values) > 1 or scheme.lower() != "bearer" or not (token := token.strip()).isascii() or not token:
         raise Unauthenticated("the metadata `authorization` must be given once, as `Bearer TOKEN`")
     return token
-
-
-def _refusal(error: DomainError, method: str, name: str) -> _Handler:
-    async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        _log.info("call refused", extra={"method": method, "caller": name, "peer": context.peer(), "why": error.reason})
-        status = status_of(error)
-        await context.abort(code_of(error), status.message, trailers_of(error, status))
-
-    # Of all kinds this one does not wait for a message first.
-    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -7,7 +7,7 @@ from contextvars import Context
 from typing import Any
 
 from promptlooper import tracing
-from promptlooper.telemetry import JsonFormatter, LineFormatter, work_on
+from promptlooper.telemetry import JsonFormatter, LineFormatter, LogLimit, work_on
 
 
 def line(message: str, *args: object, **extra: object) -> str:
@@ -78,3 +78,11 @@ def test_json_holds_a_traceback_in_its_line() -> None:
     except ValueError as error:
         record = logging.getLogger("x").makeRecord("x", logging.ERROR, "f", 1, "failed", (), (type(error), error, None))
     assert json.loads(JsonFormatter("x").format(record))["traceback"] == "ValueError: why"
+
+
+def test_limit_takes_so_many_lines_a_second_and_counts_the_others() -> None:
+    now = 100.0
+    limit = LogLimit(2, monotonic=lambda: now)
+    assert [limit.left_out() for _ in range(5)] == [0, 0, None, None, None]
+    now += 1.0
+    assert [limit.left_out() for _ in range(3)] == [3, 0, None]
