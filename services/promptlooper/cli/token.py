@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -45,9 +46,12 @@ def new(name: str, scopes: str, expires: str | None, path: Path | None) -> None:
 
     try:
         granted = sorted(parsed_scopes(scopes.split(",")))
-        there = path.read_text() if path is not None and path.exists() else HEADER
     except ValueError as error:
         raise InvalidArgument(f"--scopes: {error}") from None
+    try:
+        there = path.read_text() if path is not None and path.exists() else HEADER
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"{str(path)!r} is no file of keys: it is not text") from None
     except OSError as error:
         raise InvalidArgument(f"{str(path)!r} can't be read: {error.strerror}") from None
     if any(caller.name == name for caller in read_keys(there.encode()).callers.values()):
@@ -73,12 +77,17 @@ def _end(expires: str | None) -> datetime | None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """At once: a server never reads half of it."""
-    new = path.with_name(f"{path.name}.new")
+    """At once: a server never reads half of it, and nobody may read it who may not read what was there."""
     try:
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-        new.write_text(text)
-        new.chmod(mode)
-        os.replace(new, path)
+        handle, new = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+        try:
+            with open(handle, "w") as file:
+                file.write(text)
+            os.chmod(new, mode)
+            os.replace(new, path)
+        except BaseException:
+            os.unlink(new)
+            raise
     except OSError as error:
         raise InvalidArgument(f"{str(path)!r} can't be written: {error.strerror}") from None

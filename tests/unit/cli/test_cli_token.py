@@ -58,3 +58,18 @@ def test_what_can_not_be_made_changes_nothing(words: tuple[str, ...], said: str,
         token_new(*words, "--file", str(path))
     assert said in caught.value.message
     assert path.read_text() == before
+
+
+def test_what_is_no_file_of_keys_is_said_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidArgument, match=r"keys\.txt' is no file of keys"):
+        token_new("--name", "ci", "--scopes", "read", "--file", str(path))
+
+
+def test_nothing_is_written_through_a_link_that_somebody_left_beside_the_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "keys.txt", tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / "keys.txt.new").symlink_to(other)
+    token_new("--name", "ci", "--scopes", "read", "--file", str(path))
+    assert other.read_text() == "mine"
