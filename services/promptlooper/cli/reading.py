@@ -60,10 +60,10 @@ def _said_by_runner(session: Session, spec: ExperimentSpec) -> Sequence[Problem]
 
 
 async def _problems(session: Session, spec: ExperimentSpec) -> Sequence[Problem]:
-    """Only of models and scorers: what else such a spec lacks was said of the file already."""
+    from promptlooper.runner.spec.problems import of_services
+
     async with session.open() as experiments:
-        found = (await experiments.validate(spec)).problems
-    return [problem for problem in found if problem.field.endswith(".model") or problem.field.startswith("scorers[")]
+        return of_services((await experiments.validate(spec)).problems)
 
 
 def places_of(problems: Sequence[Problem], read: ReadExperiment) -> list[Place]:

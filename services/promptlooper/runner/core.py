@@ -45,6 +45,7 @@ from promptlooper.runner.preview import place_of, rendered, rendered_at
 from promptlooper.runner.render import Renderer
 from promptlooper.runner.runs import Runs, no_run, run_place
 from promptlooper.runner.sources import LONG_WORK, Sources
+from promptlooper.runner.spec.check_services import check
 from promptlooper.runner.spec.check_spec import MAX_CONCURRENCY, problems_of
 from promptlooper.runner.store import control, removal, repository
 from promptlooper.runner.store.database import Database
@@ -82,7 +83,8 @@ class RunnerCore:
         self._runs = Runs(database, self.get)
         self._run_watching = RunWatching(database, self._watching, self._runs)
         self._executions = executions
-        self._sources = Sources(database, clock)
+        checked = partial(check, gateway=gateway, scoring=scoring, renderer=renderer)
+        self._sources = Sources(database, clock, checked)
         self._targets = Targets(database, self._sources, self._runs)
         self._creation = Creation(database, engine, gateway, scoring, renderer, clock, new_id, failpoints)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -12,12 +12,19 @@ from pathlib import PurePosixPath
 import sqlalchemy as sa
 
 from promptlooper.clock import Clock
-from promptlooper.errors import FilesMissing, InvalidArgument, InvalidExperiment, Problem, TooLarge
+from promptlooper.errors import (
+    FilesMissing,
+    InvalidArgument,
+    InvalidExperiment,
+    Problem,
+    ServiceUnavailable,
+    TooLarge,
+)
 from promptlooper.experiment import ExperimentSpec
 from promptlooper.experiments import Validation
 from promptlooper.runner.spec.files import SentFolder
 from promptlooper.runner.spec.normal import completed
-from promptlooper.runner.spec.problems import FileProblem, InvalidFile
+from promptlooper.runner.spec.problems import FileProblem, InvalidFile, in_order, of_services
 from promptlooper.runner.spec.reading import USUAL_STEM, ReadExperiment, read_text
 from promptlooper.runner.store import uploads
 from promptlooper.runner.store.database import Database
@@ -55,10 +62,13 @@ class Given:
 
 
 class Sources:
-    """Keeps files that were sent, and reads experiments from sources that name them."""
+    """Keeps files that were sent, and reads experiments from sources that name them. `check` says what Adapter and
+    Scorer have against a spec."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database, self._clock = database, clock
+    def __init__(
+        self, database: Database, clock: Clock, check: Callable[[ExperimentSpec], Awaitable[Validation]]
+    ) -> None:
+        self._database, self._clock, self._check = database, clock, check
 
     async def upload(self, piece: FilePiece) -> Uploaded:
         """Raises InvalidArgument where the piece is none of such a file, or the whole is another."""
@@ -73,27 +83,44 @@ class Sources:
         if isinstance(experiment, ExperimentSpec):
             return Given(_completed(experiment))
         _check_source(experiment)
-        read = await self._database.read(partial(_read, source=experiment), within=LONG_WORK)
+        try:
+            read = await self._database.read(partial(_read, source=experiment), within=LONG_WORK)
+        except InvalidFile as error:
+            problems = in_order((*error.problems, *await self._said_by_services(error.partial)), _path_of(experiment))
+            raise InvalidExperiment([_problem(problem) for problem in problems]) from None
         if experiment.files:
             names = [file.sha256 for file in experiment.files]
             await self._database.write(partial(uploads.used, sha256s=names, now_us=self._now_us()))
         return Given(_completed(read.spec), read)
+
+    async def _said_by_services(self, read: ReadExperiment | None) -> Sequence[FileProblem]:
+        """Also of a file with mistakes of its own: all is said at once."""
+        if read is None:
+            return ()
+        try:
+            found = (await self._check(read.spec)).problems
+        except ServiceUnavailable:  # the file's own mistakes are no less true
+            return ()
+        return [read.located(problem) for problem in of_services(found)]
 
     def _now_us(self) -> int:
         return microseconds(self._clock.now())
 
 
 def _read(connection: sa.Connection, source: ExperimentSource) -> ReadExperiment:
-    path = PurePosixPath(source.path or USUAL_PATH)
+    path = PurePosixPath(_path_of(source))
     folder = SentFolder(str(path), source.files, partial(uploads.content, connection))
     name = path.parent.name if path.stem == USUAL_STEM else path.stem
     try:
         return read_text(source.text, str(path), name, folder)
-    except InvalidFile as error:
-        problems = [_problem(problem) for problem in error.problems]
+    except InvalidFile:
         if folder.missing:  # what they hold may be wrong too, and is said with the rest
             raise _missing(folder.missing) from None
-        raise InvalidExperiment(problems) from None
+        raise
+
+
+def _path_of(source: ExperimentSource) -> str:
+    return str(PurePosixPath(source.path or USUAL_PATH))
 
 
 def _missing(missing: Mapping[str, Problem]) -> FilesMissing:

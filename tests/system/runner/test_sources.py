@@ -147,6 +147,15 @@ async def test_everything_wrong_is_said_with_file_and_line(lab: Lab) -> None:
             await runner.create(ExperimentSource("model: mock/m\nprompt: {file: ../secret}"))
 
 
+async def test_what_services_refuse_is_said_with_the_mistakes_of_the_file(lab: Lab) -> None:
+    text = "model: mock/m\nprompt: '{{ wrong }}'\nscorers:\n  - {type: max-words, value: many}\nrepeats: -1\n"
+    async with lab.runner() as runner:
+        for call in (runner.create, runner.validate):
+            with pytest.raises(InvalidExperiment) as raised:
+                await call(ExperimentSource(text))
+            assert [problem.line for problem in raised.value.problems] == [2, 4, 5]
+
+
 async def test_files_that_nobody_uses_any_more_are_forgotten(lab: Lab) -> None:
     (old,), (kept,) = pieces(b"old"), pieces(b"kept")
     async with lab.runner() as runner:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from promptlooper.errors import Problem
+
 if TYPE_CHECKING:
     from promptlooper.runner.spec.reading import ReadExperiment
 
@@ -42,6 +44,17 @@ class InvalidFile(Exception):
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
         self.partial = partial
+
+
+def in_order(problems: Iterable[FileProblem], path: str) -> list[FileProblem]:
+    """Each once: those of the experiment file itself first, by line, then those of the files that it names."""
+    return sorted(dict.fromkeys(problems), key=lambda p: (p.file != path, p.file, p.line or 0))
+
+
+def of_services(problems: Iterable[Problem]) -> list[Problem]:
+    """Of what is said of a partial spec, only what is about models and scorers: what else it lacks was said of the file
+    already."""
+    return [problem for problem in problems if problem.field.endswith(".model") or problem.field.startswith("scorers[")]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

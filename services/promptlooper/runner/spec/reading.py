@@ -19,7 +19,7 @@ from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.notes import Notes, path_of
 from promptlooper.runner.spec.overrides import Overrides, applied, check_effect, selected
 from promptlooper.runner.spec.pipelines import PipelineReader
-from promptlooper.runner.spec.problems import FilePosition, FileProblem, InvalidFile
+from promptlooper.runner.spec.problems import FilePosition, FileProblem, InvalidFile, in_order
 from promptlooper.runner.spec.rows import Rows, with_ids
 from promptlooper.runner.spec.scorers import SCORER_TYPES, ScorerReader
 from promptlooper.runner.spec.sections import SectionReader
@@ -123,7 +123,7 @@ def read_text(
     it does not say. Raises InvalidFile."""
     reader = _Reader(text, path, name, folder, overrides or Overrides(), scorer_types)
     found = reader.read()
-    problems = sorted(reader.notes.problems, key=lambda p: (p.file != path, p.file, p.line or 0))
+    problems = in_order(reader.notes.problems, path)
     if problems:
         raise InvalidFile(problems, None if found is None else found.for_services())
     if found is None:
