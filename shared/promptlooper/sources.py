@@ -10,6 +10,7 @@ from promptlooper.jsonvalue import Json, JsonObject
 
 PIECE = 1024 * 1024  # bytes of each piece of a file but the last
 LARGEST_FILE = 64 * PIECE
+UPLOADS = 10 * 1024 * PIECE  # bytes that a Runner keeps of all files, unless its settings say otherwise
 LARGEST_TEXT = 3 * 1024 * 1024
 USUAL_PATH = "promptlooper.yaml"
 

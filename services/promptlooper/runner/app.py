@@ -24,6 +24,7 @@ from promptlooper.runner.settings import RunnerSettings
 from promptlooper.runner.store.database import IDLE_AT_MOST, Database
 from promptlooper.runner.store.migrate import prepare
 from promptlooper.scoring import ScoringService
+from promptlooper.sources import UPLOADS
 
 log = logging.getLogger("runner")
 GATHER = 0.015  # seconds: with the answer it is less than a turn waits anyway
@@ -47,6 +48,7 @@ async def runner_core(
     failpoints: Failpoints | None = None,
     gather: float = 0.0,
     counts: RunnerCounts | None = None,
+    upload_limit: int = UPLOADS,
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
     it. A Runner takes the runs of its predecessor of the same `replica` at once. Answers to be stored in the cache and
@@ -67,7 +69,18 @@ async def runner_core(
         await stack.enter_async_context(engine.running())
         executions = Executions(answers, scores, renderer, gateway, scoring, clock, failpoints, at_once=slots)
         yield RunnerCore(
-            database, engine, hub, gateway, cache, scoring, renderer, clock, new_id, failpoints, executions
+            database,
+            engine,
+            hub,
+            gateway,
+            cache,
+            scoring,
+            renderer,
+            clock,
+            new_id,
+            failpoints,
+            executions,
+            upload_limit,
         )
 
 
@@ -124,6 +137,7 @@ async def run(settings: RunnerSettings) -> None:
                 failpoints=failpoints,
                 gather=GATHER,
                 counts=counts,
+                upload_limit=settings.upload_limit,
             )
         )
         services = {servicer.SERVICE_NAME: partial(servicer.register, core=core)}

@@ -75,6 +75,7 @@ class RunnerCore:
         new_id: IdMaker,
         failpoints: Failpoints,
         executions: Executions,
+        upload_limit: int,
     ) -> None:
         self._database, self._engine, self._hub = database, engine, hub
         self._gateway, self._cache, self._scoring = gateway, cache, scoring
@@ -84,7 +85,7 @@ class RunnerCore:
         self._run_watching = RunWatching(database, self._watching, self._runs)
         self._executions = executions
         checked = partial(check, gateway=gateway, scoring=scoring, renderer=renderer)
-        self._sources = Sources(database, clock, checked)
+        self._sources = Sources(database, clock, checked, upload_limit)
         self._targets = Targets(database, self._sources, self._runs)
         self._creation = Creation(database, engine, gateway, scoring, renderer, clock, new_id, failpoints)
 

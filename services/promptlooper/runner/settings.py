@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from promptlooper.errors import InvalidArgument
 from promptlooper.failpoints import failpoints_from
 from promptlooper.settings import ServiceSettings
+from promptlooper.sources import LARGEST_FILE, UPLOADS
 
 
 class RunnerSettings(ServiceSettings):
@@ -28,6 +29,7 @@ class RunnerSettings(ServiceSettings):
     event_retention: float = Field(default=0.0, ge=0)  # seconds that events are kept at least; 0: for ever
     replica: str = Field(default="", max_length=63)  # a name that is this Runner's own and the same at every start
     slots: int = Field(default=1_000, ge=1, le=100_000)  # runs at once in this process: bounds its memory
+    upload_limit: int = Field(default=UPLOADS, ge=LARGEST_FILE)  # bytes that all files sent for experiments may have
     failpoints: str = ""  # for tests: where this process is to fail, as `promptlooper.failpoints` reads it
 
     @field_validator("failpoints")

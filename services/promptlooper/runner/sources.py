@@ -66,14 +66,20 @@ class Sources:
     Scorer have against a spec."""
 
     def __init__(
-        self, database: Database, clock: Clock, check: Callable[[ExperimentSpec], Awaitable[Validation]]
+        self,
+        database: Database,
+        clock: Clock,
+        check: Callable[[ExperimentSpec], Awaitable[Validation]],
+        upload_limit: int,
     ) -> None:
-        self._database, self._clock, self._check = database, clock, check
+        self._database, self._clock, self._check, self._upload_limit = database, clock, check, upload_limit
 
     async def upload(self, piece: FilePiece) -> Uploaded:
-        """Raises InvalidArgument where the piece is none of such a file, or the whole is another."""
+        """Raises InvalidArgument where the piece is none of such a file, or the whole is another; TooLarge where there
+        is no room for the file."""
         _check_piece(piece)
-        kept = await self._database.write(partial(uploads.add_piece, piece=piece, now_us=self._now_us()))
+        add = partial(uploads.add_piece, piece=piece, now_us=self._now_us(), limit=self._upload_limit)
+        kept = await self._database.write(add)
         if isinstance(kept, uploads.OtherContent):
             raise kept
         return kept

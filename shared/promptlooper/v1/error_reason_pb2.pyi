@@ -50,7 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 10
     """The page token is not one that this server gave for this filter. INVALID_ARGUMENT."""
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 11
-    """The message is larger than this server takes: send less. RESOURCE_EXHAUSTED."""
+    """What is sent is larger than this server takes, or has room for: send less. RESOURCE_EXHAUSTED."""
     ERROR_REASON_FILES_MISSING: _ErrorReason.ValueType  # 13
     """The experiment file names files that this server does not have: PreconditionFailure lists them; send them with UploadFile.
     FAILED_PRECONDITION. Metadata: count.
@@ -127,7 +127,7 @@ ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 9
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 10
 """The page token is not one that this server gave for this filter. INVALID_ARGUMENT."""
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 11
-"""The message is larger than this server takes: send less. RESOURCE_EXHAUSTED."""
+"""What is sent is larger than this server takes, or has room for: send less. RESOURCE_EXHAUSTED."""
 ERROR_REASON_FILES_MISSING: ErrorReason.ValueType  # 13
 """The experiment file names files that this server does not have: PreconditionFailure lists them; send them with UploadFile.
 FAILED_PRECONDITION. Metadata: count.

@@ -187,7 +187,8 @@ class RunnerServiceServicer:
     def UploadFile(self, request, context):
         """Keeps a piece of a file that an ExperimentSource refers to; the same piece again changes nothing. Once all pieces are
         there, the file is kept for 7 days after its last use. INVALID_ARGUMENT INVALID_ARGUMENT names the field; with the last
-        piece also where the whole has another SHA-256: all its pieces are dropped, send them again. Usual deadline: 30 s.
+        piece also where the whole has another SHA-256: all its pieces are dropped, send them again. RESOURCE_EXHAUSTED TOO_LARGE
+        where all files that are kept would have more bytes than this server allows. Usual deadline: 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,7 +28,8 @@ class RunnerServiceStub:
     UploadFile: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.UploadFileRequest, _runner_service_pb2.UploadFileResponse]
     """Keeps a piece of a file that an ExperimentSource refers to; the same piece again changes nothing. Once all pieces are
     there, the file is kept for 7 days after its last use. INVALID_ARGUMENT INVALID_ARGUMENT names the field; with the last
-    piece also where the whole has another SHA-256: all its pieces are dropped, send them again. Usual deadline: 30 s.
+    piece also where the whole has another SHA-256: all its pieces are dropped, send them again. RESOURCE_EXHAUSTED TOO_LARGE
+    where all files that are kept would have more bytes than this server allows. Usual deadline: 30 s.
     """
     RenderRun: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.RenderRunRequest, _runner_service_pb2.RenderRunResponse]
     """The exact messages of one run of an experiment's grid, without calling a model: outputs of earlier stages are
@@ -145,7 +146,8 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_runner_service_pb2.UploadFileResponse]:
         """Keeps a piece of a file that an ExperimentSource refers to; the same piece again changes nothing. Once all pieces are
         there, the file is kept for 7 days after its last use. INVALID_ARGUMENT INVALID_ARGUMENT names the field; with the last
-        piece also where the whole has another SHA-256: all its pieces are dropped, send them again. Usual deadline: 30 s.
+        piece also where the whole has another SHA-256: all its pieces are dropped, send them again. RESOURCE_EXHAUSTED TOO_LARGE
+        where all files that are kept would have more bytes than this server allows. Usual deadline: 30 s.
         """
 
     @_abc_1.abstractmethod

@@ -125,6 +125,16 @@ async def test_pieces_of_no_file_are_refused(lab: Lab, change: dict[str, object]
             await runner.upload(replace(pieces(b"right")[0], **change))  # type: ignore[arg-type]
 
 
+async def test_files_that_there_is_no_room_for_are_refused(lab: Lab) -> None:
+    (small,), large = pieces(b"small"), pieces(bytes(PIECE + 1))
+    async with lab.runner(upload_limit=PIECE + 5) as runner:
+        assert not (await runner.upload(large[1])).complete  # its first piece takes the room of all
+        with pytest.raises(TooLarge, match=r"no room for 5 bytes.* 1,048,577 of the 1,048,581.*_UPLOAD_LIMIT"):
+            await runner.upload(small)
+        assert (await runner.upload(large[0])).complete
+        assert (await runner.upload(pieces(b"tiny")[0])).complete
+
+
 async def test_everything_wrong_is_said_with_file_and_line(lab: Lab) -> None:
     text = "model: mock/m\nprompt: '{{ wrong }}'\ninputs: {file: rows.jsonl}\nrepeats: -1\n"
     rows = b'{"n": 1}\n{"n": \n'

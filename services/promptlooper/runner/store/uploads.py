@@ -9,7 +9,7 @@ from contextlib import suppress
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from promptlooper.errors import InvalidArgument
+from promptlooper.errors import InvalidArgument, TooLarge
 from promptlooper.runner.store.models import upload_pieces, uploads
 from promptlooper.sources import PIECE, FilePiece, FileReference, Uploaded
 
@@ -20,14 +20,17 @@ class OtherContent(InvalidArgument):
     """The pieces do not make the file that they were said to be of."""
 
 
-def add_piece(connection: sa.Connection, piece: FilePiece, now_us: int) -> Uploaded | OtherContent:
+def add_piece(connection: sa.Connection, piece: FilePiece, now_us: int, limit: int) -> Uploaded | OtherContent:
     """Keeps the piece; with the last one the file is whole. Returns, not raises, OtherContent, as the pieces are
-    dropped then. Raises InvalidArgument where the size is another than that of earlier pieces."""
+    dropped then. Raises InvalidArgument where the size is another than that of earlier pieces, TooLarge where a new
+    file does not fit into the `limit` of bytes."""
     row = {"sha256": piece.sha256, "size": piece.size, "complete": False, "used_us": now_us}
-    # Another may have sent the first piece at the same time; the row is the lock that the pieces of a file share.
-    with suppress(IntegrityError), connection.begin_nested():
-        connection.execute(sa.insert(uploads), row)
     of_it = uploads.c.sha256 == piece.sha256
+    if connection.execute(sa.select(uploads.c.size).where(of_it)).scalar() is None:
+        _check_room(connection, piece.size, limit)
+        # Another may have sent the first piece at the same time; the row is the lock that the pieces of a file share.
+        with suppress(IntegrityError), connection.begin_nested():
+            connection.execute(sa.insert(uploads), row)
     file = connection.execute(sa.select(uploads).where(of_it).with_for_update()).one()
     if file.size != piece.size:
         raise InvalidArgument(
@@ -59,6 +62,18 @@ def add_piece(connection: sa.Connection, piece: FilePiece, now_us: int) -> Uploa
         )
     connection.execute(sa.update(uploads).where(of_it).values(complete=True))
     return Uploaded(piece.size, True)
+
+
+def _check_room(connection: sa.Connection, size: int, limit: int) -> None:
+    """A file takes its room with its first piece. Files that begin at the same moment may go beyond the limit
+    together, by no more than they have."""
+    kept = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(uploads.c.size), 0))).scalar_one()
+    if kept + size > limit:
+        raise TooLarge(
+            f"there is no room for {size:,} bytes: uploaded files have {kept:,} of the {limit:,} that"
+            f" this server keeps; those that nobody uses go after {KEPT_US // 86_400_000_000} days, or ask for a larger"
+            " PROMPTLOOPER_UPLOAD_LIMIT"
+        )
 
 
 def content(connection: sa.Connection, file: FileReference) -> bytes | None:
