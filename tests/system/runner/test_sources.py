@@ -135,6 +135,16 @@ async def test_files_that_there_is_no_room_for_are_refused(lab: Lab) -> None:
         assert (await runner.upload(pieces(b"tiny")[0])).complete
 
 
+async def test_a_short_text_can_not_name_a_long_one_without_end(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptlooper.runner.spec.files.MAX_SENT_BYTES", 10)
+    text = "model: mock/m\nprompts: {a: {file: long.txt}, b: {file: ./long.txt}%s}\n"
+    async with lab.runner() as runner:
+        source = await sent(runner, text % "", {"long.txt": b"five!"})
+        assert (await runner.validate(source)).calls == 2
+        with pytest.raises(InvalidExperiment, match=r"with 'long\.txt' the files have more than 10 bytes"):
+            await runner.validate(replace(source, text=text % ", c: {file: long.txt}"))
+
+
 async def test_everything_wrong_is_said_with_file_and_line(lab: Lab) -> None:
     text = "model: mock/m\nprompt: '{{ wrong }}'\ninputs: {file: rows.jsonl}\nrepeats: -1\n"
     rows = b'{"n": 1}\n{"n": \n'

@@ -12,6 +12,7 @@ from promptlooper.sources import FileReference
 
 MAX_TEXT_BYTES = 4 << 20
 MAX_DATA_BYTES = 512 << 20
+MAX_SENT_BYTES = 256 << 20  # of all that one source names: a short text may name a long one a thousand times
 
 
 class FileRefused(Exception):
@@ -70,6 +71,7 @@ class SentFolder:
         self._files = {posixpath.normpath(file.path): file for file in files}
         self._content = content
         self.missing: dict[str, Problem] = {}
+        self._left = MAX_SENT_BYTES
 
     def shown(self, name: str) -> str:
         return str(self._experiment.parent / name)
@@ -82,6 +84,9 @@ class SentFolder:
         if (file := self._files.get(path)) is None:
             raise self._lacks(path, "send it with UploadFile, and refer to it in the source")
         _check_size(name, file.size, limit)
+        self._left -= file.size
+        if self._left < 0:
+            raise FileRefused(f"with {name!r} the files have more than {MAX_SENT_BYTES:,} bytes, counted each time")
         if (content := self._content(file)) is None:
             raise self._lacks(path, "it is not here, or not all of it: send all its pieces with UploadFile")
         return content
