@@ -67,7 +67,7 @@ async def runner_core(
         stack.push_async_callback(answers.aclose)
         stack.push_async_callback(scores.aclose)
         await stack.enter_async_context(engine.running())
-        executions = Executions(answers, scores, renderer, gateway, scoring, clock, failpoints, at_once=slots)
+        executions = Executions(answers, scores, renderer, gateway, scoring, clock, failpoints, counts, at_once=slots)
         yield RunnerCore(
             database,
             engine,

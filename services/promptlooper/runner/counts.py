@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from promptlooper.counting import ANSWERS, CALLS, Histogram
+from promptlooper.run import RunState, StageResult
 from promptlooper.runner.outcomes import Outcome, StageDone
 from promptlooper.runner.store.repository import Active
 from promptlooper.runner.store.turns import TurnResult
@@ -69,6 +70,8 @@ class RunnerCounts:
     taken_back: int = 0  # runs of dead Runners
     leases_lost: int = 0
     in_flight: int = 0  # as of the last look
+    executing: int = 0  # runs under way for callers who wait
+    executed: Counter[str] = field(default_factory=Counter)  # the same when they had ended, by state
     answers: Counter[str] = field(default_factory=Counter)  # of stages: "cache" or "model"
     saved_nanousd: int = 0
     cache_failures: int = 0
@@ -82,5 +85,12 @@ class RunnerCounts:
         self.refused += len(result.refused)
         for outcome in outcomes:
             if isinstance(outcome, StageDone) and outcome.run_index not in result.refused:
-                self.answers["cache" if outcome.result.cached else "model"] += 1
-                self.saved_nanousd += outcome.result.cost_saved_nanousd or 0
+                self.answered(outcome.result)
+
+    def answered(self, result: StageResult) -> None:
+        self.answers["cache" if result.cached else "model"] += 1
+        self.saved_nanousd += result.cost_saved_nanousd or 0
+
+    def has_executed(self, state: RunState, seconds: float) -> None:
+        self.executed[state.value.lower()] += 1
+        self.run_seconds.add(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from promptlooper.experiments import Execution, OutputDelta
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Run, RunError, RunState, StageResult
 from promptlooper.runner.answers import Answers
+from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.render import Renderer
@@ -47,12 +49,13 @@ class Executions:
         scoring: ScoringService,
         clock: Clock,
         failpoints: Failpoints,
+        counts: RunnerCounts,
         *,
         at_once: int = AT_ONCE,
     ) -> None:
         self._answers, self._scores, self._renderer, self._clock = answers, scores, renderer, clock
         self._gateway, self._scoring, self._failpoints = gateway, scoring, failpoints
-        self._at_once, self._running = at_once, 0
+        self._at_once, self._counts = at_once, counts
         self._plans: OrderedDict[Hashable, tuple[float, Plan]] = OrderedDict()
 
     async def execute(
@@ -62,21 +65,21 @@ class Executions:
         StartRun raises, ServiceUnavailable where too many are executed already."""
         if draining():
             raise Draining("this Runner is shutting down; ask again, another answers")
-        if self._running >= self._at_once:
+        if self._counts.executing >= self._at_once:
             raise ServiceUnavailable(
                 f"this Runner executes {self._at_once:,} runs already: ask another, or later", retry_after=1.0
             )
-        self._running += 1
+        self._counts.executing += 1
         try:
             began = self._clock.monotonic()
             plan, row = await self._planned(target, targets)
             left = None if timeout is None else timeout - (self._clock.monotonic() - began)
-            execution = _Execution(plan, row, left, self._executor, self._clock)
+            execution = _Execution(plan, row, left, self._executor, self._clock, self._counts)
             async with aclosing(pieces_of(execution.run)) as messages:
                 async for message in messages:
                     yield message
         finally:
-            self._running -= 1
+            self._counts.executing -= 1
 
     def _executor(
         self, plan: Plan, report: Callable[[Outcome], None], on_delta: Callable[[int, str], None]
@@ -126,11 +129,24 @@ class _Execution:
     timeout: float | None  # seconds
     make_executor: _Executor
     clock: Clock
+    counts: RunnerCounts
     results: list[StageResult] = field(default_factory=list)
     last: Outcome | None = None
     told: int = 0  # characters of the output of the stage under way
 
     async def run(self, tell: Callable[[Execution], None]) -> Execution:
+        began, state = self.clock.monotonic(), RunState.FAILED
+        try:
+            run = await self._executed(tell)
+            state = run.state
+            return Execution(run=run)
+        except asyncio.CancelledError:
+            state = RunState.CANCELLED
+            raise
+        finally:
+            self.counts.has_executed(state, self.clock.monotonic() - began)
+
+    async def _executed(self, tell: Callable[[Execution], None]) -> Run:
         started = self.clock.now()
         deadline_us = None if self.timeout is None else microseconds(started) + int(self.timeout * 1e6)
         limit = self.plan.spec.limits.run_timeout
@@ -141,7 +157,7 @@ class _Execution:
         while not isinstance(self.last, RunEnded | RunReturned):
             self.last, self.told = None, 0
             await executor.step(self._claim(deadline_us), self.row, tuple(self.results))
-        return Execution(run=self._run(started))
+        return self._run(started)
 
     def _claim(self, deadline_us: int | None) -> Claim:
         """With all that is left of a budget for the next call."""
@@ -163,6 +179,7 @@ class _Execution:
         if isinstance(outcome, StageDone):
             result = outcome.result
             self.results.append(result)
+            self.counts.answered(result)
             if not self.told and result.output:
                 self._delta(tell, result.stage_index, result.output)
             tell(Execution(stage=result))

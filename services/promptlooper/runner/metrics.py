@@ -53,8 +53,12 @@ class RunnerMetrics(Collector):
         yield counter("runs_claimed", "Runs claimed, again after a wait too.", counts.claimed)
         ended = {state: counts.events[kind] for kind, state in _ENDS.items()}
         yield counters("runs_ended", "Runs whose end was stored.", ("state",), ended)
+        yield gauge("runs_executing", "Runs under way for callers of ExecuteRun.", counts.executing)
+        executed = {state: counts.executed[state] for state in _ENDS.values()}
+        yield counters("runs_executed", "Runs of ExecuteRun that ended; they are not stored.", ("state",), executed)
         seconds = {(): counts.run_seconds}
-        yield histograms("run_duration_seconds", "From a run's claim here to its end.", (), seconds)
+        help = "From a run's claim here, or its caller's request, to its end."
+        yield histograms("run_duration_seconds", help, (), seconds)
         yield counter("runs_taken_back", "Runs taken back from dead Runners.", counts.taken_back)
         yield counter("lease_losses", "Leases that this Runner lost: it was silent for too long.", counts.leases_lost)
         yield counter("outcomes_refused", "Outcomes of runs that another Runner had taken.", counts.refused)

@@ -21,8 +21,10 @@ from promptlooper.errors import (
 from promptlooper.experiment import CacheMode, CachePolicy, ScorerSpec
 from promptlooper.experiments import Execution, ExperimentFilter
 from promptlooper.run import Run, RunState
+from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.events.hub import Hub
 from promptlooper.sources import ExperimentSource, RunTarget
+from promptlooper.testing.eventually import eventually
 
 UNCACHED = CachePolicy(CacheMode.OFF)
 
@@ -171,6 +173,27 @@ async def test_a_caller_that_goes_stops_the_call(lab: Lab, policy: CachePolicy) 
         await messages.aclose()  # type: ignore[attr-defined]
         async with asyncio.timeout(10):
             await model.stopped.wait()
+
+
+async def test_it_is_counted_with_its_stages_its_savings_and_its_end(lab: Lab) -> None:
+    counts, target = RunnerCounts(), RunTarget(experiment("{{ input.n }}"))
+    lab.model.price = Price(1_000_000_000, 1_000_000_000)
+    async with lab.runner(counts=counts) as runner:
+        for _ in range(2):
+            _, _, run = await heard(runner.execute_run(target))
+        assert (counts.answers, counts.saved_nanousd) == ({"model": 1, "cache": 1}, run.cost_saved_nanousd)
+        lab.model.say = lambda request: ProviderRejected("no")
+        await heard(runner.execute_run(RunTarget(experiment("{{ input.n }}?"))))
+        lab.model.go.clear()
+        lab.model.called.clear()
+        going = asyncio.ensure_future(heard(runner.execute_run(RunTarget(experiment("{{ input.n }}!")))))
+        await lab.model.called.wait()
+        assert counts.executing == 1
+        going.cancel()
+        await asyncio.wait([going])
+        await eventually(lambda: counts.executing == 0)
+    assert counts.executed == {"completed": 2, "failed": 1, "cancelled": 1}
+    assert counts.run_seconds.cumulative()[-1][1] == 4
 
 
 async def test_more_than_it_may_and_a_runner_that_leaves_are_said_at_once(lab: Lab) -> None:
