@@ -55,7 +55,6 @@ from promptlooper.runner.targets import Targets
 from promptlooper.scoring import ScorerInfo, ScoringService
 from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTarget, Uploaded
 
-EXPORT_PAGE = 200
 EXPERIMENT_ID = re.compile(r"[a-z0-9-]{1,63}")
 
 

@@ -55,20 +55,3 @@ def nanousd(value: Json) -> int:
     if not is_number(value) or not 0 < float(value) <= 1e9:  # type: ignore[arg-type]
         raise ValueError(f"{noun(value)} is not an amount of dollars above 0")
     return max(1, int(Decimal(str(value)) * 10**9))
-
-
-def json_pair(text: str) -> tuple[str, Json]:
-    """`name=value` of a flag: the value is JSON if it parses, else text. Raises ValueError with a sentence."""
-    from promptlooper.strict_json import json_parsed
-
-    name, value = text_pair(text)
-    parsed, problems = json_parsed(value)
-    return name, value if problems else parsed
-
-
-def text_pair(text: str) -> tuple[str, str]:
-    """`name=value` of a flag. Raises ValueError with a sentence."""
-    name, equals, value = text.partition("=")
-    if not name.strip() or not equals:
-        raise ValueError(f"{text!r} is not NAME=VALUE")
-    return name.strip(), value

@@ -10,7 +10,6 @@ import pytest
 
 from promptlooper.experiment import CacheMode, ModelEntry
 from promptlooper.runner.spec.overrides import Overrides
-from promptlooper.runner.spec.values import json_pair, text_pair
 
 FILE = """\
 name: x
@@ -155,26 +154,3 @@ def test_flags_work_where_the_file_has_no_such_section(desk: Any) -> None:
 def test_wrong_section_is_told_of_the_file_and_not_of_the_flag(desk: Any) -> None:
     problems = desk.problems("model: a/b\nprompt: a\nparams: [1]\n", Overrides(params={"seed": 1}))
     assert problems == ["e.yaml:3: params must be a mapping, not a list"]
-
-
-@pytest.mark.parametrize(
-    ("text", "pair"),
-    [
-        ("temperature=0.7", ("temperature", 0.7)),
-        ("stop=[1]", ("stop", [1])),
-        ("name=France", ("name", "France")),
-        ("a=b=c", ("a", "b=c")),
-        ("a=", ("a", "")),
-        ('a="3"', ("a", "3")),
-        ("a=NaN", ("a", "NaN")),
-        ("a=off", ("a", "off")),
-    ],
-)
-def test_value_of_a_flag_is_json_if_it_parses_else_text(text: str, pair: tuple[str, Any]) -> None:
-    assert json_pair(text) == pair
-
-
-@pytest.mark.parametrize("text", ["a", "=b", ""])
-def test_flag_without_name_and_value_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not NAME=VALUE"):
-        text_pair(text)
