@@ -207,6 +207,12 @@ async def test_nats_by_tls_and_credentials(ca: Authority, tmp_path: Path) -> Non
         server.stop()
 
 
+def test_wrong_url_of_redis_is_said_also_beside_a_password_file(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    with pytest.raises(InvalidArgument, match=r"the Redis URL .* is wrong"):
+        RedisStore("redis://[::1:6379/0", password_file=tmp_path / "password")
+
+
 def test_files_of_nats_that_are_not_there_are_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="credentials of NATS"):
         NatsSecurity(tmp_path / "none").options()

@@ -55,8 +55,8 @@ class RedisStore:
         timeout: float = 0.25,
         clock: Clock | None = None,
     ) -> None:
-        url, security = with_security(url, password_file, ca_file)
         try:
+            url, security = with_security(url, password_file, ca_file)
             # redis-py retries ten times by default; with a frozen Redis one GET then takes half a minute.
             pool = BlockingConnectionPool.from_url(
                 url,
