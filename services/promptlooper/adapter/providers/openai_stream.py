@@ -14,7 +14,7 @@ _MALFORMED = 200
 
 
 async def events_of(parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream, up to `[DONE]` or its end. Raises AttemptFailed for what is none."""
+    """The JSON objects of a stream, to its end. Raises AttemptFailed for what is none."""
     rest = b""
     async for part in parts:
         *lines, rest = (rest + part).split(b"\n")
