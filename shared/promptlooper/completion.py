@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from promptlooper.jsonvalue import JsonObject
+from promptlooper.jsonvalue import Json, JsonObject
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str  # the provider's name of this call; the answer refers to it
+    name: str
+    arguments: str  # JSON text as the model wrote it, which may be none
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    role: str  # system, user or assistant
+    role: str  # one of ROLES
     content: str
+    images: tuple[str, ...] = ()  # of a user: https://… or data:image/…;base64,…
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str = ""  # of a tool: the call that it answers
+    name: str = ""  # of a tool: its name
+    provider_data: str = ""  # of an assistant: what the provider wants back, such as signed reasoning, as it gave it
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What a model may ask to be called."""
+
+    name: str
+    description: str = ""
+    parameters: JsonObject = field(default_factory=dict)  # JSON Schema of the arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +45,9 @@ class CompletionRequest:
     params: JsonObject  # what is set is sent; None never stands here
     timeout: float = 60.0  # seconds in all, waits and retries included
     once: bool = False  # a call whose answer is lost is for the caller to repeat, who has a budget to keep
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""  # auto, none, required or a tool's name; "" is not sent
+    response_schema: JsonObject | None = None  # JSON Schema that the answer must match
 
 
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "other")
@@ -41,6 +67,12 @@ class Completion:
     cost_nanousd: int | None = None  # None where the price is unknown, which is never 0
     attempts: int = 1  # HTTP requests made
     reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()  # what it asks for
+    tokens_cache_write_in: int | None = None  # part of tokens_in: written into the provider's own prompt cache
+    logprobs: Json = None  # where asked for: a list of {token, logprob, top: [{token, logprob}]}
+    provider_data: str = ""  # what the provider wants back as Message.provider_data
+    price_version: str = ""  # the price list of cost_nanousd; "" where the price is unknown
+    fallback: bool = False  # another model than the one asked answered; `model` is its provider/model
 
 
 @dataclass(frozen=True, slots=True)

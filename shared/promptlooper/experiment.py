@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from promptlooper.completion import Tool
 from promptlooper.jsonvalue import Json, JsonObject
 
 
@@ -41,7 +42,15 @@ class Stage:
     name: str = ""
     model: str = ""  # provider/model; "" is the variant's
     params: JsonObject = field(default_factory=dict)
-    timeout: float | None = None  # seconds; None is limits.stage_timeout
+    timeout: float | None = None  # seconds, of each call; None is limits.stage_timeout
+    images: tuple[str, ...] = ()  # templates of addresses or data URIs, or lists of them; with the last user message
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""  # auto, none, required or a tool's name
+    tool_results: Mapping[str, str] = field(default_factory=dict)  # tool → template of its answer
+    response_schema: JsonObject | None = None
+    retries_on_invalid: int = 0
+    continue_conversation: bool = False  # of the stage before, or of the item before
+    for_each: str = ""  # template of a list: once per item
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from promptlooper.completion import Message
+from promptlooper.completion import Message, ToolCall
 from promptlooper.jsonvalue import Json, JsonObject
 
 
@@ -51,7 +51,20 @@ class StageResult:
     attempts: int  # 0 when cached
     finish_reason: str  # "" where there was no answer
     reasoning: str | None = None
-    error: RunError | None = None  # why there was no answer
+    error: RunError | None = None  # why there was no answer, or why it could not be used
+    iteration: int = 0  # which item of for_each it was asked for
+    round: int = 0  # which call of this item: with results of tools, or again where an answer was invalid
+    tool_calls: tuple[ToolCall, ...] = ()
+    tokens_cache_write_in: int | None = None  # part of tokens_in
+    logprobs: Json = None
+    provider_data: str = ""  # what the provider wants back in the next turn
+    price_version: str = ""
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What was sent, and the answer."""
+        answer = Message("assistant", self.output, tool_calls=self.tool_calls, provider_data=self.provider_data)
+        return (*self.messages, answer)
 
 
 @dataclass(frozen=True, slots=True)

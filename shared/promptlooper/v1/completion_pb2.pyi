@@ -54,6 +54,64 @@ FINISH_REASON_OTHER: FinishReason.ValueType  # 5
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
+class ToolCall(_message.Message):
+    """A call of a tool that a model asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The provider's name of this call; the answer refers to it."""
+    name: _builtins.str
+    """The tool's name."""
+    arguments: _builtins.str
+    """JSON text as the model wrote it, which may be none."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A tool that a model may ask to be called. Nothing is ever executed here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    description: _builtins.str
+    parameters_json: _builtins.str
+    """JSON Schema of its arguments: a JSON object."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
 class Message(_message.Message):
     """One message of a conversation."""
 
@@ -61,19 +119,42 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PROVIDER_DATA_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """`system`, `user` or `assistant`."""
+    """`system`, `user`, `assistant` or `tool`."""
     content: _builtins.str
     """Its text."""
+    tool_call_id: _builtins.str
+    """Of a tool: the call that it answers, and the tool's name."""
+    name: _builtins.str
+    provider_data: _builtins.str
+    """Of an assistant: what the provider wants back in the next turn, such as signed reasoning, as it gave it."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a user: `https://…` addresses or `data:image/…;base64,…`."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Of an assistant: what it asked for."""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        images: _abc.Iterable[_builtins.str] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        provider_data: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "images", b"images", "name", b"name", "provider_data", b"provider_data", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,6 +238,9 @@ class CompletionRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     ONCE_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    RESPONSE_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`provider/model`, split at the first slash."""
     timeout_ms: _builtins.int
@@ -165,10 +249,18 @@ class CompletionRequest(_message.Message):
     """Where an answer is lost on its way, the caller repeats the call, and nobody else: it may be billed, and the caller has a
     budget to keep. What a provider refuses or fails at is retried as always.
     """
+    tool_choice: _builtins.str
+    """`auto`, `none`, `required` or a tool's name; empty is not sent."""
+    response_schema_json: _builtins.str
+    """JSON Schema that the answer must match: a JSON object; empty is none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Tools that the model may ask for."""
+
     def __init__(
         self,
         *,
@@ -177,10 +269,13 @@ class CompletionRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         timeout_ms: _builtins.int = ...,
         once: _builtins.bool = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        tool_choice: _builtins.str = ...,
+        response_schema_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "once", b"once", "sampling", b"sampling", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "once", b"once", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +299,12 @@ class Completion(_message.Message):
     COST_NANOUSD_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOKENS_CACHE_WRITE_IN_FIELD_NUMBER: _builtins.int
+    LOGPROBS_JSON_FIELD_NUMBER: _builtins.int
+    PROVIDER_DATA_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     model: _builtins.str
     """The model that answered, in the provider's words."""
@@ -225,6 +326,20 @@ class Completion(_message.Message):
     """HTTP requests that were made, the answered one included."""
     reasoning: _builtins.str
     """The model's own reasoning text, where it gives one."""
+    tokens_cache_write_in: _builtins.int
+    """Part of tokens_in: what the provider wrote into its own prompt cache."""
+    logprobs_json: _builtins.str
+    """Where they were asked for: a JSON array of `{token, logprob, top: [{token, logprob}]}`; empty is none."""
+    provider_data: _builtins.str
+    """What the provider wants back as Message.provider_data."""
+    price_version: _builtins.str
+    """The price list that cost_nanousd comes from; empty where the price is unknown."""
+    fallback: _builtins.bool
+    """Another model than the one that was asked answered, as the operator's routes say; `model` is its `provider/model`."""
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """The tools that it asks for."""
+
     def __init__(
         self,
         *,
@@ -240,15 +355,23 @@ class Completion(_message.Message):
         cost_nanousd: _builtins.int | None = ...,
         attempts: _builtins.int = ...,
         reasoning: _builtins.str | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tokens_cache_write_in: _builtins.int | None = ...,
+        logprobs_json: _builtins.str = ...,
+        provider_data: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        fallback: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "reasoning", b"reasoning", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "reasoning", b"reasoning", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cost_nanousd", b"cost_nanousd", "finish_reason", b"finish_reason", "latency_ms", b"latency_ms", "model", b"model", "output", b"output", "reasoning", b"reasoning", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cost_nanousd", b"cost_nanousd", "fallback", b"fallback", "finish_reason", b"finish_reason", "latency_ms", b"latency_ms", "logprobs_json", b"logprobs_json", "model", b"model", "output", b"output", "price_version", b"price_version", "provider_data", b"provider_data", "reasoning", b"reasoning", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "tool_calls", b"tool_calls", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_nanousd: _TypeAlias = _typing.Literal["cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__cost_nanousd: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd"]  # noqa: Y015
     _WhichOneofReturnType__reasoning: _TypeAlias = _typing.Literal["reasoning"]  # noqa: Y015
     _WhichOneofArgType__reasoning: _TypeAlias = _typing.Literal["_reasoning", b"_reasoning"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_cache_write_in: _TypeAlias = _typing.Literal["tokens_cache_write_in"]  # noqa: Y015
+    _WhichOneofArgType__tokens_cache_write_in: _TypeAlias = _typing.Literal["_tokens_cache_write_in", b"_tokens_cache_write_in"]  # noqa: Y015
     _WhichOneofReturnType__tokens_cached_in: _TypeAlias = _typing.Literal["tokens_cached_in"]  # noqa: Y015
     _WhichOneofArgType__tokens_cached_in: _TypeAlias = _typing.Literal["_tokens_cached_in", b"_tokens_cached_in"]  # noqa: Y015
     _WhichOneofReturnType__tokens_in: _TypeAlias = _typing.Literal["tokens_in"]  # noqa: Y015
@@ -263,6 +386,8 @@ class Completion(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_nanousd) -> _WhichOneofReturnType__cost_nanousd | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning) -> _WhichOneofReturnType__reasoning | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_cache_write_in) -> _WhichOneofReturnType__tokens_cache_write_in | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_cached_in) -> _WhichOneofReturnType__tokens_cached_in | None: ...
     @_typing.overload

@@ -83,6 +83,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The deadline passed before there was an answer. DEADLINE_EXCEEDED."""
     ERROR_REASON_TEMPLATE_ERROR: _ErrorReason.ValueType  # 40
     """A template could not be rendered with this run's values. A run's reason only. Metadata: stage, variable."""
+    ERROR_REASON_OUTPUT_INVALID: _ErrorReason.ValueType  # 41
+    """An answer does not match the stage's response_schema, or asks for a tool with arguments that are no JSON: change the
+    prompt, or raise retries_on_invalid. A run's reason only.
+    """
     ERROR_REASON_CACHE_UNAVAILABLE: _ErrorReason.ValueType  # 43
     """The cache's store does not answer: go on without it. UNAVAILABLE."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 44
@@ -160,6 +164,10 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 28
 """The deadline passed before there was an answer. DEADLINE_EXCEEDED."""
 ERROR_REASON_TEMPLATE_ERROR: ErrorReason.ValueType  # 40
 """A template could not be rendered with this run's values. A run's reason only. Metadata: stage, variable."""
+ERROR_REASON_OUTPUT_INVALID: ErrorReason.ValueType  # 41
+"""An answer does not match the stage's response_schema, or asks for a tool with arguments that are no JSON: change the
+prompt, or raise retries_on_invalid. A run's reason only.
+"""
 ERROR_REASON_CACHE_UNAVAILABLE: ErrorReason.ValueType  # 43
 """The cache's store does not answer: go on without it. UNAVAILABLE."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 44

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from promptlooper.v1 import completion_pb2 as _completion_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -400,6 +401,14 @@ class Stage(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PARAMS_JSON_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    TOOL_RESULTS_FIELD_NUMBER: _builtins.int
+    RESPONSE_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    RETRIES_ON_INVALID_FIELD_NUMBER: _builtins.int
+    CONTINUE_CONVERSATION_FIELD_NUMBER: _builtins.int
+    FOR_EACH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Empty: it has only its index."""
     model: _builtins.str
@@ -407,9 +416,33 @@ class Stage(_message.Message):
     params_json: _builtins.str
     """A JSON object."""
     timeout_ms: _builtins.int
-    """0: limits.stage_timeout_ms."""
+    """Of each of its calls; 0: limits.stage_timeout_ms."""
+    tool_choice: _builtins.str
+    """`auto`, `none`, `required` or a tool's name; empty is not sent."""
+    response_schema_json: _builtins.str
+    """JSON Schema that the answer must match: a JSON object; empty is none."""
+    retries_on_invalid: _builtins.int
+    """How often the model is asked again where the answer does not match."""
+    continue_conversation: _builtins.bool
+    """The conversation before goes first: the previous stage's, or the previous item's of for_each."""
+    for_each: _builtins.str
+    """Template of a list: the stage is asked once per item, with `item` and `item_index`. Empty: once."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageTemplate]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Templates of images that go with the last user message: each gives an `https://…` address or `data:image/…;base64,…`,
+        or a list of them.
+        """
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Tool]:
+        """Tools that the model may ask for."""
+
+    @_builtins.property
+    def tool_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolResult]:
+        """What the tools answer; where all calls of a turn have an answer, the model is asked again with them."""
+
     def __init__(
         self,
         *,
@@ -418,14 +451,47 @@ class Stage(_message.Message):
         model: _builtins.str = ...,
         params_json: _builtins.str = ...,
         timeout_ms: _builtins.int = ...,
+        images: _abc.Iterable[_builtins.str] | None = ...,
+        tools: _abc.Iterable[_completion_pb2.Tool] | None = ...,
+        tool_choice: _builtins.str = ...,
+        tool_results: _abc.Iterable[Global___ToolResult] | None = ...,
+        response_schema_json: _builtins.str = ...,
+        retries_on_invalid: _builtins.int = ...,
+        continue_conversation: _builtins.bool = ...,
+        for_each: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "name", b"name", "params_json", b"params_json", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_conversation", b"continue_conversation", "for_each", b"for_each", "images", b"images", "messages", b"messages", "model", b"model", "name", b"name", "params_json", b"params_json", "response_schema_json", b"response_schema_json", "retries_on_invalid", b"retries_on_invalid", "timeout_ms", b"timeout_ms", "tool_choice", b"tool_choice", "tool_results", b"tool_results", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
+
+@_typing.final
+class ToolResult(_message.Message):
+    """The canned answer of a tool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    content: _builtins.str
+    """A template, which may also use `arguments`."""
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
 
 @_typing.final
 class ScorerSpec(_message.Message):

@@ -136,6 +136,13 @@ class StageResult(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ITERATION_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOKENS_CACHE_WRITE_IN_FIELD_NUMBER: _builtins.int
+    LOGPROBS_JSON_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    PROVIDER_DATA_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     name: _builtins.str
     output: _builtins.str
@@ -161,13 +168,29 @@ class StageResult(_message.Message):
     finish_reason: _completion_pb2.FinishReason.ValueType
     """Unset where there was no answer."""
     reasoning: _builtins.str
+    iteration: _builtins.int
+    """Which item of `for_each` it was asked for, from 0."""
+    round: _builtins.int
+    """Which call of this item, from 0: a stage asks again with the results of tools, or where an answer was invalid."""
+    tokens_cache_write_in: _builtins.int
+    """Part of tokens_in: what the provider wrote into its own prompt cache."""
+    logprobs_json: _builtins.str
+    """A JSON array of `{token, logprob, top: [{token, logprob}]}`; empty is none."""
+    price_version: _builtins.str
+    """The price list that cost_nanousd comes from."""
+    provider_data: _builtins.str
+    """What the provider wants back in the next turn."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Message]:
         """What was sent."""
 
     @_builtins.property
     def error(self) -> Global___RunError:
-        """Why there was no answer."""
+        """Why there was no answer, or why it could not be used."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.ToolCall]:
+        """The tools that the model asks for."""
 
     def __init__(
         self,
@@ -192,10 +215,17 @@ class StageResult(_message.Message):
         finish_reason: _completion_pb2.FinishReason.ValueType = ...,
         reasoning: _builtins.str | None = ...,
         error: Global___RunError | None = ...,
+        iteration: _builtins.int = ...,
+        round: _builtins.int = ...,
+        tool_calls: _abc.Iterable[_completion_pb2.ToolCall] | None = ...,
+        tokens_cache_write_in: _builtins.int | None = ...,
+        logprobs_json: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        provider_data: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "reasoning", b"reasoning", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "reasoning", b"reasoning", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cached", b"cached", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "finish_reason", b"finish_reason", "latency_ms", b"latency_ms", "messages", b"messages", "model", b"model", "model_requested", b"model_requested", "name", b"name", "output", b"output", "params_json", b"params_json", "reasoning", b"reasoning", "stage_index", b"stage_index", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cached", b"cached", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "finish_reason", b"finish_reason", "iteration", b"iteration", "latency_ms", b"latency_ms", "logprobs_json", b"logprobs_json", "messages", b"messages", "model", b"model", "model_requested", b"model_requested", "name", b"name", "output", b"output", "params_json", b"params_json", "price_version", b"price_version", "provider_data", b"provider_data", "reasoning", b"reasoning", "round", b"round", "stage_index", b"stage_index", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "tool_calls", b"tool_calls", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_nanousd: _TypeAlias = _typing.Literal["cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__cost_nanousd: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd"]  # noqa: Y015
@@ -205,6 +235,8 @@ class StageResult(_message.Message):
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
     _WhichOneofReturnType__reasoning: _TypeAlias = _typing.Literal["reasoning"]  # noqa: Y015
     _WhichOneofArgType__reasoning: _TypeAlias = _typing.Literal["_reasoning", b"_reasoning"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_cache_write_in: _TypeAlias = _typing.Literal["tokens_cache_write_in"]  # noqa: Y015
+    _WhichOneofArgType__tokens_cache_write_in: _TypeAlias = _typing.Literal["_tokens_cache_write_in", b"_tokens_cache_write_in"]  # noqa: Y015
     _WhichOneofReturnType__tokens_cached_in: _TypeAlias = _typing.Literal["tokens_cached_in"]  # noqa: Y015
     _WhichOneofArgType__tokens_cached_in: _TypeAlias = _typing.Literal["_tokens_cached_in", b"_tokens_cached_in"]  # noqa: Y015
     _WhichOneofReturnType__tokens_in: _TypeAlias = _typing.Literal["tokens_in"]  # noqa: Y015
@@ -223,6 +255,8 @@ class StageResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning) -> _WhichOneofReturnType__reasoning | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_cache_write_in) -> _WhichOneofReturnType__tokens_cache_write_in | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_cached_in) -> _WhichOneofReturnType__tokens_cached_in | None: ...
     @_typing.overload

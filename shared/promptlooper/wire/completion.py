@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from promptlooper.completion import Completion, CompletionRequest, Message, ModelCheck, ModelInfo, Price
+from promptlooper.completion import (
+    Completion,
+    CompletionRequest,
+    Message,
+    ModelCheck,
+    ModelInfo,
+    Price,
+    Tool,
+    ToolCall,
+)
 from promptlooper.errors import (
     ERRORS_BY_REASON,
     CompletionFailed,
@@ -16,7 +25,7 @@ from promptlooper.errors import (
 )
 from promptlooper.v1 import adapter_service_pb2 as adapter_pb
 from promptlooper.v1 import completion_pb2 as pb
-from promptlooper.wire.scalars import milliseconds, object_of, seconds, text_of
+from promptlooper.wire.scalars import milliseconds, object_of, object_text, seconds, text_of, value_of, value_text
 
 DEFAULT_TIMEOUT = 60.0  # seconds, where a request says 0
 
@@ -45,11 +54,56 @@ def finish_reason_name(number: int) -> str:
 
 
 def message_to_pb(message: Message) -> pb.Message:
-    return pb.Message(role=message.role, content=message.content)
+    return pb.Message(
+        role=message.role,
+        content=message.content,
+        images=message.images,
+        tool_calls=[tool_call_to_pb(call) for call in message.tool_calls],
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        provider_data=message.provider_data,
+    )
 
 
 def message_from_pb(message: pb.Message) -> Message:
-    return Message(message.role, message.content)
+    return Message(
+        message.role,
+        message.content,
+        tuple(message.images),
+        tuple(tool_call_from_pb(call) for call in message.tool_calls),
+        message.tool_call_id,
+        message.name,
+        message.provider_data,
+    )
+
+
+def tool_call_to_pb(call: ToolCall) -> pb.ToolCall:
+    return pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+
+
+def tool_call_from_pb(message: pb.ToolCall) -> ToolCall:
+    return ToolCall(message.id, message.name, message.arguments)
+
+
+def tool_to_pb(tool: Tool, field: str = "tool") -> pb.Tool:
+    return pb.Tool(
+        name=tool.name,
+        description=tool.description,
+        parameters_json=object_text(tool.parameters, f"{field}.parameters_json"),
+    )
+
+
+def tool_from_pb(message: pb.Tool, field: str = "tool") -> Tool:
+    return Tool(message.name, message.description, object_of(message.parameters_json, f"{field}.parameters_json"))
+
+
+def schema_text(schema: Mapping[str, Any] | None, field: str) -> str:
+    """The text of a schema, "" for none: `{}` is a schema, which every JSON value matches."""
+    return value_text(schema, field)
+
+
+def schema_of(text: str, field: str) -> dict[str, Any] | None:
+    return object_of(text, field) if text else None
 
 
 def params_to_pb(params: Mapping[str, Any]) -> pb.Sampling:
@@ -91,20 +145,26 @@ def params_from_pb(sampling: pb.Sampling, field: str = "sampling") -> dict[str, 
 def request_to_pb(request: CompletionRequest) -> pb.CompletionRequest:
     return pb.CompletionRequest(
         model=request.model,
-        messages=[pb.Message(role=message.role, content=message.content) for message in request.messages],
+        messages=[message_to_pb(message) for message in request.messages],
         sampling=params_to_pb(request.params),
         timeout_ms=milliseconds(request.timeout),
         once=request.once,
+        tools=[tool_to_pb(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)],
+        tool_choice=request.tool_choice,
+        response_schema_json=schema_text(request.response_schema, "response_schema_json"),
     )
 
 
 def request_from_pb(message: pb.CompletionRequest, field: str = "request") -> CompletionRequest:
     return CompletionRequest(
         message.model,
-        tuple(Message(m.role, m.content) for m in message.messages),
+        tuple(message_from_pb(m) for m in message.messages),
         params_from_pb(message.sampling, f"{field}.sampling"),
         seconds(message.timeout_ms, f"{field}.timeout_ms") or DEFAULT_TIMEOUT,
         message.once,
+        tuple(tool_from_pb(tool, f"{field}.tools[{i}]") for i, tool in enumerate(message.tools)),
+        message.tool_choice,
+        schema_of(message.response_schema_json, f"{field}.response_schema_json"),
     )
 
 
@@ -122,6 +182,12 @@ def completion_to_pb(completion: Completion) -> pb.Completion:
         cost_nanousd=completion.cost_nanousd,
         attempts=completion.attempts,
         reasoning=completion.reasoning,
+        tool_calls=[tool_call_to_pb(call) for call in completion.tool_calls],
+        tokens_cache_write_in=completion.tokens_cache_write_in,
+        logprobs_json=value_text(completion.logprobs, "logprobs_json"),
+        provider_data=completion.provider_data,
+        price_version=completion.price_version,
+        fallback=completion.fallback,
     )
 
 
@@ -139,6 +205,12 @@ def completion_from_pb(message: pb.Completion) -> Completion:
         cost_nanousd=message.cost_nanousd if message.HasField("cost_nanousd") else None,
         attempts=message.attempts,
         reasoning=message.reasoning if message.HasField("reasoning") else None,
+        tool_calls=tuple(tool_call_from_pb(call) for call in message.tool_calls),
+        tokens_cache_write_in=message.tokens_cache_write_in if message.HasField("tokens_cache_write_in") else None,
+        logprobs=value_of(message.logprobs_json, "logprobs_json"),
+        provider_data=message.provider_data,
+        price_version=message.price_version,
+        fallback=message.fallback,
     )
 
 

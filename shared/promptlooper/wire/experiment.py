@@ -20,6 +20,7 @@ from promptlooper.experiment import (
     Stage,
 )
 from promptlooper.v1 import experiment_pb2 as pb
+from promptlooper.wire.completion import schema_of, schema_text, tool_from_pb, tool_to_pb
 from promptlooper.wire.scalars import (
     EnumOnWire,
     milliseconds,
@@ -85,6 +86,14 @@ def stage_to_pb(stage: Stage, field: str = "stage") -> pb.Stage:
         model=stage.model,
         params_json=object_text(stage.params, f"{field}.params_json"),
         timeout_ms=milliseconds(stage.timeout),
+        images=stage.images,
+        tools=[tool_to_pb(tool, f"{field}.tools[{i}]") for i, tool in enumerate(stage.tools)],
+        tool_choice=stage.tool_choice,
+        tool_results=[pb.ToolResult(tool=tool, content=content) for tool, content in stage.tool_results.items()],
+        response_schema_json=schema_text(stage.response_schema, f"{field}.response_schema_json"),
+        retries_on_invalid=stage.retries_on_invalid,
+        continue_conversation=stage.continue_conversation,
+        for_each=stage.for_each,
     )
 
 
@@ -95,6 +104,16 @@ def stage_from_pb(message: pb.Stage, field: str = "stage") -> Stage:
         model=message.model,
         params=object_of(message.params_json, f"{field}.params_json"),
         timeout=seconds(message.timeout_ms, f"{field}.timeout_ms"),
+        images=tuple(message.images),
+        tools=tuple(tool_from_pb(tool, f"{field}.tools[{i}]") for i, tool in enumerate(message.tools)),
+        tool_choice=message.tool_choice,
+        tool_results=_by_name(
+            ((result.tool, result.content) for result in message.tool_results), f"{field}.tool_results"
+        ),
+        response_schema=schema_of(message.response_schema_json, f"{field}.response_schema_json"),
+        retries_on_invalid=message.retries_on_invalid,
+        continue_conversation=message.continue_conversation,
+        for_each=message.for_each,
     )
 
 

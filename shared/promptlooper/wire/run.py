@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from promptlooper.run import Run, RunError, RunState, Score, StageResult
 from promptlooper.v1 import run_pb2 as pb
-from promptlooper.wire.completion import finish_reason_name, finish_reason_number, message_from_pb, message_to_pb
+from promptlooper.wire.completion import (
+    finish_reason_name,
+    finish_reason_number,
+    message_from_pb,
+    message_to_pb,
+    tool_call_from_pb,
+    tool_call_to_pb,
+)
 from promptlooper.wire.scalars import (
     EnumOnWire,
     moment,
@@ -65,6 +72,13 @@ def stage_to_pb(stage: StageResult) -> pb.StageResult:
         finish_reason=finish_reason_number(stage.finish_reason),
         reasoning=stage.reasoning,
         error=None if stage.error is None else error_to_pb(stage.error),
+        iteration=stage.iteration,
+        round=stage.round,
+        tool_calls=[tool_call_to_pb(call) for call in stage.tool_calls],
+        tokens_cache_write_in=stage.tokens_cache_write_in,
+        logprobs_json=value_text(stage.logprobs, "logprobs_json"),
+        provider_data=stage.provider_data,
+        price_version=stage.price_version,
     )
 
 
@@ -90,6 +104,13 @@ def stage_from_pb(message: pb.StageResult) -> StageResult:
         finish_reason=finish_reason_name(message.finish_reason),
         reasoning=message.reasoning if message.HasField("reasoning") else None,
         error=error_from_pb(message.error) if message.HasField("error") else None,
+        iteration=message.iteration,
+        round=message.round,
+        tool_calls=tuple(tool_call_from_pb(call) for call in message.tool_calls),
+        tokens_cache_write_in=message.tokens_cache_write_in if message.HasField("tokens_cache_write_in") else None,
+        logprobs=value_of(message.logprobs_json, "logprobs_json"),
+        provider_data=message.provider_data,
+        price_version=message.price_version,
     )
 
 
