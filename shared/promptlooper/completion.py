@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from promptlooper.jsonvalue import Json, JsonObject
+from promptlooper.jsonvalue import Json, JsonObject, json_value
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -18,6 +18,15 @@ class ToolCall:
     arguments: str  # JSON text as the model wrote it, which may be none
 
 
+def arguments_of(call: ToolCall) -> dict[str, Any] | None:
+    """What a tool is called with; None where the model wrote no JSON object."""
+    try:
+        value = json_value(call.arguments)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     role: str  # one of ROLES
@@ -27,6 +36,25 @@ class Message:
     tool_call_id: str = ""  # of a tool: the call that it answers
     name: str = ""  # of a tool: its name
     provider_data: str = ""  # of an assistant: what the provider wants back, such as signed reasoning, as it gave it
+
+
+def form_of(message: Message) -> list[Any]:
+    """Role and content, and an object of the other fields that are set: how messages are stored and hashed."""
+    others = {name: value for name in _OTHER_FIELDS if (value := getattr(message, name))}
+    return [message.role, message.content, others] if others else [message.role, message.content]
+
+
+_OTHER_FIELDS = ("images", "tool_calls", "tool_call_id", "name", "provider_data")
+
+
+def message_of(form: Sequence[Any]) -> Message:
+    """The message of a form that was stored as JSON."""
+    role, content, *rest = form
+    if not rest:
+        return Message(role, content)
+    others = dict(rest[0])
+    images, calls = others.pop("images", ()), others.pop("tool_calls", ())
+    return Message(role, content, tuple(images), tuple(ToolCall(**call) for call in calls), **others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import orjson
 
 from promptlooper.caching import CacheEntry, Found, LookupStatus
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, ToolCall, arguments_of, form_of
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import CachePolicy
 from promptlooper.runner.store.rows import storable
@@ -16,7 +17,7 @@ from promptlooper.tracing import current
 
 log = logging.getLogger("runner.answers")
 KEY_VERSION = 1
-STORED_FINISH_REASONS = frozenset({"stop", "length"})
+STORED_FINISH_REASONS = frozenset({"stop", "length", "tool_calls"})
 LARGEST_VALUE = 1024 * 1024 - 1024  # bytes: what the Cache takes, less its envelope
 
 
@@ -38,13 +39,31 @@ def cache_key(question: Question) -> str:
         KEY_VERSION,
         request.model,
         question.endpoint,
-        [[message.role, message.content] for message in request.messages],
+        [_plain(form_of(message)) for message in request.messages],
         request.params,
         question.repeat,
         question.project,
         question.policy.namespace,
+        *_asked_besides(request),
     ]
     return f"{question.project}.{question.policy.namespace}:{sha256_hex(meaning)}"
+
+
+def _plain(form: list[Any]) -> list[Any]:
+    if len(form) > 2 and (calls := form[2].get("tool_calls")):
+        form[2]["tool_calls"] = [[call.id, call.name, call.arguments] for call in calls]
+    return form
+
+
+def _asked_besides(request: CompletionRequest) -> list[Any]:
+    """Tools and schema; nothing where there are none, as in keys of versions that knew neither."""
+    tools = [[tool.name, tool.description, tool.parameters] for tool in request.tools]
+    if not tools and not request.tool_choice and request.response_schema is None:
+        return []
+    return [{"tools": tools, "tool_choice": request.tool_choice, "response_schema": request.response_schema}]
+
+
+_FIELDS = tuple((field.name, field.default) for field in fields(Completion))
 
 
 def storable_completion(completion: Completion) -> Completion:
@@ -56,10 +75,14 @@ def storable_completion(completion: Completion) -> Completion:
 
 
 def entry_of(key: str, completion: Completion) -> CacheEntry | None:
-    """None for answers that are not kept: filtered ones, those cut off for other reasons, and those too large."""
-    if completion.finish_reason not in STORED_FINISH_REASONS:
+    """None for answers that are not kept: filtered ones, those cut off for other reasons, those of another model than
+    the one that was asked, calls of tools that are no JSON, and what is too large."""
+    if completion.finish_reason not in STORED_FINISH_REASONS or completion.fallback:
         return None
-    value = orjson.dumps(completion)
+    if any(arguments_of(call) is None for call in completion.tool_calls):
+        return None
+    # Only what is set: versions that lack a field can read what does not use it.
+    value = orjson.dumps({name: said for name, plain in _FIELDS if (said := getattr(completion, name)) != plain})
     return CacheEntry(key, value, current.get()) if len(value) <= LARGEST_VALUE else None
 
 
@@ -68,7 +91,9 @@ def completion_of(found: Found) -> Completion | None:
     if found.status is not LookupStatus.HIT:
         return None
     try:
-        return Completion(**orjson.loads(found.value))
+        values = orjson.loads(found.value)
+        calls = tuple(ToolCall(**call) for call in values.pop("tool_calls", ()))
+        return Completion(**values, tool_calls=calls)
     except (ValueError, TypeError) as error:  # of another version, say: its answer is paid for again
         log.warning("an answer in the cache can't be read, its question is asked anew: %s", type(error).__name__)
         return None

@@ -15,7 +15,16 @@ from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
 from promptlooper.caching import Found, Lookup, LookupStatus, ResponseCache
 from promptlooper.clock import SystemClock
-from promptlooper.completion import Completion, CompletionRequest, Message, ModelCheck, ModelInfo, OnDelta
+from promptlooper.completion import (
+    Completion,
+    CompletionRequest,
+    Message,
+    ModelCheck,
+    ModelInfo,
+    OnDelta,
+    Tool,
+    ToolCall,
+)
 from promptlooper.errors import CacheUnavailable, DeadlineExceeded, ProviderRejected, ServiceUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
 from promptlooper.runner.answers import Answer, Answers
@@ -31,6 +40,7 @@ class Model:
         self.errors: list[Exception] = []
         self.gate, self.called = asyncio.Event(), asyncio.Event()
         self.finish_reason = finish_reason
+        self.besides: dict[str, Any] = {}
         if free:
             self.gate.set()
 
@@ -45,7 +55,15 @@ class Model:
             self.cancelled += 1
             raise
         return Completion(
-            f"answer {len(self.calls)}", "m", self.finish_reason, 3, 2, latency_ms=7, cost_nanousd=500, attempts=2
+            f"answer {len(self.calls)}",
+            "m",
+            self.finish_reason,
+            3,
+            2,
+            latency_ms=7,
+            cost_nanousd=500,
+            attempts=2,
+            **self.besides,
         )
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
@@ -126,6 +144,13 @@ async def test_when_the_process_that_leads_dies_another_asks_after_the_lease(tmp
 
 async def test_a_stored_answer_keeps_everything_of_the_original(tmp_path: Path) -> None:
     model = Model()
+    model.besides = {
+        "tool_calls": (ToolCall("1", "weather", '{"city": "Oslo"}'),),
+        "tokens_cache_write_in": 1,
+        "logprobs": [{"token": "a", "logprob": -0.5, "top": []}],
+        "provider_data": '{"signature": "s"}',
+        "price_version": "2026-11-01",
+    }
     async with cache_in(tmp_path) as cache:
         async with answering(model, cache) as answers:
             first = await answers.ask(question())
@@ -133,6 +158,24 @@ async def test_a_stored_answer_keeps_everything_of_the_original(tmp_path: Path) 
             again = await answers.ask(question())
     assert again == Answer(first.completion, cached=True)
     assert len(model.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        {"fallback": True},
+        {"tool_calls": (ToolCall("1", "weather", '{"city": "Os'),)},
+        {"tool_calls": (ToolCall("1", "weather", "[]"),)},
+    ],
+)
+async def test_answers_of_other_models_and_broken_calls_are_not_kept(tmp_path: Path, besides: dict[str, Any]) -> None:
+    model = Model()
+    model.besides = besides
+    async with cache_in(tmp_path) as cache:
+        for _ in range(2):
+            async with answering(model, cache) as answers:
+                await answers.ask(question())
+    assert len(model.calls) == 2
 
 
 async def test_repeats_are_different_questions(tmp_path: Path) -> None:
@@ -309,6 +352,9 @@ def test_the_key_covers_all_that_can_change_the_answer_and_nothing_else() -> Non
         "request.model": dataclasses.replace(question().request, model="mock/other"),
         "request.messages": dataclasses.replace(question().request, messages=(Message("user", "what?"),)),
         "request.params": dataclasses.replace(question().request, params={"temperature": 0.6}),
+        "request.tools": dataclasses.replace(question().request, tools=(Tool("weather"),)),
+        "request.tool_choice": dataclasses.replace(question().request, tool_choice="none"),
+        "request.response_schema": dataclasses.replace(question().request, response_schema={}),
     }
     not_in_key = {
         "request.timeout": dataclasses.replace(question().request, timeout=1),
@@ -317,6 +363,14 @@ def test_the_key_covers_all_that_can_change_the_answer_and_nothing_else() -> Non
     base = question()
     for name, request in in_key.items():
         assert cache_key(dataclasses.replace(base, request=request)) != cache_key(base), name
+    (said,) = base.request.messages
+    call = ToolCall("1", "weather", "{}")
+    besides = {"images": ("https://a/b.png",), "tool_calls": (call,)}
+    besides |= dict.fromkeys(("tool_call_id", "name", "provider_data"), "x")  # type: ignore[arg-type]
+    for name, value in besides.items():
+        request = dataclasses.replace(base.request, messages=(dataclasses.replace(said, **{name: value}),))
+        assert cache_key(dataclasses.replace(base, request=request)) != cache_key(base), name
+    assert {f.name for f in dataclasses.fields(Message)} == {"role", "content", *besides}
     for name, request in not_in_key.items():
         assert cache_key(dataclasses.replace(base, request=request)) == cache_key(base), name
     assert {f"request.{f.name}" for f in dataclasses.fields(CompletionRequest)} == in_key.keys() | not_in_key.keys()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from promptlooper.completion import Tool
 from promptlooper.digest import canonical
 from promptlooper.experiment import (
     CacheMode,
@@ -43,18 +44,36 @@ def entry_to_json(entry: ModelEntry) -> dict[str, Any]:
 
 
 def stage_to_json(stage: Stage) -> dict[str, Any]:
+    """The later keys only where they are set: ids and digests of stages without them must stay what they were."""
+    later = {name: getattr(stage, name) for name in _LATER_STAGE_KEYS}
+    tools = [
+        {"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in stage.tools
+    ]
     return {
         "name": stage.name,
         "messages": [{"role": message.role, "content": message.content} for message in stage.messages],
         "model": stage.model,
         "params": dict(stage.params),
         "timeout": stage.timeout,
+        **({"tools": tools} if tools else {}),
+        **{name: value for name, value in later.items() if value != _PLAIN_STAGE[name]},
     }
+
+
+_LATER_STAGE_KEYS = (
+    *("images", "tool_choice", "tool_results", "response_schema", "retries_on_invalid", "continue_conversation"),
+    "for_each",
+)
+_PLAIN_STAGE = {name: getattr(Stage(()), name) for name in _LATER_STAGE_KEYS}
 
 
 def _stage_from_json(value: Mapping[str, Any]) -> Stage:
     messages = tuple(MessageTemplate(message["role"], message["content"]) for message in value["messages"])
-    return Stage(messages, value["name"], value["model"], value["params"], value["timeout"])
+    later = {name: value[name] for name in _LATER_STAGE_KEYS if name in value}
+    if "images" in later:
+        later["images"] = tuple(later["images"])
+    tools = tuple(Tool(**tool) for tool in value.get("tools", ()))
+    return Stage(messages, value["name"], value["model"], value["params"], value["timeout"], tools=tools, **later)
 
 
 def _scorer_to_json(scorer: ScorerSpec) -> dict[str, Any]:

@@ -99,7 +99,7 @@ runs = Table(
     Column("variant_index", Integer, nullable=False),
     Column("owner", String(63)),
     Column("lease_epoch", Integer, nullable=False),
-    Column("next_stage", Integer, nullable=False, server_default="0"),
+    Column("next_stage", Integer, nullable=False, server_default="0"),  # how many calls have an answer
     Column("not_before_us", BigInteger, nullable=False, server_default="0"),
     Column("deadline_us", BigInteger),  # of a stage that was parked
     Column("run_deadline_us", BigInteger),  # where limits.run_timeout is set
@@ -153,6 +153,8 @@ stage_results = Table(
     Column("experiment_id", String(63), primary_key=True),
     Column("run_index", BigInteger, primary_key=True),
     Column("stage_index", Integer, primary_key=True),
+    Column("iteration", Integer, primary_key=True, server_default="0"),  # which item of for_each
+    Column("round", Integer, primary_key=True, server_default="0"),  # which call of that item
     Column("lease_epoch", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("messages_json", Text, nullable=False),
@@ -172,7 +174,19 @@ stage_results = Table(
     Column("attempts", Integer, nullable=False),
     Column("finish_reason", Text, nullable=False),
     Column("reasoning", Text),
-    Column("error_json", Text),  # of a stage that got no answer
+    Column("error_json", Text),  # of a stage that got no answer, or none that could be used
+    Column("tool_calls_json", Text),
+    Column("tokens_cache_write_in", BigInteger),
+    Column("logprobs_json", Text),
+    Column("provider_data", Text, nullable=False, server_default=""),
+    Column("price_version", Text, nullable=False, server_default=""),
+)
+
+CALL_ORDER = (
+    stage_results.c.run_index,
+    stage_results.c.stage_index,
+    stage_results.c.iteration,
+    stage_results.c.round,
 )
 
 scores = Table(

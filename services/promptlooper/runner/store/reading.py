@@ -13,7 +13,7 @@ from promptlooper.experiment import Experiment, ExperimentSpec, InputRow
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import Run, RunState, Score, StageResult
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell
-from promptlooper.runner.store.models import runs, scores, stage_results
+from promptlooper.runner.store.models import CALL_ORDER, runs, scores, stage_results
 from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, check_exists, input_chunk
 from promptlooper.runner.store.rows import EPOCH, moment_of, run_error_of, score_of, stage_result_of
 
@@ -76,6 +76,17 @@ def read_runs(
     return found
 
 
+_STAGE_TEXTS = (
+    "messages_json",
+    "output",
+    "reasoning",
+    "params_json",
+    "tool_calls_json",
+    "logprobs_json",
+    "provider_data",
+)
+
+
 def _text_size(connection: sa.Connection, full: bool) -> sa.Label[int]:
     """About how much text there is to be read of a run's scores, and in the full view of its stages."""
     # PostgreSQL knows the bytes of a text without reading it. SQLite counts characters: its octet_length is of 3.43.
@@ -83,7 +94,7 @@ def _text_size(connection: sa.Connection, full: bool) -> sa.Label[int]:
     texts = [scores.c.explanation, scores.c.error, scores.c.metadata_json]
     size = _total(scores, [length(text) for text in texts])
     if full:
-        texts = [stage_results.c[name] for name in ("messages_json", "output", "reasoning", "params_json")]
+        texts = [stage_results.c[name] for name in _STAGE_TEXTS]
         size += _total(stage_results, [length(text) for text in texts])
     return size.label("text_size")
 
@@ -129,7 +140,7 @@ def _stages(connection: sa.Connection, experiment_id: str, indexes: list[int]) -
     query = (
         sa.select(stage_results)
         .where(stage_results.c.experiment_id == experiment_id, stage_results.c.run_index.in_(indexes))
-        .order_by(stage_results.c.run_index, stage_results.c.stage_index)
+        .order_by(*CALL_ORDER)
     )
     found: dict[int, list[StageResult]] = {}
     for row in connection.execute(query):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from promptlooper.completion import Message
+from promptlooper.completion import ToolCall, form_of, message_of
 from promptlooper.experiment import Experiment, ExperimentState, RunCounts
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Event, RunError, Score, StageResult
@@ -26,6 +26,8 @@ STAGE_RESULT_COLUMNS = (
     "experiment_id",
     "run_index",
     "stage_index",
+    "iteration",
+    "round",
     "lease_epoch",
     "name",
     "messages_json",
@@ -46,6 +48,11 @@ STAGE_RESULT_COLUMNS = (
     "finish_reason",
     "reasoning",
     "error_json",
+    "tool_calls_json",
+    "tokens_cache_write_in",
+    "logprobs_json",
+    "provider_data",
+    "price_version",
 )
 
 
@@ -68,9 +75,11 @@ def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, resul
         experiment_id,
         run_index,
         result.stage_index,
+        result.iteration,
+        result.round,
         lease_epoch,
         result.name,
-        json_text([[m.role, m.content] for m in result.messages]),
+        json_text([form_of(message) for message in result.messages]),
         storable(result.output),
         storable(result.model),
         result.model_requested,
@@ -88,6 +97,11 @@ def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, resul
         result.finish_reason,
         None if result.reasoning is None else storable(result.reasoning),
         None if result.error is None else json_text(asdict(result.error)),
+        storable(json_text(result.tool_calls)) if result.tool_calls else None,
+        result.tokens_cache_write_in,
+        None if result.logprobs is None else storable(json_text(result.logprobs)),
+        storable(result.provider_data),
+        result.price_version,
     )
 
 
@@ -95,7 +109,7 @@ def stage_result_of(row: Any) -> StageResult:
     return StageResult(
         stage_index=row.stage_index,
         name=row.name,
-        messages=tuple(Message(role, content) for role, content in json_value(row.messages_json)),
+        messages=tuple(message_of(form) for form in json_value(row.messages_json)),
         output=row.output,
         model=row.model,
         model_requested=row.model_requested,
@@ -113,6 +127,13 @@ def stage_result_of(row: Any) -> StageResult:
         finish_reason=row.finish_reason,
         reasoning=row.reasoning,
         error=run_error_of(row.error_json),
+        iteration=row.iteration,
+        round=row.round,
+        tool_calls=tuple(ToolCall(**call) for call in json_value(row.tool_calls_json or "[]")),
+        tokens_cache_write_in=row.tokens_cache_write_in,
+        logprobs=json_value(row.logprobs_json or "null"),
+        provider_data=row.provider_data,
+        price_version=row.price_version,
     )
 
 

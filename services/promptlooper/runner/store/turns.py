@@ -18,7 +18,7 @@ from promptlooper.runner.event_facts import NewEvent
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.outcomes import Outcome
 from promptlooper.runner.store.bulk import BulkInsert, BulkUpdate
-from promptlooper.runner.store.models import events, progress, runners, runs, scores, stage_results
+from promptlooper.runner.store.models import CALL_ORDER, events, progress, runners, runs, scores, stage_results
 from promptlooper.runner.store.rows import STAGE_RESULT_COLUMNS, stage_result_of, stage_result_row, storable
 from promptlooper.runner.turn import Claim, Turn
 
@@ -259,7 +259,7 @@ def with_results(connection: sa.Connection, experiment_id: str, claims: Sequence
     query = (
         sa.select(stage_results)
         .where(stage_results.c.experiment_id == experiment_id, stage_results.c.run_index.in_(begun))
-        .order_by(stage_results.c.run_index, stage_results.c.stage_index)
+        .order_by(*CALL_ORDER)
     )
     results: dict[int, list[StageResult]] = {}
     for row in connection.execute(query):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from promptlooper.completion import Tool
 from promptlooper.experiment import ExperimentSpec, InputRow, MessageTemplate, ModelEntry, Pipeline, ScorerSpec, Stage
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.runner.spec.expand import cell, run_index, shape, stage_model, stage_params, total_calls, variants
@@ -204,3 +205,24 @@ def test_bodies_of_different_experiments_differ() -> None:
         replace(base, cache=replace(base.cache, max_age=1.0)),
     ]
     assert len({body_sha256(found) for found in (base, *others)}) == len(others) + 1
+
+
+def test_everything_of_a_stage_comes_back_and_makes_it_another_variant() -> None:
+    parts: dict[str, Any] = {
+        "images": ("{{ input.photo }}",),
+        "tools": (Tool("weather", "of a city", {"type": "object"}),),
+        "tool_choice": "required",
+        "tool_results": {"weather": "rain"},
+        "response_schema": {},
+        "retries_on_invalid": 2,
+        "continue_conversation": True,
+        "for_each": "{{ input.turns }}",
+    }
+    plain = ("messages", "name", "model", "params", "timeout")
+    assert {field.name for field in fields(Stage)} == {*parts, *plain}
+    base = spec()
+    for name, value in parts.items():
+        changed = replace(base, pipelines=(replace(base.pipelines[0], stages=(Stage(HI, **{name: value}),)),))
+        assert spec_from_json(json_value(json_text(spec_to_json(changed)))) == changed
+        bare = replace(base, pipelines=(replace(base.pipelines[0], stages=(Stage(HI),)),))
+        assert variants(changed)[0].variant_id != variants(bare)[0].variant_id, name
