@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from promptlooper.adapter.config import read_providers_file
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits import LocalLimiter
-from promptlooper.adapter.providers.registry import built_provider, entries_with_built_in, max_concurrency
+from promptlooper.adapter.providers.registry import built_pool, entries_with_built_in, max_concurrency
+from promptlooper.adapter.routes.router import Router
 from promptlooper.clock import Clock, SystemClock
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ async def gateway_from(
     env = os.environ if env is None else env
     clock = clock or SystemClock()
     entries = entries_with_built_in(read_providers_file(providers_file) if providers_file else ())
-    providers = {entry.name: built_provider(entry, env, clock=clock) for entry in entries}
+    router = Router({entry.name: built_pool(entry, env, clock=clock) for entry in entries}, clock=clock)
     limits = {entry.name: max_concurrency(entry) for entry in entries}
-    gateway = Gateway(providers, LocalLimiter(limits), clock=clock)
+    gateway = Gateway(router, LocalLimiter(limits), clock=clock)
     gateway.counts.limits.update((name, limit) for name, limit in limits.items() if limit is not None)
     try:
         yield gateway

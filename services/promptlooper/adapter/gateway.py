@@ -1,24 +1,33 @@
-"""The Adapter's core: finds the provider, keeps the deadline, retries, and names the price."""
+"""The Adapter's core: keeps the deadline, tries one route after the other, and names the price."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from difflib import get_close_matches
+from itertools import chain
 
-from promptlooper.adapter.config import NOT_YET
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.genai import answered, asked, server
 from promptlooper.adapter.limits import Limiter
-from promptlooper.adapter.providers.provider import Problem, Provider
-from promptlooper.adapter.retrying import AttemptFailed, Failure, decide, error_of
+from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.retrying import AttemptFailed, Failure, error_of
+from promptlooper.adapter.routes.route import Route
+from promptlooper.adapter.routes.router import Router
+from promptlooper.adapter.routes.way import Way
 from promptlooper.clock import Clock, SystemClock
-from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, ModelCheck, ModelInfo, OnDelta
+from promptlooper.completion import (
+    Completion,
+    CompletionGateway,
+    CompletionRequest,
+    ModelCheck,
+    ModelInfo,
+    OnDelta,
+    Price,
+)
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 from promptlooper.tracing import span
 
@@ -30,81 +39,92 @@ class Gateway(CompletionGateway):
 
     def __init__(
         self,
-        providers: Mapping[str, Provider],
+        router: Router,
         limiter: Limiter,
         *,
         clock: Clock | None = None,
-        random: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._providers = dict(providers)
+        self._router = router
         self._limiter = limiter
         self._clock = clock or SystemClock()
-        self._random = random
         self._sleep = sleep
         self.counts = AdapterCounts()
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
-        provider, model, problem = self._route(request.model)
-        if provider is None or problem is not None:
-            assert problem is not None
-            raise _error_of(problem, request.model)
+        way = self._router.way(request.model)
+        if isinstance(way, Problem):
+            raise _error_of(way, request.model)
+        provider, _, model = request.model.partition("/")
         with span(f"chat {model}", "client") as completing:
             if completing:
-                completing.set(asked(provider.name, model))
+                completing.set(asked(provider, model))
             try:
-                completion = await self._completed(provider, model, request, on_delta)
+                completion = await self._completed(way, request, on_delta)
             except DomainError as error:
-                self.counts.completions[provider.name, error.reason] += 1
+                self.counts.completions[provider, error.reason] += 1
                 raise
+            finally:
+                way.leave()
             if completing:
                 completing.set(answered(completion))
-        self.counts.completed(provider.name, model, completion)
+        self.counts.completed(way.route.provider.name, way.route.model, completion)
         return completion
 
-    async def _completed(
-        self, provider: Provider, model: str, request: CompletionRequest, on_delta: OnDelta | None
-    ) -> Completion:
+    async def _completed(self, way: Way, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         attempts = 0
         told = None if on_delta is None else _Told(on_delta)
         deadline = self._clock.monotonic() + request.timeout
         try:
             async with asyncio.timeout(request.timeout):
                 while True:
-                    async with self._limiter.slot(provider.name, model):
+                    route = way.route
+                    async with self._limiter.slot(route.provider.name, route.model):
                         attempts += 1
                         try:
-                            completion = await self._attempt(provider, model, request, told)
+                            completion = await self._attempt(route, request, told)
                             break
                         except AttemptFailed as error:
                             failure = error.failure
-                    if told is not None and told.anything:  # the caller has a part of an answer: there is no second one
-                        raise error_of(failure, attempts=attempts, provider=provider.name, model=model) from None
-                    await self._before_next(failure, attempts, deadline, provider.name, model)
+                    decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
+                    # Who has heard a part of an answer gets no second one.
+                    if decision.sleep is None or (told is not None and told.anything):
+                        raise error_of(
+                            failure,
+                            attempts=attempts,
+                            provider=route.provider.name,
+                            model=route.model,
+                            retry_after=decision.retry_after,
+                        ) from None
+                    await self._before_next(route, failure, attempts, decision.sleep)
         except TimeoutError:
+            provider = way.route.provider.name
             raise DeadlineExceeded(
-                f"provider {provider.name!r} did not answer within {request.timeout:g} s ({_requests(attempts)}); "
+                f"provider {provider!r} did not answer within {request.timeout:g} s ({_requests(attempts)}); "
                 f"allow more time, or ask fewer questions at once",
                 attempts=attempts,
-                provider=provider.name,
-                model=model,
+                provider=provider,
+                model=way.route.model,
             ) from None
+        way.answered()
         if told is not None and not told.anything and completion.output:  # it can't stream, or refused
             told(completion.output)
-        cost_nanousd = provider.prices.cost_nanousd(model, completion)
-        return replace(completion, attempts=attempts, cost_nanousd=cost_nanousd)
+        return replace(
+            completion,
+            model=route.name if way.is_fallback else completion.model,
+            attempts=attempts,
+            cost_nanousd=route.provider.prices.cost_nanousd(route.model, completion),
+        )
 
-    async def _attempt(
-        self, provider: Provider, model: str, request: CompletionRequest, on_delta: OnDelta | None
-    ) -> Completion:
-        counts, began, outcome = self.counts, self._clock.monotonic(), "given_up"
+    async def _attempt(self, route: Route, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+        provider, counts, began, outcome = route.provider, self.counts, self._clock.monotonic(), "given_up"
         counts.in_flight[provider.name] += 1
         try:
             with span("attempt", "client") as attempting:
                 if attempting:
                     attempting.set(server(provider.endpoint))
                 try:
-                    completion = await provider.complete(model, request, on_delta)
+                    completion = await provider.complete(route.model, request, on_delta)
                 except AttemptFailed as error:
                     outcome = error.reason
                     if attempting:
@@ -114,81 +134,57 @@ class Gateway(CompletionGateway):
             return completion
         finally:
             counts.in_flight[provider.name] -= 1
-            counts.attempted(provider.name, model, outcome, self._clock.monotonic() - began)
+            counts.attempted(provider.name, route.model, outcome, self._clock.monotonic() - began)
 
-    async def _before_next(self, failure: Failure, attempts: int, deadline: float, provider: str, model: str) -> None:
-        """Sleeps until the next attempt, or raises where there is none."""
-        time_left = deadline - self._clock.monotonic()
-        decision = decide(failure, attempts=attempts, time_left=time_left, random=self._random)
-        if decision.sleep is None:
-            raise error_of(
-                failure, attempts=attempts, provider=provider, model=model, retry_after=decision.retry_after
-            ) from None
+    async def _before_next(self, failed: Route, failure: Failure, attempts: int, seconds: float) -> None:
         # Not the provider's message: it may quote the prompt.
         _log.info(
             "provider %s: attempt %d failed (%s, HTTP %s), again in %.2f s",
-            *(provider, attempts, failure.kind.value, failure.status or "-", decision.sleep),
+            *(failed.provider.name, attempts, failure.kind.value, failure.status or "-", seconds),
         )
-        await self._sleep(decision.sleep)
+        if seconds:
+            await self._sleep(seconds)
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         return [self._check(model) for model in models]
 
     def _check(self, name: str) -> ModelCheck:
-        provider, model, problem = self._route(name)
-        if provider is None or problem is not None:
-            assert problem is not None
-            return ModelCheck(name, problem.reason, problem.message)
+        models = self._router.models(name)
+        if isinstance(models, Problem):
+            return ModelCheck(name, models.reason, models.message)
         # An address may hold secrets: only its hash leaves this service.
-        endpoint = hashlib.sha256(provider.endpoint.encode()).hexdigest()[:12]
-        return ModelCheck(name, price=provider.prices.ceiling(model), endpoint=endpoint)
+        endpoints = sorted({route.provider.endpoint for route in models[0]})
+        endpoint = hashlib.sha256("\n".join(endpoints).encode()).hexdigest()[:12]
+        routes = chain(*models, *self._router.longer(name))
+        price = _dearest([route.provider.prices.ceiling(route.model) for route in routes])
+        return ModelCheck(name, price=price, endpoint=endpoint)
 
     async def list_models(self) -> list[ModelInfo]:
         """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""
         infos = []
-        for name, provider in sorted(self._providers.items()):
-            for model in provider.models() or ["*"]:
-                problem = provider.problem(model)
+        for name, pool in sorted(self._router.pools.items()):
+            known = {model for upstream in pool.upstreams for model in upstream.models or upstream.provider.models()}
+            for model in sorted(known) or ["*"]:
+                routes = pool.routes(model)
+                problems = [route.provider.problem(model) for route in routes]
+                problem = None if None in problems else problems[0]
                 infos.append(
                     ModelInfo(
                         model=f"{name}/{model}",
                         provider=name,
                         available=problem is None,
                         problem=None if problem is None else problem.message,
-                        price=provider.prices.price(model),
+                        price=routes[0].provider.prices.price(model),
                     )
                 )
         return infos
 
-    def _route(self, name: str) -> tuple[Provider | None, str, Problem | None]:
-        """The provider and its own name of the model, or why there is none."""
-        provider_name, slash, model = name.partition("/")
-        provider = self._providers.get(provider_name)
-        if provider is not None and model:
-            return provider, model, provider.problem(model)
-        known = ", ".join(sorted(self._providers))
-        if not slash or not model:
-            message = f"the model {name!r} names no provider; write it as PROVIDER/MODEL; providers are {known}"
-            return None, model, Problem("INVALID_ARGUMENT", message)
-        if provider_name in NOT_YET:
-            message = (
-                f"provider {provider_name!r} is not available yet; where it has an OpenAI-compatible address, put it "
-                f"into the providers file (PROMPTLOOPER_PROVIDERS) with 'type: openai' and its 'base_url'"
-            )
-            return None, model, Problem("UNKNOWN_PROVIDER", message)
-        near = get_close_matches(provider_name, self._providers, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {known}"
-        message = (
-            f"there is no provider {provider_name!r}; {hint}"
-            f"{'' if near else ';'} others go into the providers file (PROMPTLOOPER_PROVIDERS)"
-        )
-        return None, model, Problem("UNKNOWN_PROVIDER", message)
-
     async def aclose(self) -> None:
         """Closes connections and ends the local model."""
         async with AsyncExitStack() as stack:
-            for provider in self._providers.values():
-                stack.push_async_callback(provider.aclose)
+            for pool in self._router.pools.values():
+                for upstream in pool.upstreams:
+                    stack.push_async_callback(upstream.provider.aclose)
 
 
 class _Told:
@@ -201,6 +197,16 @@ class _Told:
     def __call__(self, piece: str) -> None:
         self.anything = True
         self._on_delta(piece)
+
+
+def _dearest(prices: Sequence[Price | None]) -> Price | None:
+    """What an answer costs at most, whoever gives it. None where a price is unknown."""
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        return None
+    return Price(
+        max(price.input_nanousd_per_mtok for price in known), max(price.output_nanousd_per_mtok for price in known)
+    )
 
 
 def _requests(attempts: int) -> str:

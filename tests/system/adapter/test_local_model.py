@@ -16,6 +16,8 @@ from promptlooper.adapter.cost import FREE, Prices
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits import LocalLimiter
 from promptlooper.adapter.providers.local import MODEL, LocalProvider
+from promptlooper.adapter.routes.route import Pool, Upstream
+from promptlooper.adapter.routes.router import Router
 from promptlooper.clock import SystemClock
 from promptlooper.completion import CompletionRequest, Message
 from promptlooper.errors import ContextTooLong
@@ -48,7 +50,7 @@ async def local() -> AsyncIterator[LocalProvider]:
 
 @pytest.fixture
 def gateway(local: LocalProvider) -> Gateway:
-    return Gateway({"local": local}, LocalLimiter({"local": 2}))
+    return Gateway(Router({"local": Pool((Upstream(local),))}), LocalLimiter({"local": 2}))
 
 
 async def test_local_model_knows_the_capital_of_france(gateway, local):

@@ -12,7 +12,8 @@ import pytest
 from promptlooper.adapter.config import read_providers_file
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits import LocalLimiter
-from promptlooper.adapter.providers.registry import built_provider, entries_with_built_in, max_concurrency
+from promptlooper.adapter.providers.registry import built_pool, entries_with_built_in, max_concurrency
+from promptlooper.adapter.routes.router import Router
 from promptlooper.completion import CompletionRequest, Message
 from promptlooper.testing.clock import ManualClock
 from promptlooper.testing.provider import FakeProvider
@@ -68,10 +69,11 @@ async def gateways(time: Time, tmp_path: Path) -> AsyncIterator[MakeGateway]:
         path.write_text(providers)
         entries = entries_with_built_in(read_providers_file(path) if providers else ())
         gateway = Gateway(
-            {entry.name: built_provider(entry, env, clock=time) for entry in entries},
+            Router(
+                {entry.name: built_pool(entry, env, clock=time) for entry in entries}, clock=time, random=lambda: 0.5
+            ),
             LocalLimiter({entry.name: max_concurrency(entry) for entry in entries}),
             clock=time,
-            random=lambda: 0.5,
             sleep=time.sleep,
         )
         made.append(gateway)

@@ -13,6 +13,7 @@ from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
 from promptlooper.adapter.providers.openai import PUBLIC_URL, OpenAIProvider, is_public_openai
 from promptlooper.adapter.providers.provider import Problem, Provider
+from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.clock import Clock
 from promptlooper.errors import InvalidArgument
 
@@ -35,8 +36,12 @@ def max_concurrency(entry: ProviderEntry) -> int | None:
     return entry.limits.max_concurrency or (PARALLEL if entry.type == "local" else None)
 
 
-def built_provider(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Provider:
+def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Pool:
     """Raises InvalidArgument where an address in `env` is none."""
+    return Pool((Upstream(_built_provider(entry, env, clock=clock)),))
+
+
+def _built_provider(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Provider:
     own = {model: _tariff(price) for model, price in entry.prices.items()}
     if entry.type == "mock":
         rules = [_rule(rule) for rule in entry.script]

@@ -1,0 +1,57 @@
+"""Who may answer a question: providers, their addresses and keys, and other models in a model's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from promptlooper.adapter.providers.provider import Provider
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upstream:
+    """One address of a provider with one key. Names are the operator's: a key is called by its name, never shown."""
+
+    provider: Provider
+    key: str = ""
+    deployment: str = ""
+    weight: float = 1.0
+    models: frozenset[str] | None = None  # None: whatever is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An upstream that is asked for a model."""
+
+    upstream: Upstream
+    model: str  # in the provider's words
+
+    @property
+    def provider(self) -> Provider:
+        return self.upstream.provider
+
+    @property
+    def name(self) -> str:
+        return f"{self.upstream.provider.name}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All upstreams of one provider. Its fallbacks are by model, `*` for every other, each as `provider/model`."""
+
+    upstreams: tuple[Upstream, ...]
+    fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    context_window_fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def routes(self, model: str) -> list[Route]:
+        return [Route(up, model) for up in self.upstreams if up.models is None or model in up.models]
+
+    @property
+    def all_fallbacks(self) -> set[str]:
+        return {
+            name for by in (self.fallbacks, self.context_window_fallbacks) for names in by.values() for name in names
+        }
+
+
+def of_model(by_model: Mapping[str, tuple[str, ...]], model: str) -> tuple[str, ...]:
+    return by_model.get(model) or by_model.get("*", ())
