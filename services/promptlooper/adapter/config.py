@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from promptlooper.adapter.address import checked_base_url
+from promptlooper.adapter.route_config import Deployment, Fallbacks, KeyEntry, Proxy, StreamSetting, Timeouts
 from promptlooper.document import Document, NotUtf8, decoded, read_document
 from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
@@ -102,6 +103,13 @@ class ProviderEntry(_Section):
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
     api_key_env: _Text | None = None
     api_key_file: Path | None = None
+    keys: tuple[KeyEntry, ...] = ()
+    deployments: tuple[Deployment, ...] = ()
+    fallbacks: Fallbacks = {}
+    context_window_fallbacks: Fallbacks = {}
+    timeouts: Timeouts = Timeouts()
+    stream: StreamSetting = "auto"
+    proxy: Proxy | None = None
     headers: dict[_Text, str] = {}
     limits: Limits = Limits()
     prices: dict[_Text, ModelPrice] = {}
@@ -114,11 +122,24 @@ class ProviderEntry(_Section):
                 raise ValueError(f"{key!r} has no meaning for type {self.type!r}; remove it")
         if self.api_key_env and self.api_key_file:
             raise ValueError("has both 'api_key_env' and 'api_key_file'; keep one")
+        if self.keys and (self.api_key_env or self.api_key_file):
+            raise ValueError("has both 'keys' and a key beside them; put it into 'keys'")
+        if self.deployments and self.base_url:
+            raise ValueError("has both 'deployments' and 'base_url'; put it into 'deployments'")
+        for what, labels in (
+            ("keys", [k.label for k in self.keys]),
+            ("deployments", [d.label for d in self.deployments]),
+        ):
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"two of its {what} have the same name; give each a 'name' of its own")
         return self
 
 
 _KEYS_OF_SOME_TYPES = {
-    **dict.fromkeys(("base_url", "api_key_env", "api_key_file", "headers"), ("openai",)),
+    **dict.fromkeys(
+        ("base_url", "api_key_env", "api_key_file", "keys", "deployments", "timeouts", "stream", "proxy", "headers"),
+        ("openai",),
+    ),
     "script": ("mock",),
 }
 _TYPE_OF_BUILT_IN = {"openai": "openai", "ollama": "openai", "local": "local", "mock": "mock"}
@@ -127,6 +148,9 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "prices": ModelPrice,
     "script": Rule,
     "error": ScriptedError,
+    "keys": KeyEntry,
+    "deployments": Deployment,
+    "timeouts": Timeouts,
 }
 _ENTRIES = TypeAdapter(tuple[ProviderEntry, ...])
 
@@ -146,10 +170,19 @@ def read_providers_file(path: Path) -> tuple[ProviderEntry, ...]:
     if problems:
         text = "\n".join(f"{path}:{line}: {what}" for line, what in sorted(problems))
         raise InvalidArgument(text, file=str(path), line=str(min(line for line, _ in problems)))
-    return tuple(
-        entry.model_copy(update={"api_key_file": path.parent / entry.api_key_file}) if entry.api_key_file else entry
-        for entry in entries
-    )
+    return tuple(_beside(path.parent, entry) for entry in entries)
+
+
+_Keyed = TypeVar("_Keyed", "ProviderEntry", KeyEntry, Deployment)
+
+
+def _beside(folder: Path, entry: _Keyed) -> _Keyed:
+    """With the paths of its key files, which are relative to the providers file."""
+    update: dict[str, Any] = {"api_key_file": folder / entry.api_key_file} if entry.api_key_file else {}
+    if isinstance(entry, ProviderEntry):
+        update |= {"keys": tuple(_beside(folder, key) for key in entry.keys)}
+        update |= {"deployments": tuple(_beside(folder, each) for each in entry.deployments)}
+    return entry.model_copy(update=update)
 
 
 def _entries_of(document: Document) -> tuple[tuple[ProviderEntry, ...], list[tuple[int, str]]]:

@@ -74,6 +74,26 @@ BAD = {
     "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: .nan, output_usd_per_mtok: 1}}}]": [
         "1: .nan is not a number that JSON has; put it in quotes"
     ],
+    "providers: [{name: a, type: openai, api_key_env: A, keys: [{api_key_env: B}]}]": ["has both 'keys' and a key"],
+    "providers: [{name: a, type: openai, keys: [{name: b}]}]": ["keys.0: needs 'api_key_env' or 'api_key_file', one"],
+    "providers: [{name: a, type: openai, keys: [{api_key_env: A, wieght: 2}]}]": [
+        "provider 'a': unknown key 'wieght'; did you mean 'weight'?"
+    ],
+    "providers: [{name: a, type: openai, keys: [{api_key_env: A}, {name: A, api_key_env: B}]}]": [
+        "two of its keys have"
+    ],
+    "providers: [{name: a, type: openai, keys: [{api_key_env: A, weight: 0}]}]": [
+        "keys.0.weight: it should be greater"
+    ],
+    "providers: [{name: a, type: openai, base_url: 'http://x', deployments: [{base_url: 'http://y'}]}]": [
+        "has both 'deployments' and 'base_url'"
+    ],
+    "providers: [{name: a, type: openai, deployments: [{base_url: 'http://x', models: []}]}]": ["'models' is empty"],
+    "providers: [{name: a, type: openai, fallbacks: {m: [gpt-4o]}}]": ["'gpt-4o' names no provider; write it as"],
+    "providers: [{name: a, type: openai, timeouts: {first: 1}}]": ["unknown key 'first'; did you mean 'first_token'?"],
+    "providers: [{name: a, type: openai, stream: sometimes}]": ["stream: it should be 'auto', 'always' or 'never'"],
+    "providers: [{name: a, type: openai, proxy: 'http://me:sk-canary@p:3128'}]": ["holds no user or password"],
+    "providers: [{name: a, type: openai, proxy: 'https://p:3128'}]": ["is not a proxy's address; write it as"],
     "providers: 7": ["1: the file needs a list 'providers'"],
     "": ["1: the file needs a list 'providers'"],
     "providers: [7]": ["1: provider 1: the entry must be a mapping"],
@@ -184,7 +204,7 @@ async def test_missing_key_is_refused_only_for_the_public_address(gateways, aski
     ("entry", "message"),
     [
         ("api_key_env: GPU_KEY", "provider 'gpu' has no key; set the environment variable 'GPU_KEY'"),
-        ("api_key_file: nowhere", "cannot read '.*nowhere': No such file or directory"),
+        ("api_key_file: nowhere", "nowhere' can't be read: No such file or directory"),
         ("api_key_file: providers.yaml", "has spaces, line breaks or letters that no key has"),
         ("api_key_env: BAD_KEY", "correct the environment variable 'BAD_KEY'"),
     ],

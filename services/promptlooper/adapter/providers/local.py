@@ -150,11 +150,11 @@ class _Server:
 
     async def _healthy(self, base_url: str) -> None:
         """llama.cpp takes connections before its model is loaded, so an open port says nothing."""
-        transport = Transport(base_url, {})
+        transport = Transport(base_url)
         try:
             while self.process.poll() is None:
                 try:
-                    status, _, _ = await transport.request("GET", "/health")
+                    status, _, _ = await transport.request("GET", "/health", httpx.Headers())
                 except (httpx.TransportError, aiohttp.ClientError):
                     status = 0
                 if status == 200:

@@ -12,11 +12,12 @@ import aiohttp
 import httpx
 
 from promptlooper.adapter.cost import Prices
+from promptlooper.adapter.keys import Key
+from promptlooper.adapter.providers.headers import Headers
 from promptlooper.adapter.providers.openai_format import completion_of, error_in, failure_of, request_body
 from promptlooper.adapter.providers.openai_stream import Gathered, events_of
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.transport import LARGEST_BODY, BodyTooLarge, Transport
-from promptlooper.adapter.redaction import Redactor
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, OnDelta
@@ -31,7 +32,7 @@ def is_public_openai(base_url: str) -> bool:
 
 
 class OpenAIProvider:
-    """One base URL with one key. `problem` is what its settings lack, known before anything is asked."""
+    """One base URL with one key."""
 
     def __init__(
         self,
@@ -40,38 +41,34 @@ class OpenAIProvider:
         *,
         prices: Prices,
         clock: Clock,
-        api_key: str | None = None,
+        key: Key | None = None,
         headers: Mapping[str, str] | None = None,
-        problem: Problem | None = None,
     ) -> None:
         self.name = name
         self.prices = prices
         self.endpoint = base_url
         self._clock = clock
-        self._problem = problem
         self._public_openai = is_public_openai(base_url)
-        own = dict(headers or {})
-        self._redacted = Redactor([*([api_key] if api_key else []), *own.values()])
-        sent = {"content-type": "application/json", "user-agent": "promptlooper", **own}
-        if api_key:
-            sent["authorization"] = f"Bearer {api_key}"
-        self._transport = Transport(base_url, sent)
+        self._key = key or Key(name)
+        self._headers = Headers(self._key, headers or {})
+        self._transport = Transport(base_url)
 
     def problem(self, model: str) -> Problem | None:
-        return self._problem
+        return self._key.problem()
 
     def models(self) -> list[str]:
         return self.prices.known_models()
 
     async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         body = request_body(model, request, public_openai=self._public_openai, stream=on_delta is not None)
+        sent = self._headers.current()
         started = self._clock.monotonic()
         ttft_ms: int | None = None
         with self._failures():
             if on_delta is None:
-                status, headers, answer = await self._transport.request("POST", _PATH, body)
+                status, headers, answer = await self._transport.request("POST", _PATH, sent.headers, body)
             else:
-                status, headers, answer, first = await self._streamed(body, on_delta)
+                status, headers, answer, first = await self._streamed(sent.headers, body, on_delta)
                 ttft_ms = None if first is None else round((first - started) * 1000)
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         if status == 200:
@@ -84,15 +81,19 @@ class OpenAIProvider:
                 if (hidden := error_in(answer)) is None:
                     raise
                 status = hidden
-        failure = failure_of(status, headers, answer, now=self._clock.now(), redacted=self._redacted)
+        failure = failure_of(status, headers, answer, now=self._clock.now(), redacted=self._headers.redacted)
+        if status == 401:
+            self._headers.refused(sent)
         if failure.kind is Kind.CONTENT_FILTERED:
             return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)
         raise AttemptFailed(failure)
 
-    async def _streamed(self, body: bytes, on_delta: OnDelta) -> tuple[int, httpx.Headers, bytes, float | None]:
+    async def _streamed(
+        self, sent: httpx.Headers, body: bytes, on_delta: OnDelta
+    ) -> tuple[int, httpx.Headers, bytes, float | None]:
         """The answer as if it had come at once, and when its first piece came. What can't stream, and errors, come at
         once."""
-        async with self._transport.opened("POST", _PATH, body) as (status, headers, parts):
+        async with self._transport.opened("POST", _PATH, sent, body) as (status, headers, parts):
             if status != 200 or not headers.get("content-type", "").startswith("text/event-stream"):
                 return status, headers, b"".join([part async for part in parts]), None
             gathered, first = Gathered(on_delta), None
@@ -113,14 +114,14 @@ class OpenAIProvider:
         except httpx.TransportError as error:
             # httpx-aiohttp calls most things ConnectTimeout; the cause knows better.
             cause = error.__cause__
-            said = self._redacted(_reason(cause or error)) or type(error).__name__
+            said = self._headers.redacted(_reason(cause or error)) or type(error).__name__
             if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
                 message = f"cannot connect to {self.endpoint} ({said}); check that it runs there"
             else:
                 message = f"the connection to {self.endpoint} broke ({said})"
             raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
         except aiohttp.ClientResponseError as error:
-            message = f"what came from {self.endpoint} is not HTTP ({self._redacted(error.message)})"
+            message = f"what came from {self.endpoint} is not HTTP ({self._headers.redacted(error.message)})"
             raise AttemptFailed(Failure(Kind.MALFORMED, message)) from None  # its repr shows our headers
         except aiohttp.ClientError as error:
             message = f"the request to {self.endpoint} failed ({type(error).__name__})"

@@ -1,18 +1,19 @@
-"""Builds the providers: the built-in ones, and what the providers file says."""
+"""Builds the pools of providers: the built-in ones, and what the providers file says."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from promptlooper.adapter.address import checked_base_url, ollama_base_url
 from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule
 from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
+from promptlooper.adapter.keys import Key
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
 from promptlooper.adapter.providers.openai import PUBLIC_URL, OpenAIProvider, is_public_openai
-from promptlooper.adapter.providers.provider import Problem, Provider
+from promptlooper.adapter.providers.provider import Provider
+from promptlooper.adapter.route_config import Deployment, KeyEntry
 from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.clock import Clock
 from promptlooper.errors import InvalidArgument
@@ -37,23 +38,42 @@ def max_concurrency(entry: ProviderEntry) -> int | None:
 
 
 def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Pool:
-    """Raises InvalidArgument where an address in `env` is none."""
-    return Pool((Upstream(_built_provider(entry, env, clock=clock)),))
+    """All its addresses with all its keys. Raises InvalidArgument where an address in `env` is none."""
+    if entry.type != "openai":
+        upstreams = [Upstream(_without_address(entry, clock))]
+    else:
+        shared = [(_key_of(entry.name, each, env, name=each.label), each.weight) for each in entry.keys]
+        places = entry.deployments or [Deployment(base_url=_base_url(entry, env))]
+        upstreams = [
+            _upstream(entry, place, key, weight, clock)
+            for place in places
+            for key, weight in _keys_at(place, entry, env) or shared or [(_key(entry, place.base_url, env), 1.0)]
+        ]
+    return Pool(tuple(upstreams), entry.fallbacks, entry.context_window_fallbacks)
 
 
-def _built_provider(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Provider:
-    own = {model: _tariff(price) for model, price in entry.prices.items()}
-    if entry.type == "mock":
-        rules = [_rule(rule) for rule in entry.script]
-        return MockProvider(entry.name, rules, prices=Prices(own or {"*": FREE}), clock=clock)
+def _without_address(entry: ProviderEntry, clock: Clock) -> Provider:
+    prices = Prices(_own_prices(entry) or {"*": FREE})
     if entry.type == "local":
-        return LocalProvider(entry.name, prices=Prices(own or {"*": FREE}), clock=clock)
-    base_url = _base_url(entry, env)
-    key, problem = _key(entry, base_url, env)
-    prices = Prices(own, api_url=base_url)
-    return OpenAIProvider(
-        entry.name, base_url, prices=prices, clock=clock, api_key=key, headers=entry.headers, problem=problem
+        return LocalProvider(entry.name, prices=prices, clock=clock)
+    return MockProvider(entry.name, [_rule(rule) for rule in entry.script], prices=prices, clock=clock)
+
+
+def _own_prices(entry: ProviderEntry) -> dict[str, Tariff]:
+    return {model: _tariff(price) for model, price in entry.prices.items()}
+
+
+def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock) -> Upstream:
+    provider = OpenAIProvider(
+        entry.name,
+        place.base_url,
+        prices=Prices(_own_prices(entry), api_url=place.base_url),
+        clock=clock,
+        key=key,
+        headers=entry.headers,
     )
+    models = None if place.models is None else frozenset(place.models)
+    return Upstream(provider, key.name, place.label, place.weight * weight, models)
 
 
 def _base_url(entry: ProviderEntry, env: Mapping[str, str]) -> str:
@@ -69,38 +89,29 @@ def _base_url(entry: ProviderEntry, env: Mapping[str, str]) -> str:
         raise InvalidArgument(f"the environment variable {variable!r}: {error}") from None
 
 
-def _key(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> tuple[str | None, Problem | None]:
-    """The key, and what is wrong with it. `OPENAI_API_KEY` goes only where OpenAI's own tools would send it."""
-    if entry.api_key_file is not None:
-        return _key_of_file(entry.name, entry.api_key_file)
-    variable = entry.api_key_env
-    required = variable is not None or is_public_openai(base_url)
-    if variable is None and (is_public_openai(base_url) or (entry.name == "openai" and entry.base_url is None)):
-        variable = "OPENAI_API_KEY"
-    key = env.get(variable, "").strip() if variable else ""
-    if not key:
-        message = f"provider {entry.name!r} has no key; set the environment variable {variable!r}"
-        return None, Problem("PROVIDER_CREDENTIALS", message) if required else None
-    return _checked_key(entry.name, key, f"the environment variable {variable!r}")
+def _keys_at(place: Deployment, entry: ProviderEntry, env: Mapping[str, str]) -> list[tuple[Key, float]]:
+    """The key that only this address takes."""
+    if place.api_key_env is None and place.api_key_file is None:
+        return []
+    return [(_key_of(entry.name, place, env, name=place.label), 1.0)]
 
 
-def _key_of_file(name: str, path: Path) -> tuple[str | None, Problem | None]:
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        message = f"provider {name!r} has no key; cannot read {str(path)!r}: {reason}"
-        return None, Problem("PROVIDER_CREDENTIALS", message)
-    if not key:
-        return None, Problem("PROVIDER_CREDENTIALS", f"provider {name!r} has no key; {str(path)!r} is empty")
-    return _checked_key(name, key, f"the file {str(path)!r}")
+def _key(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
+    """The one key, or none. `OPENAI_API_KEY` goes only where OpenAI's own tools would send it."""
+    if entry.api_key_env is not None or entry.api_key_file is not None:
+        return _key_of(entry.name, entry, env)
+    public = is_public_openai(base_url)
+    theirs = entry.name == "openai" and entry.base_url is None and not entry.deployments
+    if public or (theirs and env.get("OPENAI_API_KEY", "").strip()):
+        return _key_of(entry.name, KeyEntry(api_key_env="OPENAI_API_KEY"), env)
+    return Key(entry.name)
 
 
-def _checked_key(name: str, key: str, source: str) -> tuple[str | None, Problem | None]:
-    if re.fullmatch(r"[\x21-\x7e]+", key):
-        return key, None
-    message = f"the key of provider {name!r} has spaces, line breaks or letters that no key has; correct {source}"
-    return None, Problem("PROVIDER_CREDENTIALS", message)
+def _key_of(provider: str, said: ProviderEntry | KeyEntry | Deployment, env: Mapping[str, str], name: str = "") -> Key:
+    if said.api_key_file is not None:
+        return Key.of_file(provider, said.api_key_file, name=name)
+    assert said.api_key_env is not None
+    return Key.of_variable(provider, said.api_key_env, env, name=name)
 
 
 def _tariff(price: ModelPrice) -> Tariff:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -28,27 +28,28 @@ class Transport:
     aiohttp's own limit of 100 would make a queue that nobody sees.
     """
 
-    def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, base_url: str) -> None:
         self._base_url = base_url
-        self._headers = httpx.Headers({**headers, "accept-encoding": "identity", "accept": "application/json"})
         self._urls: dict[str, httpx.URL] = {}
         self._transport: AiohttpTransport | None = None
 
-    async def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, httpx.Headers, bytes]:
+    async def request(
+        self, method: str, path: str, headers: httpx.Headers, body: bytes | None = None
+    ) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and body. Raises httpx.TransportError, aiohttp.ClientError or BodyTooLarge."""
-        async with self.opened(method, path, body) as (status, headers, parts):
+        async with self.opened(method, path, headers, body) as (status, said, parts):
             chunks = [chunk async for chunk in parts]
-        return status, headers, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return status, said, chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @asynccontextmanager
     async def opened(
-        self, method: str, path: str, body: bytes | None = None
+        self, method: str, path: str, headers: httpx.Headers, body: bytes | None = None
     ) -> AsyncIterator[tuple[int, httpx.Headers, AsyncIterator[bytes]]]:
         """Status, headers and the body as it comes. Raises as `request` does."""
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = httpx.URL(self._base_url + path)
-        request = httpx.Request(method, url, headers=self._headers, content=body, extensions=_EXTENSIONS)
+        request = httpx.Request(method, url, headers=headers, content=body, extensions=_EXTENSIONS)
         response = await self._opened().handle_async_request(request)
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
