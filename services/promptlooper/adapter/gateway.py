@@ -112,6 +112,7 @@ class Gateway(CompletionGateway):
         return replace(
             completion,
             model=route.name if way.is_fallback else completion.model,
+            fallback=way.is_fallback,
             attempts=attempts,
             cost_nanousd=route.provider.prices.cost_nanousd(route.model, completion),
         )
