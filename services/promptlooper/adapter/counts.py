@@ -23,6 +23,7 @@ class AdapterCounts:
     limits: dict[str, int] = field(default_factory=dict)  # of attempts at once, by provider, where there is one
     completions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by provider and reason, "ok" for none
     tokens: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and direction
+    tokens_given_up: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # as tokens
     cost_nanousd: Counter[tuple[str, str]] = field(default_factory=Counter)
     cost_unknown: Counter[str] = field(default_factory=Counter)
     _named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -40,6 +41,12 @@ class AdapterCounts:
         name = self.model(provider, model, answered=outcome == "ok")
         self.attempts[provider, name, outcome] += 1
         self.seconds[provider, name].add(seconds)
+
+    def gave_up(self, provider: str, model: str, tokens_in: int, tokens_out: int) -> None:
+        """What was heard of an answer that nobody will have: it may be billed."""
+        name = self.model(provider, model, answered=True)
+        self.tokens_given_up[provider, name, "input"] += tokens_in
+        self.tokens_given_up[provider, name, "output"] += tokens_out
 
     def completed(self, provider: str, model: str, completion: Completion) -> None:
         name = self.model(provider, model, answered=True)

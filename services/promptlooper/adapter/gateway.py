@@ -12,6 +12,7 @@ from itertools import chain
 
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.genai import answered, asked, server
+from promptlooper.adapter.heard import Heard, Patience, streams
 from promptlooper.adapter.limits import Limiter
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, error_of
@@ -73,7 +74,7 @@ class Gateway(CompletionGateway):
 
     async def _completed(self, way: Way, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         attempts = 0
-        told = None if on_delta is None else _Told(on_delta)
+        told = False
         deadline = self._clock.monotonic() + request.timeout
         try:
             async with asyncio.timeout(request.timeout):
@@ -81,14 +82,18 @@ class Gateway(CompletionGateway):
                     route = way.route
                     async with self._limiter.slot(route.provider.name, route.model):
                         attempts += 1
+                        streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
+                        heard = Heard(on_delta) if streamed else None
                         try:
-                            completion = await self._attempt(route, request, told)
+                            completion = await self._attempt(route, request, heard)
                             break
                         except AttemptFailed as error:
                             failure = error.failure
+                        finally:
+                            told = heard is not None and heard.told
                     decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
                     # Who has heard a part of an answer gets no second one.
-                    if decision.sleep is None or (told is not None and told.anything):
+                    if decision.sleep is None or told:
                         raise error_of(
                             failure,
                             attempts=attempts,
@@ -107,8 +112,8 @@ class Gateway(CompletionGateway):
                 model=way.route.model,
             ) from None
         way.answered()
-        if told is not None and not told.anything and completion.output:  # it can't stream, or refused
-            told(completion.output)
+        if on_delta is not None and not told and completion.output:  # it can't stream, or refused
+            on_delta(completion.output)
         return replace(
             completion,
             model=route.name if way.is_fallback else completion.model,
@@ -117,7 +122,7 @@ class Gateway(CompletionGateway):
             cost_nanousd=route.provider.prices.cost_nanousd(route.model, completion),
         )
 
-    async def _attempt(self, route: Route, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+    async def _attempt(self, route: Route, request: CompletionRequest, heard: Heard | None) -> Completion:
         provider, counts, began, outcome = route.provider, self.counts, self._clock.monotonic(), "given_up"
         counts.in_flight[provider.name] += 1
         try:
@@ -125,7 +130,8 @@ class Gateway(CompletionGateway):
                 if attempting:
                     attempting.set(server(provider.endpoint))
                 try:
-                    completion = await provider.complete(route.model, request, on_delta)
+                    async with Patience(route.upstream.timeouts, heard):
+                        completion = await provider.complete(route.model, request, heard)
                 except AttemptFailed as error:
                     outcome = error.reason
                     if attempting:
@@ -136,6 +142,9 @@ class Gateway(CompletionGateway):
         finally:
             counts.in_flight[provider.name] -= 1
             counts.attempted(provider.name, route.model, outcome, self._clock.monotonic() - began)
+            if outcome != "ok" and heard is not None and heard.pieces:
+                tokens_in = _estimated(request) if heard.tokens_in is None else heard.tokens_in
+                counts.gave_up(provider.name, route.model, tokens_in, heard.tokens_out)
 
     async def _before_next(self, failed: Route, failure: Failure, attempts: int, seconds: float) -> None:
         # Not the provider's message: it may quote the prompt.
@@ -188,16 +197,9 @@ class Gateway(CompletionGateway):
                     stack.push_async_callback(upstream.provider.aclose)
 
 
-class _Told:
-    """Passes pieces on, and knows whether there were any."""
-
-    def __init__(self, on_delta: OnDelta) -> None:
-        self._on_delta = on_delta
-        self.anything = False
-
-    def __call__(self, piece: str) -> None:
-        self.anything = True
-        self._on_delta(piece)
+def _estimated(request: CompletionRequest) -> int:
+    """Tokens of a question whose provider did not say: four characters each, as in English."""
+    return sum(len(message.content) for message in request.messages) // 4
 
 
 def _dearest(prices: Sequence[Price | None]) -> Price | None:

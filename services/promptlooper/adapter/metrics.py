@@ -37,6 +37,12 @@ class AdapterMetrics(Collector):
             counts.completions,
         )
         yield counters("tokens", "Tokens of answers.", (*_OF_MODEL, "direction"), counts.tokens)
+        yield counters(
+            "tokens_given_up",
+            "Tokens of answers that broke off or whose caller went, as far as they were heard.",
+            (*_OF_MODEL, "direction"),
+            counts.tokens_given_up,
+        )
         cost = {key: nanousd / 1e9 for key, nanousd in counts.cost_nanousd.items()}
         yield counters("cost_usd", "What answers cost, where the price is known.", _OF_MODEL, cost)
         yield counters("cost_unknown", "Answers whose price is not known.", ("provider",), counts.cost_unknown)

@@ -16,13 +16,14 @@ import aiohttp
 import httpx
 
 from promptlooper.adapter.cost import Prices
+from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers import local_server
 from promptlooper.adapter.providers.openai import OpenAIProvider
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.transport import Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest, OnDelta
+from promptlooper.completion import Completion, CompletionRequest
 
 MODEL = "smollm2-135m-instruct"
 PARALLEL = 2  # answers at once; each has half of the context
@@ -65,9 +66,9 @@ class LocalProvider:
             return Problem("INVALID_ARGUMENT", message)
         return None
 
-    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+    async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         server = await self._running()
-        return await server.provider.complete(model, request, on_delta)
+        return await server.provider.complete(model, request, heard)
 
     async def _running(self) -> _Server:
         if self._server is not None and self._server.process.poll() is None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from promptlooper.adapter.cost import Prices
+from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest, OnDelta
+from promptlooper.completion import Completion, CompletionRequest
 from promptlooper.digest import sha256_hex
 
 _BUILT_IN = ("echo", "ok")
@@ -75,7 +76,7 @@ class MockProvider:
         message = f"provider {self.name!r} has no model {model!r}; {hint}{others}"
         return Problem("INVALID_ARGUMENT", message)
 
-    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+    async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         started = self._clock.monotonic()
         question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
         rule, text = self._answer(model, question)
@@ -92,9 +93,9 @@ class MockProvider:
         if isinstance(limit, int) and len(words) > limit:
             text, words = " ".join(words[:limit]), words[:limit]
             finish_reason = rule.finish_reason or "length"
-        if on_delta is not None:
+        if heard is not None:
             for piece in _PIECES.findall(text):
-                on_delta(piece)
+                heard(piece)
                 await asyncio.sleep(0)
         return Completion(
             output=text,

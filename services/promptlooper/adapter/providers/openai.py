@@ -12,15 +12,16 @@ import aiohttp
 import httpx
 
 from promptlooper.adapter.cost import Prices
+from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.providers.headers import Headers
 from promptlooper.adapter.providers.openai_format import completion_of, error_in, failure_of, request_body
 from promptlooper.adapter.providers.openai_stream import Gathered, events_of
 from promptlooper.adapter.providers.provider import Problem
-from promptlooper.adapter.providers.transport import LARGEST_BODY, BodyTooLarge, Transport
+from promptlooper.adapter.providers.transport import CONNECT_TIMEOUT, LARGEST_BODY, BodyTooLarge, Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest, OnDelta
+from promptlooper.completion import Completion, CompletionRequest
 
 PUBLIC_URL = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
@@ -43,6 +44,8 @@ class OpenAIProvider:
         clock: Clock,
         key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        proxy: str | None = None,
     ) -> None:
         self.name = name
         self.prices = prices
@@ -51,7 +54,7 @@ class OpenAIProvider:
         self._public_openai = is_public_openai(base_url)
         self._key = key or Key(name)
         self._headers = Headers(self._key, headers or {})
-        self._transport = Transport(base_url)
+        self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
     def problem(self, model: str) -> Problem | None:
         return self._key.problem()
@@ -59,16 +62,16 @@ class OpenAIProvider:
     def models(self) -> list[str]:
         return self.prices.known_models()
 
-    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
-        body = request_body(model, request, public_openai=self._public_openai, stream=on_delta is not None)
+    async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
+        body = request_body(model, request, public_openai=self._public_openai, stream=heard is not None)
         sent = self._headers.current()
         started = self._clock.monotonic()
         ttft_ms: int | None = None
         with self._failures():
-            if on_delta is None:
+            if heard is None:
                 status, headers, answer = await self._transport.request("POST", _PATH, sent.headers, body)
             else:
-                status, headers, answer, first = await self._streamed(sent.headers, body, on_delta)
+                status, headers, answer, first = await self._streamed(sent.headers, body, heard)
                 ttft_ms = None if first is None else round((first - started) * 1000)
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         if status == 200:
@@ -89,14 +92,14 @@ class OpenAIProvider:
         raise AttemptFailed(failure)
 
     async def _streamed(
-        self, sent: httpx.Headers, body: bytes, on_delta: OnDelta
+        self, sent: httpx.Headers, body: bytes, heard: Heard
     ) -> tuple[int, httpx.Headers, bytes, float | None]:
         """The answer as if it had come at once, and when its first piece came. What can't stream, and errors, come at
         once."""
         async with self._transport.opened("POST", _PATH, sent, body) as (status, headers, parts):
             if status != 200 or not headers.get("content-type", "").startswith("text/event-stream"):
                 return status, headers, b"".join([part async for part in parts]), None
-            gathered, first = Gathered(on_delta), None
+            gathered, first = Gathered(heard), None
             async for event in events_of(parts):
                 gathered.add(event)
                 if first is None and gathered.begun:

@@ -68,15 +68,15 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
         output = _text(message.get("refusal")) or ""
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    cached = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+    cached = count_in(_part(usage, "prompt_tokens_details"), "cached_tokens")
     return Completion(
         output=output,
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
         finish_reason=_FINISH_REASONS.get(said, "other"),
-        tokens_in=_count(usage, "prompt_tokens"),
-        tokens_out=_count(usage, "completion_tokens"),
-        tokens_reasoning=_count(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
-        tokens_cached_in=cached if cached is not None else _count(usage, "prompt_cache_hit_tokens"),  # DeepSeek
+        tokens_in=count_in(usage, "prompt_tokens"),
+        tokens_out=count_in(usage, "completion_tokens"),
+        tokens_reasoning=count_in(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
+        tokens_cached_in=cached if cached is not None else count_in(usage, "prompt_cache_hit_tokens"),  # DeepSeek
         latency_ms=latency_ms,
         reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
     )
@@ -149,6 +149,6 @@ def _part(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
+def count_in(usage: Mapping[str, Any], name: str) -> int | None:
     count = usage.get(name)
     return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None

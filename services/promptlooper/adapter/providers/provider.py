@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from promptlooper.adapter.cost import Prices
-from promptlooper.completion import Completion, CompletionRequest, OnDelta
+from promptlooper.adapter.heard import Heard
+from promptlooper.completion import Completion, CompletionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class Provider(Protocol):
         """Identity of what answers: hashed, it is part of the cache key."""
         ...
 
-    async def complete(self, model: str, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+    async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         """One attempt, without cost; raises AttemptFailed. A caller that cancels leaves no open request behind.
-        `on_delta` asks for a stream and hears its pieces."""
+        `heard` asks for a stream and hears its pieces."""
         ...
 
     def problem(self, model: str) -> Problem | None:

@@ -71,9 +71,11 @@ def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, 
         clock=clock,
         key=key,
         headers=entry.headers,
+        connect_timeout=entry.timeouts.connect,
+        proxy=entry.proxy,
     )
     models = None if place.models is None else frozenset(place.models)
-    return Upstream(provider, key.name, place.label, place.weight * weight, models)
+    return Upstream(provider, key.name, place.label, place.weight * weight, models, entry.stream, entry.timeouts)
 
 
 def _base_url(entry: ProviderEntry, env: Mapping[str, str]) -> str:

@@ -11,9 +11,8 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 LARGEST_BODY = 8 * 1024 * 1024
-_CONNECT_TIMEOUT = 5.0  # seconds; the whole call has the caller's deadline
+CONNECT_TIMEOUT = 5.0  # seconds
 _KEEPALIVE = 30.0  # seconds
-_EXTENSIONS = {"timeout": {"connect": _CONNECT_TIMEOUT}}
 
 
 class BodyTooLarge(Exception):
@@ -22,14 +21,16 @@ class BodyTooLarge(Exception):
 
 class Transport:
     """Sends requests without `httpx.AsyncClient.send`, which costs more CPU than the rest of a run: no redirects (they
-    would carry the key elsewhere), cookies, proxies from the environment or decompression (a bomb in a few KB).
+    would carry the key elsewhere), cookies, proxies of the environment or decompression (a bomb in a few KB).
 
     Bound to the event loop of its first request. Connections are not limited here: a Limiter counts attempts, and
     aiohttp's own limit of 100 would make a queue that nobody sees.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, *, connect_timeout: float = CONNECT_TIMEOUT, proxy: str | None = None) -> None:
         self._base_url = base_url
+        self._extensions = {"timeout": {"connect": connect_timeout}}
+        self._proxy = None if proxy is None else httpx.Proxy(proxy)
         self._urls: dict[str, httpx.URL] = {}
         self._transport: AiohttpTransport | None = None
 
@@ -49,7 +50,7 @@ class Transport:
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = httpx.URL(self._base_url + path)
-        request = httpx.Request(method, url, headers=headers, content=body, extensions=_EXTENSIONS)
+        request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
         response = await self._opened().handle_async_request(request)
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
@@ -66,6 +67,7 @@ class Transport:
             context = httpx.create_ssl_context() if https else None
             self._transport = AiohttpTransport(
                 verify=context or False,
+                proxy=self._proxy,
                 client=lambda: aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE, ssl=context or True),
                     cookie_jar=aiohttp.DummyCookieJar(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from promptlooper.adapter.providers.provider import Provider
+from promptlooper.adapter.route_config import StreamSetting, Timeouts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,6 +18,8 @@ class Upstream:
     deployment: str = ""
     weight: float = 1.0
     models: frozenset[str] | None = None  # None: whatever is asked for
+    stream: StreamSetting = "auto"
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 @dataclass(frozen=True, slots=True)
