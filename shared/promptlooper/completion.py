@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from promptlooper.jsonvalue import Json, JsonObject, json_value
 
+TOOL_CHOICES = ("auto", "none", "required")
 ROLES = ("system", "user", "assistant", "tool")
 
 

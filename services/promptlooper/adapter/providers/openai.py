@@ -1,30 +1,21 @@
-"""Providers that speak the OpenAI chat completions format: OpenAI, vLLM, llama.cpp, Ollama and their like."""
+"""The OpenAI chat completions dialect: OpenAI, vLLM, llama.cpp, Ollama and their like."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
+from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-import httpx
-
-from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
-from promptlooper.adapter.keys import Key
-from promptlooper.adapter.providers.headers import Headers
+from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.openai_format import completion_of, error_in, failure_of, request_body
-from promptlooper.adapter.providers.openai_stream import Gathered, events_of
-from promptlooper.adapter.providers.provider import Problem
-from promptlooper.adapter.providers.transport import CONNECT_TIMEOUT, LARGEST_BODY, BodyTooLarge, Transport
-from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
-from promptlooper.clock import Clock
+from promptlooper.adapter.providers.openai_stream import Gathered
+from promptlooper.adapter.providers.sse import events_of
+from promptlooper.adapter.retrying import Failure
 from promptlooper.completion import Completion, CompletionRequest
 
 PUBLIC_URL = "https://api.openai.com/v1"
-_PATH = "/chat/completions"
 
 
 def is_public_openai(base_url: str) -> bool:
@@ -32,109 +23,35 @@ def is_public_openai(base_url: str) -> bool:
     return host == "api.openai.com" or host.endswith(".api.openai.com")
 
 
-class OpenAIProvider:
-    """One base URL with one key."""
-
-    def __init__(
-        self,
-        name: str,
-        base_url: str,
-        *,
-        prices: Prices,
-        clock: Clock,
-        key: Key | None = None,
-        headers: Mapping[str, str] | None = None,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        proxy: str | None = None,
-    ) -> None:
-        self.name = name
-        self.prices = prices
-        self.endpoint = base_url
-        self._clock = clock
+class OpenAIChat:
+    def __init__(self, base_url: str) -> None:
         self._public_openai = is_public_openai(base_url)
-        self._key = key or Key(name)
-        self._headers = Headers(self._key, headers or {})
-        self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
-    def problem(self, model: str) -> Problem | None:
-        return self._key.problem()
+    def path(self, model: str, *, stream: bool) -> str:
+        return "/chat/completions"
 
-    def models(self) -> list[str]:
-        return self.prices.known_models()
+    def place(self, key: str) -> Mapping[str, str]:
+        return bearer(key)
 
-    async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
-        body = request_body(model, request, public_openai=self._public_openai, stream=heard is not None)
-        sent = self._headers.current()
-        started = self._clock.monotonic()
-        ttft_ms: int | None = None
-        with self._failures():
-            if heard is None:
-                status, headers, answer = await self._transport.request("POST", _PATH, sent.headers, body)
-            else:
-                status, headers, answer, first = await self._streamed(sent.headers, body, heard)
-                ttft_ms = None if first is None else round((first - started) * 1000)
-        latency_ms = round((self._clock.monotonic() - started) * 1000)
-        if status == 200:
-            try:
-                return replace(completion_of(answer, model, latency_ms), ttft_ms=ttft_ms)
-            except AttemptFailed as error:
-                if headers.get("content-encoding", "identity") != "identity":
-                    message = "it is compressed, though identity was asked for"
-                    raise AttemptFailed(Failure(Kind.MALFORMED, message, status)) from error
-                if (hidden := error_in(answer)) is None:
-                    raise
-                status = hidden
-        failure = failure_of(status, headers, answer, now=self._clock.now(), redacted=self._headers.redacted)
-        if status == 401:
-            self._headers.refused(sent)
-        if failure.kind is Kind.CONTENT_FILTERED:
-            return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)
-        raise AttemptFailed(failure)
+    def body(self, model: str, request: CompletionRequest, *, stream: bool) -> bytes:
+        return request_body(model, request, public_openai=self._public_openai, stream=stream)
 
-    async def _streamed(
-        self, sent: httpx.Headers, body: bytes, heard: Heard
-    ) -> tuple[int, httpx.Headers, bytes, float | None]:
-        """The answer as if it had come at once, and when its first piece came. What can't stream, and errors, come at
-        once."""
-        async with self._transport.opened("POST", _PATH, sent, body) as (status, headers, parts):
-            if status != 200 or not headers.get("content-type", "").startswith("text/event-stream"):
-                return status, headers, b"".join([part async for part in parts]), None
-            gathered, first = Gathered(heard), None
-            async for event in events_of(parts):
-                gathered.add(event)
-                if first is None and gathered.begun:
-                    first = self._clock.monotonic()
-            return status, headers, gathered.body(), first
+    def is_stream(self, content_type: str) -> bool:
+        return content_type.startswith("text/event-stream")
 
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """What goes wrong with HTTP, as AttemptFailed."""
-        try:
-            yield
-        except BodyTooLarge:
-            message = f"the answer is larger than {LARGEST_BODY >> 20} MiB"
-            raise AttemptFailed(Failure(Kind.PERMANENT, message)) from None
-        except httpx.TransportError as error:
-            # httpx-aiohttp calls most things ConnectTimeout; the cause knows better.
-            cause = error.__cause__
-            said = self._headers.redacted(_reason(cause or error)) or type(error).__name__
-            if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-                message = f"cannot connect to {self.endpoint} ({said}); check that it runs there"
-            else:
-                message = f"the connection to {self.endpoint} broke ({said})"
-            raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
-        except aiohttp.ClientResponseError as error:
-            message = f"what came from {self.endpoint} is not HTTP ({self._headers.redacted(error.message)})"
-            raise AttemptFailed(Failure(Kind.MALFORMED, message)) from None  # its repr shows our headers
-        except aiohttp.ClientError as error:
-            message = f"the request to {self.endpoint} failed ({type(error).__name__})"
-            raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
+    def events(self, parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+        return events_of(parts)
 
-    async def aclose(self) -> None:
-        await self._transport.aclose()
+    def gathering(self, heard: Heard) -> Gathered:
+        return Gathered(heard)
 
+    def completion(self, body: bytes, model: str, latency_ms: int) -> Completion:
+        return completion_of(body, model, latency_ms)
 
-def _reason(error: BaseException) -> str:
-    """The system's words where there are some: the library's repeat the address."""
-    system = getattr(error, "os_error", None)
-    return os.strerror(system.errno) if type(system) is ConnectionRefusedError and system.errno else str(error)
+    def error_in(self, body: bytes) -> int | None:
+        return error_in(body)
+
+    def failure(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, now: datetime, redacted: Callable[[str], str]
+    ) -> Failure:
+        return failure_of(status, headers, body, now=now, redacted=redacted)

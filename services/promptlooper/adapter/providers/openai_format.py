@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -11,9 +11,18 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of, retry_after_of
-from promptlooper.completion import FINISH_REASONS, Completion, CompletionRequest
+from promptlooper.completion import (
+    FINISH_REASONS,
+    TOOL_CHOICES,
+    Completion,
+    CompletionRequest,
+    Message,
+    Tool,
+    ToolCall,
+)
+from promptlooper.jsonvalue import Json
 
-_OURS = frozenset({"model", "messages", "stream", "stream_options"})
+_OURS = frozenset({"model", "messages", "stream", "stream_options", "tools", "tool_choice", "response_format"})
 _MOST_TOKENS = 2**31 - 1  # who says more has not counted; sums and costs of these fit into 64 bits
 _WANTS_MAX_COMPLETION_TOKENS = re.compile(r"o\d|gpt-[5-9]")
 _FINISH_REASONS: Mapping[str, str] = {
@@ -26,7 +35,14 @@ _FINISH_REASONS: Mapping[str, str] = {
 
 def request_body(model: str, request: CompletionRequest, *, public_openai: bool, stream: bool = False) -> bytes:
     """Raises AttemptFailed where a parameter is not the caller's to set or is no JSON."""
-    body: dict[str, Any] = {"model": model, "messages": request.messages}
+    body: dict[str, Any] = {"model": model, "messages": [_message(message) for message in request.messages]}
+    if request.tools:
+        body["tools"] = [{"type": "function", "function": _function(tool)} for tool in request.tools]
+    if request.tool_choice:
+        body["tool_choice"] = _choice(request.tool_choice)
+    if request.response_schema is not None:
+        named = {"name": "answer", "schema": request.response_schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
     for name, value in request.params.items():
         if name in _OURS:
             raise AttemptFailed(
@@ -41,6 +57,30 @@ def request_body(model: str, request: CompletionRequest, *, public_openai: bool,
         return orjson.dumps(body)
     except TypeError as error:
         raise AttemptFailed(Failure(Kind.PERMANENT, f"the request is not JSON: {error}")) from error
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if message.role == "tool":
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
+    if message.tool_calls:
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+        return {"role": message.role, "content": message.content or None, "tool_calls": calls}
+    if message.images:
+        images = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
+        return {"role": message.role, "content": [{"type": "text", "text": message.content}, *images]}
+    return {"role": message.role, "content": message.content}
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    described = {"description": tool.description} if tool.description else {}
+    return {"name": tool.name, **described, "parameters": tool.parameters or {"type": "object", "properties": {}}}
+
+
+def _choice(name: str) -> Any:
+    return name if name in TOOL_CHOICES else {"type": "function", "function": {"name": name}}
 
 
 def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
@@ -79,7 +119,35 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
         tokens_cached_in=cached if cached is not None else count_in(usage, "prompt_cache_hit_tokens"),  # DeepSeek
         latency_ms=latency_ms,
         reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
+        tool_calls=tuple(_tool_calls(message.get("tool_calls"))),
+        logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _tool_calls(calls: object) -> Iterator[ToolCall]:
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _malformed("it asks for a tool without a name")
+        arguments = function.get("arguments")
+        # Some servers send an object where the format has its text.
+        text = arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
+        yield ToolCall(str(call.get("id") or ""), function["name"], text)
+
+
+def _logprobs(said: object) -> Json:
+    content = said.get("content") if isinstance(said, dict) else None
+    if not isinstance(content, list):
+        return None
+    return [
+        {**_logprob(token), "top": [_logprob(other) for other in token.get("top_logprobs") or ()]}
+        for token in content
+        if isinstance(token, dict)
+    ]
+
+
+def _logprob(token: Mapping[str, Any]) -> dict[str, Json]:
+    return {"token": token.get("token"), "logprob": token.get("logprob")}
 
 
 def error_in(body: bytes) -> int | None:

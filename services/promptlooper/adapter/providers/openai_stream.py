@@ -1,55 +1,13 @@
-"""Answers in the OpenAI chat completions format that come as a stream of server-sent events. No I/O."""
+"""Answers in the OpenAI chat completions format that come piece by piece. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 
 from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers.openai_format import count_in
-from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
-
-MOST_EVENTS = 200_000  # of an answer; one has about as many as tokens
-LONGEST_LINE = 1024 * 1024
-_STATUS = 200
-
-
-async def events_of(parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream, to its end. Raises AttemptFailed for what is none, and where there
-    is no end of them."""
-    rest, count = b"", 0
-    async for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        if len(rest) > LONGEST_LINE:
-            raise AttemptFailed(
-                Failure(Kind.PERMANENT, f"a line of the stream is longer than {LONGEST_LINE >> 20} MiB")
-            )
-        for line in lines:
-            if (event := _event(line)) is not None:
-                count += 1
-                yield event
-        if count > MOST_EVENTS:
-            raise AttemptFailed(Failure(Kind.PERMANENT, f"the stream has more than {MOST_EVENTS:,} events"))
-    if (event := _event(rest)) is not None:
-        yield event
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """None for comments, blank lines, other fields and the end's mark."""
-    if not line.startswith(b"data:"):
-        return None
-    data = line[5:].strip()
-    if not data or data == b"[DONE]":
-        return None
-    try:
-        event = orjson.loads(data)
-    except ValueError:
-        raise AttemptFailed(Failure(Kind.MALFORMED, "a part of the stream is not JSON", _STATUS)) from None
-    if not isinstance(event, dict):
-        raise AttemptFailed(Failure(Kind.MALFORMED, "a part of the stream is not a JSON object", _STATUS))
-    return event
 
 
 class Gathered:
@@ -58,6 +16,8 @@ class Gathered:
     def __init__(self, heard: Heard) -> None:
         self._heard = heard
         self._texts: dict[str, list[str]] = {"content": [], "refusal": [], "reasoning_content": [], "reasoning": []}
+        self._calls: dict[int, dict[str, Any]] = {}  # tools asked for, by their number in the answer
+        self._logprobs: list[Any] = []
         self._finish_reason: Any = None
         self._usage: Any = None
         self._model: Any = None
@@ -75,7 +35,13 @@ class Gathered:
         if not isinstance(choice, dict):
             return
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        logprobs = choice.get("logprobs")
+        if isinstance(logprobs, dict):
+            self._logprobs += logprobs.get("content") or []
         delta = choice.get("delta")
+        if isinstance(delta, dict):
+            for call in delta.get("tool_calls") or ():
+                self._add_call(call)
         for name, value in delta.items() if isinstance(delta, dict) else ():
             if name in self._texts and isinstance(value, str) and value:
                 self.begun = True
@@ -84,6 +50,16 @@ class Gathered:
                     self._heard(value)
                 else:
                     self._heard.thought()
+
+    def _add_call(self, part: dict[str, Any]) -> None:
+        """The arguments come in parts, the name and the id with the first of them."""
+        self.begun = True
+        self._heard.thought()
+        call = self._calls.setdefault(part.get("index", len(self._calls)), {"id": "", "name": "", "arguments": ""})
+        function = part.get("function") or {}
+        call["id"] = part.get("id") or call["id"]
+        call["name"] = function.get("name") or call["name"]
+        call["arguments"] += function.get("arguments") or ""
 
     def _tell_usage(self, usage: object) -> None:
         """Some say it with every event: then it is known when the caller goes."""
@@ -96,5 +72,10 @@ class Gathered:
         if self._error is not None:
             return orjson.dumps({"error": self._error})
         message = {name: "".join(texts) for name, texts in self._texts.items() if texts}
-        choice = {"message": {"content": None, **message}, "finish_reason": self._finish_reason}
+        calls = [{"id": call.pop("id"), "type": "function", "function": call} for call in self._calls.values()]
+        choice = {
+            "message": {"content": None, **message, "tool_calls": calls},
+            "logprobs": {"content": self._logprobs} if self._logprobs else None,
+            "finish_reason": self._finish_reason,
+        }
         return orjson.dumps({"model": self._model, "choices": [choice], "usage": self._usage})

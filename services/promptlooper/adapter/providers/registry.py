@@ -9,9 +9,10 @@ from promptlooper.adapter.address import checked_base_url, ollama_base_url
 from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule
 from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
-from promptlooper.adapter.providers.openai import PUBLIC_URL, OpenAIProvider, is_public_openai
+from promptlooper.adapter.providers.openai import PUBLIC_URL, OpenAIChat, is_public_openai
 from promptlooper.adapter.providers.provider import Provider
 from promptlooper.adapter.route_config import Deployment, KeyEntry
 from promptlooper.adapter.routes.route import Pool, Upstream
@@ -64,9 +65,10 @@ def _own_prices(entry: ProviderEntry) -> dict[str, Tariff]:
 
 
 def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock) -> Upstream:
-    provider = OpenAIProvider(
+    provider = HttpProvider(
         entry.name,
         place.base_url,
+        OpenAIChat(place.base_url),
         prices=Prices(_own_prices(entry), api_url=place.base_url),
         clock=clock,
         key=key,
