@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -139,3 +140,22 @@ async def main():
     code, _, err = ended(process)
     assert code == 143
     assert "ERROR runner still not stopped 0.2 s after SIGTERM: leaving what there is" in err
+
+
+@pytest.mark.parametrize("module", ["cli.probe", "clients.runner"])
+def test_grpc_is_told_to_be_quiet_before_it_is_imported(module: str) -> None:
+    code = f"""
+import os, sys
+
+class Seen:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            print(os.environ.get("GRPC_VERBOSITY"))
+
+sys.meta_path.insert(0, Seen())
+import promptlooper.{module}
+import grpc
+"""
+    env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == "ERROR\n"
