@@ -5,12 +5,13 @@ Every service and client shares these. Money is integer nano-USD, durations are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
 from promptlooper.completion import Tool
+from promptlooper.errors import InvalidArgument
 from promptlooper.jsonvalue import Json, JsonObject
 
 
@@ -140,6 +141,15 @@ class ExperimentState(Enum):
     @property
     def ended(self) -> bool:
         return self in (ExperimentState.COMPLETED, ExperimentState.CANCELLED, ExperimentState.FAILED)
+
+
+def experiment_states(states: Iterable[ExperimentState | str]) -> tuple[ExperimentState, ...]:
+    """States, also by their names. Raises InvalidArgument."""
+    try:
+        return tuple(ExperimentState(state) for state in states)
+    except ValueError as error:
+        names = ", ".join(state.value for state in ExperimentState)
+        raise InvalidArgument(f"{error}: use one of {names}", field="states") from error
 
 
 @dataclass(frozen=True, slots=True)

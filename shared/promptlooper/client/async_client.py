@@ -19,7 +19,7 @@ from promptlooper.client.traces import traced
 from promptlooper.clients.following import all_events, items_of
 from promptlooper.clients.opening import Target, opened, usual_home, usual_providers, usual_server
 from promptlooper.completion import ModelInfo
-from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary
+from promptlooper.experiment import Experiment, ExperimentState, ExperimentSummary, experiment_states
 from promptlooper.experiments import (
     Execution,
     ExperimentFilter,
@@ -161,11 +161,11 @@ class AsyncClient:
         project: str = "",
         tags: Sequence[str] = (),
         metadata: Mapping[str, str] | None = None,
-        states: Sequence[ExperimentState] = (),
+        states: Sequence[ExperimentState | str] = (),
     ) -> AsyncGenerator[Experiment, None]:
         """Experiments, newest first: those of a project, with all of the tags and metadata, in one of the states."""
         experiments = await self._held.get()
-        where = ExperimentFilter(project, tuple(tags), dict(metadata or {}), tuple(states))
+        where = ExperimentFilter(project, tuple(tags), dict(metadata or {}), experiment_states(states))
         token = ""
         while True:
             page = await experiments.list_experiments(where, _PAGE, token)

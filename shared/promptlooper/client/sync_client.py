@@ -115,7 +115,7 @@ class Client:
         project: str = "",
         tags: Sequence[str] = (),
         metadata: Mapping[str, str] | None = None,
-        states: Sequence[ExperimentState] = (),
+        states: Sequence[ExperimentState | str] = (),
     ) -> Iterator[Experiment]:
         """Experiments, newest first: those of a project, with all of the tags and metadata, in one of the states."""
         found = partial(self._client.list, project=project, tags=tags, metadata=metadata, states=states)

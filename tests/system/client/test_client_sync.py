@@ -124,6 +124,7 @@ def test_an_experiment_is_steered_while_it_runs(client: Client) -> None:
     result = client.wait(name)
     assert (result.state, result.passed) == (ExperimentState.CANCELLED, False)
     assert list(client.list(tags=["steered"], states=[ExperimentState.RUNNING])) == []
+    assert len(list(client.list(tags=["steered"], states=["CANCELLED"]))) == 1
     client.delete(name)
     with pytest.raises(ExperimentNotFound):
         client.get(name)
@@ -148,6 +149,8 @@ def test_it_says_what_would_be_run(client: Client) -> None:
 
 
 def test_failures_are_domain_errors(client: Client, here: Path) -> None:
+    with pytest.raises(InvalidArgument, match="'done' is not a valid ExperimentState: use one of PENDING, "):
+        list(client.list(states=["done"]))
     (here / "wrong.yaml").write_text("model: mock/echo\nprompt: '{{ input.'\nrepeat: 2")
     with pytest.raises(InvalidExperiment, match=r"wrong\.yaml:3: .*repeats"):
         client.run("wrong.yaml")
