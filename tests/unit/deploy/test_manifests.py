@@ -6,6 +6,7 @@ import re
 
 import kubernetes_validate
 import pytest
+import yaml
 from manifests import (
     BASE,
     DEV,
@@ -163,3 +164,33 @@ def test_runners_are_scaled_by_metrics_that_they_have() -> None:
     assert "promptlooper_claimable_runs" in metrics
     documented = (ROOT / "docs/observability.md").read_text()
     assert all(name in documented for name in metrics)
+
+
+def test_what_the_autoscaler_asks_for_has_the_labels_that_prometheus_is_told_to_give() -> None:
+    (runner,) = of_kind(PRODUCTION, "ScaledObject")
+    (trigger,) = runner["spec"]["triggers"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false"  # else "no such metric" would mean "nothing to do"
+    example = (ROOT / "deploy/observability/prometheus.yaml").read_text()
+    commented = re.search(r"^  # - job_name:.*(?:\n  # .*)*", example, re.MULTILINE)
+    assert commented
+    (job,) = yaml.safe_load(re.sub(r"^  # ", "", commented[0], flags=re.MULTILINE))
+    given = {one["target_label"] for one in job["relabel_configs"] if "target_label" in one}
+    asked = set(re.findall(r"[{,](\w+)=", trigger["metadata"]["query"]))
+    assert asked == {"namespace"} <= given
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_says_what_its_port_speaks(part: str, service: str) -> None:
+    spec = named(part, "Service", f"promptlooper-{service}")["spec"]
+    secured = environment(part, deployment(part, service)).get("PROMPTLOOPER_TLS_CERT_FILE")
+    protocols = {port["name"]: port["appProtocol"] for port in spec["ports"]}
+    assert protocols == {
+        "grpc": "https" if secured else "kubernetes.io/h2c",
+        "health": "kubernetes.io/h2c",
+        "metrics": "http",
+    }
+
+
+def test_dev_fits_into_two_cores_beside_the_cluster_itself() -> None:
+    asked = [container_of(one)["resources"]["requests"]["cpu"] for one in workloads(DEV)]
+    assert sum(int(cpu.removesuffix("m")) for cpu in asked) <= 1000
