@@ -12,7 +12,7 @@ from functools import partial
 
 from promptlooper.clock import Clock
 from promptlooper.completion import CompletionGateway
-from promptlooper.errors import Draining, InvalidExperiment, ServiceUnavailable
+from promptlooper.errors import DeadlineExceeded, Draining, InvalidExperiment, ServiceUnavailable
 from promptlooper.experiment import ExperimentSpec, InputRow
 from promptlooper.experiments import Execution, OutputDelta
 from promptlooper.failpoints import Failpoints
@@ -62,7 +62,8 @@ class Executions:
         self, target: RunTarget, targets: Targets, timeout: float | None, draining: Callable[[], bool]
     ) -> AsyncIterator[Execution]:
         """Deltas and stages as they come, and the run in the end. `timeout` is the caller's, in seconds. Raises what
-        StartRun raises, ServiceUnavailable where too many are executed already."""
+        StartRun raises, ServiceUnavailable where too many are executed already, DeadlineExceeded where the caller's
+        time was over first."""
         if draining():
             raise Draining("this Runner is shutting down; ask again, another answers")
         if self._counts.executing >= self._at_once:
@@ -148,7 +149,8 @@ class _Execution:
 
     async def _executed(self, tell: Callable[[Execution], None]) -> Run:
         started = self.clock.now()
-        deadline_us = None if self.timeout is None else microseconds(started) + int(self.timeout * 1e6)
+        callers_us = None if self.timeout is None else microseconds(started) + int(self.timeout * 1e6)
+        deadline_us = callers_us
         limit = self.plan.spec.limits.run_timeout
         if limit is not None:
             over_us = microseconds(started) + int(limit * 1e6)
@@ -157,7 +159,11 @@ class _Execution:
         while not isinstance(self.last, RunEnded | RunReturned):
             self.last, self.told = None, 0
             await executor.step(self._claim(deadline_us), self.row, tuple(self.results))
-        return self._run(started)
+        run = self._run(started)
+        late = run.error is not None and run.error.reason == DeadlineExceeded.reason
+        if late and callers_us is not None and callers_us <= microseconds(self.clock.now()):
+            raise DeadlineExceeded("the caller's time was over before the run's end: allow more time")
+        return run
 
     def _claim(self, deadline_us: int | None) -> Claim:
         """With all that is left of a budget for the next call."""

@@ -11,6 +11,7 @@ from runner_lab import Lab, ScriptedModel, ended, experiment, stage
 
 from promptlooper.completion import Completion, CompletionRequest, Price
 from promptlooper.errors import (
+    DeadlineExceeded,
     Draining,
     InvalidArgument,
     InvalidExperiment,
@@ -160,6 +161,30 @@ class Slow(ScriptedModel):
         finally:
             self.stopped.set()
         raise AssertionError
+
+
+class Late(ScriptedModel):
+    """Gives no answer in the time that it has."""
+
+    async def complete(self, request: CompletionRequest, on_delta: object = None) -> Completion:
+        try:
+            async with asyncio.timeout(request.timeout):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            raise DeadlineExceeded("no answer in time") from None
+        raise AssertionError
+
+
+async def test_the_callers_deadline_ends_the_call_and_the_runs_own_is_an_error_of_the_run(lab: Lab) -> None:
+    lab.model = Late()
+    unlimited = experiment("{{ input.n }}", cache=UNCACHED)
+    limited = replace(unlimited, limits=replace(unlimited.limits, run_timeout=0.02))
+    async with lab.runner() as runner:
+        with pytest.raises(DeadlineExceeded, match="the caller's time was over"):
+            await heard(runner.execute_run(RunTarget(unlimited), 0.02))
+        _, _, run = await heard(runner.execute_run(RunTarget(limited), 30))
+    assert run.error is not None
+    assert (run.error.reason, "limits.run_timeout" in run.error.message) == ("DEADLINE_EXCEEDED", True)
 
 
 @pytest.mark.parametrize("policy", [UNCACHED, CachePolicy()])
