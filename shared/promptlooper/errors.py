@@ -159,6 +159,10 @@ class TemplateError(DomainError):
     reason = "TEMPLATE_ERROR"
 
 
+class OutputInvalid(DomainError):
+    reason = "OUTPUT_INVALID"
+
+
 class CacheUnavailable(DomainError):
     reason = "CACHE_UNAVAILABLE"
     retryable = True

@@ -53,6 +53,10 @@ class Stage:
     continue_conversation: bool = False  # of the stage before, or of the item before
     for_each: str = ""  # template of a list: once per item
 
+    @property
+    def takes_one_call(self) -> bool:
+        return not (self.for_each or self.tool_results or self.retries_on_invalid)
+
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:

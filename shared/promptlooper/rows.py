@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from promptlooper.completion import Message, arguments_of, form_of
 from promptlooper.experiment import Experiment, ExperimentSummary, GateResult, RunCounts, VariantSummary
 from promptlooper.jsonvalue import parsed_output
 from promptlooper.run import Run, RunError, Score, StageResult
@@ -93,12 +94,12 @@ def _stage(stage: StageResult) -> dict[str, Any]:
     return {
         "index": stage.stage_index,
         "name": stage.name or None,
-        "iteration": None,  # of for_each, which does not exist yet
-        "messages": [{"role": message.role, "content": message.content} for message in stage.messages],
+        "iteration": stage.iteration,
+        "messages": [message_row(message) for message in stage.messages],
         "prompt_sent": asked[-1] if asked else None,
-        "output": None if stage.error else stage.output,
+        "output": stage.output if stage.finish_reason else None,
         "parsed": parsed_output(stage.output),
-        "tool_calls": [],  # nothing asks for tools yet
+        "tool_calls": [{"id": c.id, "name": c.name, "arguments": arguments_of(c)} for c in stage.tool_calls],
         "reasoning": stage.reasoning,
         "model": stage.model,
         "model_requested": stage.model_requested,
@@ -112,7 +113,19 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "attempts": stage.attempts,
         "finish_reason": stage.finish_reason,
         "error": None if stage.error is None else _error(stage.error),
+        "round": stage.round,
+        "tokens_reasoning": stage.tokens_reasoning,
+        "tokens_cached_in": stage.tokens_cached_in,
+        "tokens_cache_write_in": stage.tokens_cache_write_in,
+        "logprobs": stage.logprobs,
+        "price_version": stage.price_version or None,
     }
+
+
+def message_row(message: Message) -> dict[str, Any]:
+    """Role and content, and what else the message has."""
+    role, content, *others = form_of(message)
+    return {"role": role, "content": content, **(others[0] if others else {})}
 
 
 def _score(score: Score) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class ScriptedError(_Section):
     times: Annotated[int, Field(ge=1)] | None = None
 
 
+class ScriptedCall(_Section):
+    name: _Text
+    arguments: dict[str, Any] | str = {}  # a text is sent as it is, also where it is no JSON
+
+
 class Rule(_Section):
     model: _Text | None = None
     match: _Text | None = None
@@ -78,6 +83,7 @@ class Rule(_Section):
     finish_reason: Literal["stop", "length", "content_filter", "tool_calls", "other"] | None = None
     tokens_in: _Count | None = None
     tokens_out: _Count | None = None
+    tool_calls: tuple[ScriptedCall, ...] = ()
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Rule:
@@ -85,8 +91,8 @@ class Rule(_Section):
             raise ValueError("has both 'match' (a part of the question) and 'regex'; keep one")
         if self.text is not None and self.echo:
             raise ValueError("has both 'text' and 'echo'; keep one")
-        if self.text is None and not self.echo and self.error is None:
-            raise ValueError("says nothing; give it 'text', 'echo: true' or 'error'")
+        if self.text is None and not self.echo and self.error is None and not self.tool_calls:
+            raise ValueError("says nothing; give it 'text', 'echo: true', 'tool_calls' or 'error'")
         if self.regex is not None and self.text is not None:
             try:
                 re.compile(self.regex).sub(self.text, "")
@@ -148,6 +154,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "prices": ModelPrice,
     "script": Rule,
     "error": ScriptedError,
+    "tool_calls": ScriptedCall,
     "keys": KeyEntry,
     "deployments": Deployment,
     "timeouts": Timeouts,

@@ -15,6 +15,7 @@ from promptlooper.cli.session import env_file_option, json_option
 from promptlooper.cli.wording import printable
 from promptlooper.errors import InvalidArgument
 from promptlooper.jsonvalue import json_text
+from promptlooper.rows import message_row
 from promptlooper.sources import RenderedRun
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _document(run: RenderedRun) -> dict[str, Any]:
                 "name": stage.name or None,
                 "model": stage.model,
                 "params": stage.params,
-                "messages": [{"role": message.role, "content": message.content} for message in stage.messages],
+                "messages": [message_row(message) for message in stage.messages],
                 "problem": stage.problem or None,
             }
             for stage in run.stages

@@ -39,4 +39,4 @@ def _is_stored(outcome: Outcome, claim: Claim) -> bool:
     goes on."""
     if claim.lease_epoch > outcome.lease_epoch:
         return True
-    return isinstance(outcome, StageDone) and not outcome.last and claim.next_stage > outcome.result.stage_index
+    return isinstance(outcome, StageDone) and not outcome.last and claim.next_stage > outcome.position

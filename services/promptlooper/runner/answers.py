@@ -101,7 +101,7 @@ class Answers:
             if (completion := completion_of(found)) is not None:
                 return Answer(completion, cached=True)
         completion = await self._complete(question.request, deadline, on_delta)
-        if mode.writes and (entry := entry_of(key, completion)) is not None:
+        if mode.writes and (entry := entry_of(key, question.request, completion)) is not None:
             self._store(entry)
         return Answer(completion, cached=False)
 
@@ -177,7 +177,7 @@ class Answers:
             self._keep_leases()
         try:
             completion = await self._complete(question.request, deadline, on_delta)
-            entry = entry_of(key, completion)
+            entry = entry_of(key, question.request, completion)
         except BaseException:
             self._give_up(key)
             raise

@@ -18,6 +18,7 @@ from promptlooper.experiments import Execution, OutputDelta
 from promptlooper.failpoints import Failpoints
 from promptlooper.run import Run, RunError, RunState, StageResult
 from promptlooper.runner.answers import Answers
+from promptlooper.runner.calls import output_of
 from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
@@ -222,7 +223,7 @@ class _Execution:
             repeat=0,
             input=self.row.value,
             expected=self.row.expected,
-            output=answered[-1].output if len(answered) == len(variant.pipeline.stages) else None,
+            output=output_of(variant.pipeline.stages, answered, completed=ended is not None),
             score=ended.score if ended else None,
             passed=ended.passed if ended else None,
             scores=ended.scores if ended else (),

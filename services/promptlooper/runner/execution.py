@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest, ModelCheck
+from promptlooper.completion import CompletionRequest, ModelCheck
 from promptlooper.errors import (
     CompletionFailed,
     ContentFiltered,
@@ -21,11 +21,13 @@ from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import JsonObject
 from promptlooper.run import RunError, RunState, Score, StageResult
-from promptlooper.runner.answers import Answer, Answers
+from promptlooper.runner.answers import Answers
 from promptlooper.runner.bounds import Bound, call_bound
+from promptlooper.runner.calls import Call, Conversation
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
 from promptlooper.runner.questions import Question
-from promptlooper.runner.render import Renderer, scorer_variables, variables
+from promptlooper.runner.render import Renderer, scorer_variables
+from promptlooper.runner.results import failed_stage, stage_result
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
 from promptlooper.runner.store.rows import microseconds, storable
@@ -102,26 +104,31 @@ class RunExecutor:
         place = self.place_of(claim.run_index)
         variant = self.variant_of(place)
         facts = RunFacts(variant.variant_id, row.input_id, place.repeat)
-        run, index, stages = (claim.run_index, claim.lease_epoch, facts), claim.next_stage, variant.pipeline.stages
+        run, stages = (claim.run_index, claim.lease_epoch, facts), variant.pipeline.stages
+        conversation = Conversation(self._renderer, self._plan.spec, stages, row)
+        index = results[-1].stage_index if results else 0
         deadline_us = claim.deadline_us or self._now_us() + int(self._limit_of(stages[index:]) * 1e6)
         if claim.run_deadline_us is not None:
             deadline_us = min(deadline_us, claim.run_deadline_us)
         request: CompletionRequest | None = None
+        call: Call | None = None
         try:
-            if results and results[-1].finish_reason == "content_filter":
-                raise _withheld(results[-1])  # this Runner, or the one before, stopped right after that was stored
-            if index < len(stages):
-                request = self._request(claim, variant, row, results, deadline_us)
-                result = await self._stage(request, index, stages[index].name, place.repeat)
-                filtered = result.finish_reason == "content_filter"
-                last = filtered or index + 1 == len(stages)
-                self._report(StageDone(*run, result, last))
+            if fault := _fault(conversation, results):
+                raise fault  # this Runner, or the one before, stopped right after that was stored
+            call = conversation.next_call(results)
+            if call is not None:
+                index = call.stage_index
+                request = self._request(claim, variant, conversation, call, results, deadline_us)
+                result = await self._stage(request, call, stages[index].name, place.repeat)
+                results = (*results, result)
+                fault = _fault(conversation, results)
+                last = fault is not None or _is_last(conversation, results)
+                self._report(StageDone(*run, claim.next_stage, result, last))
                 request = None
-                if filtered:
-                    raise _withheld(result)
+                if fault is not None:
+                    raise fault
                 if not last:
                     return
-                results = (*results, result)
             scores, score, passed = await self._scored(row, results)
         except NeedsMore as need:
             bound = need.bound
@@ -148,18 +155,24 @@ class RunExecutor:
             else:
                 over = claim.run_deadline_us is not None and deadline_us == claim.run_deadline_us
                 told = _run_error(error, index, stages, too_long=due_us is not None, run_is_over=over)
-                self._fail(run, told, request, maybe_paid=bool(attempts) and error.reason in MAYBE_PAID)
+                self._fail(run, told, request, call, maybe_paid=bool(attempts) and error.reason in MAYBE_PAID)
         except Exception as error:
             log.exception("run %s-%s failed unexpectedly", self._plan.experiment_id, claim.run_index)
             told = RunError("INTERNAL", f"internal error ({type(error).__name__}); see the Runner's log", index)
-            self._fail(run, told, request, maybe_paid=request is not None)
+            self._fail(run, told, request, call, maybe_paid=request is not None)
         else:
             self._report(RunEnded(*run, RunState.COMPLETED, scores, score, passed))
 
     def _fail(
-        self, run: tuple[int, int, RunFacts], error: RunError, request: CompletionRequest | None, *, maybe_paid: bool
+        self,
+        run: tuple[int, int, RunFacts],
+        error: RunError,
+        request: CompletionRequest | None,
+        call: Call | None,
+        *,
+        maybe_paid: bool,
     ) -> None:
-        failed = None if request is None or error.stage_index is None else _failed_stage(request, error)
+        failed = None if request is None or call is None else failed_stage(request, call, error)
         self._report(RunEnded(*run, RunState.FAILED, error=error, failed_stage=failed, maybe_paid=maybe_paid))
 
     def _now_us(self) -> int:
@@ -176,20 +189,26 @@ class RunExecutor:
         return self._now_us() + int(min(max(error.retry_after, PARK_AT_LEAST), PARK_AT_MOST) * 1e6)
 
     def _request(
-        self, claim: Claim, variant: Variant, row: InputRow, results: tuple[StageResult, ...], deadline_us: int
+        self,
+        claim: Claim,
+        variant: Variant,
+        conversation: Conversation,
+        call: Call,
+        results: tuple[StageResult, ...],
+        deadline_us: int,
     ) -> CompletionRequest:
-        """The stage's question. Raises TemplateError, NeedsMore, or DeadlineExceeded where waiting took all the
+        """The call's question. Raises TemplateError, NeedsMore, or DeadlineExceeded where waiting took all the
         time."""
-        plan, index = self._plan, claim.next_stage
-        model, params = self._call_of(variant, index)
+        plan, stage = self._plan, variant.pipeline.stages[call.stage_index]
+        model, params = self._call_of(variant, call.stage_index)
         self._failpoints.hit("render_before")
-        messages = self._renderer.messages(variant.pipeline.stages[index], variables(plan.spec, row, results, index))
+        messages = conversation.messages(call, results)
         self._failpoints.hit("render_after")
         if any(storable(message.content) != message.content for message in messages):
             raise TemplateError("the prompt has a character that is not text (NUL or half of a surrogate pair)")
         if claim.reserved_nanousd is not None or claim.reserved_tokens is not None:
             known = plan.models.get(model) or ModelCheck(model)
-            bound = call_bound(messages, params, known.price)
+            bound = call_bound(messages, params, known.price, stage)
             if (claim.reserved_nanousd is not None and bound.nanousd > claim.reserved_nanousd) or (
                 claim.reserved_tokens is not None and bound.tokens > claim.reserved_tokens
             ):
@@ -197,17 +216,26 @@ class RunExecutor:
         timeout = (deadline_us - self._now_us()) / 1e6
         if timeout <= 0:
             raise DeadlineExceeded("waiting for the provider's rate limit took longer than limits.stage_timeout allows")
-        return CompletionRequest(model, messages, params, timeout, once=plan.bounded)
+        return CompletionRequest(
+            model,
+            messages,
+            params,
+            timeout,
+            once=plan.bounded,
+            tools=stage.tools,
+            tool_choice=stage.tool_choice,
+            response_schema=stage.response_schema,
+        )
 
-    async def _stage(self, request: CompletionRequest, index: int, name: str, repeat: int) -> StageResult:
+    async def _stage(self, request: CompletionRequest, call: Call, name: str, repeat: int) -> StageResult:
         plan = self._plan
         known = plan.models.get(request.model) or ModelCheck(request.model)
         question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
-        on_delta = None if self._on_delta is None else partial(self._on_delta, index)
+        on_delta = None if self._on_delta is None else partial(self._on_delta, call.stage_index)
         with span("stage") as staging:
-            result = _stage_result(index, name, request, await self._answers.ask(question, on_delta))
+            result = stage_result(call, name, request, await self._answers.ask(question, on_delta))
             if staging:
-                staging.set({"promptlooper.stage.index": index, "promptlooper.cached": result.cached})
+                staging.set({"promptlooper.stage.index": call.stage_index, "promptlooper.cached": result.cached})
         return result
 
     def _call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
@@ -223,6 +251,21 @@ class RunExecutor:
     ) -> tuple[tuple[Score, ...], float | None, bool | None]:
         values = scorer_variables(self._plan.spec, row, results)
         return await self._scores.of(self._plan.spec.scorers, results, values)
+
+
+def _fault(conversation: Conversation, results: tuple[StageResult, ...]) -> DomainError | None:
+    """Why the run can't go on after its last answer."""
+    if not results:
+        return None
+    return _withheld(results[-1]) if results[-1].finish_reason == "content_filter" else conversation.fault(results)
+
+
+def _is_last(conversation: Conversation, results: tuple[StageResult, ...]) -> bool:
+    """What is wrong with the call after it is for that call to say: this answer is paid, and is stored first."""
+    try:
+        return conversation.next_call(results) is None
+    except TemplateError:
+        return False
 
 
 def _withheld(result: StageResult) -> ContentFiltered:
@@ -244,53 +287,3 @@ def _run_error(
         message = f"the run took longer than {limit} allows; raise it or ask for less"
     attempts = error.attempts if isinstance(error, CompletionFailed) else 0
     return RunError(error.reason, message, index, name, attempts, error.retryable)
-
-
-def _failed_stage(request: CompletionRequest, error: RunError) -> StageResult:
-    """What a stage sent that got no answer."""
-    return StageResult(
-        stage_index=error.stage_index or 0,
-        name=error.stage,
-        messages=request.messages,
-        output="",
-        model="",
-        model_requested=request.model,
-        params=request.params,
-        tokens_in=None,
-        tokens_out=None,
-        tokens_reasoning=None,
-        tokens_cached_in=None,
-        latency_ms=0,
-        ttft_ms=None,
-        cost_nanousd=None,
-        cost_saved_nanousd=None,
-        cached=False,
-        attempts=error.attempts,
-        finish_reason="",
-        error=error,
-    )
-
-
-def _stage_result(index: int, name: str, request: CompletionRequest, answer: Answer) -> StageResult:
-    completion: Completion = answer.completion
-    return StageResult(
-        stage_index=index,
-        name=name,
-        messages=request.messages,
-        output=completion.output,
-        model=completion.model,
-        model_requested=request.model,
-        params=request.params,
-        tokens_in=completion.tokens_in,
-        tokens_out=completion.tokens_out,
-        tokens_reasoning=completion.tokens_reasoning,
-        tokens_cached_in=completion.tokens_cached_in,
-        latency_ms=completion.latency_ms,
-        ttft_ms=completion.ttft_ms,
-        cost_nanousd=0 if answer.cached else completion.cost_nanousd,
-        cost_saved_nanousd=completion.cost_nanousd if answer.cached else 0,
-        cached=answer.cached,
-        attempts=0 if answer.cached else completion.attempts,
-        finish_reason=completion.finish_reason,
-        reasoning=completion.reasoning,
-    )

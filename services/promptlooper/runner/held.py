@@ -127,7 +127,7 @@ class HeldRuns:
                     del self._held[outcome.run_index]
                 if isinstance(outcome, RunEnded):
                     self._ended(held, outcome)
-            elif outcome.result.stage_index == held.claim.next_stage:
+            elif outcome.position == held.claim.next_stage:
                 held.results = (*held.results, outcome.result)
                 if not outcome.last and outcome.run_index not in going_on:
                     del self._held[outcome.run_index]

@@ -18,11 +18,12 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class StageDone:
-    """A stage has its answer. `last`: there is no other stage, and a RunEnded follows."""
+    """A call has its answer. `last`: there is no other one, and a RunEnded follows."""
 
     run_index: int
     lease_epoch: int
     facts: RunFacts
+    position: int  # of the call in its run, from 0
     result: StageResult
     last: bool
 

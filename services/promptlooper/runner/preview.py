@@ -6,7 +6,8 @@ from promptlooper.completion import Message
 from promptlooper.errors import InvalidArgument, TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.run import StageResult
-from promptlooper.runner.render import Renderer, variables
+from promptlooper.runner.calls import Call, Conversation
+from promptlooper.runner.render import Renderer
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, shape, stage_model, stage_params, variants
 from promptlooper.sources import RenderedRun, RenderedStage
 
@@ -35,27 +36,41 @@ def rendered_at(
     renderer = renderer or Renderer()
     earlier: list[StageResult] = []
     stages = []
-    for index, stage in enumerate(variant.pipeline.stages):
+    conversation = Conversation(renderer, spec, variant.pipeline.stages, row)
+    call: Call | None = Call(0)
+    while call is not None:
+        stage = variant.pipeline.stages[call.stage_index]
         messages: tuple[Message, ...] = ()
         problem = ""
         try:
-            messages = renderer.messages(stage, variables(spec, row, earlier, index))
+            messages = conversation.messages(call, earlier)
         except TemplateError as error:
             problem = error.message
         model = stage_model(variant, stage)
-        stages.append(RenderedStage(index, stage.name, model, stage_params(variant, stage), messages, problem))
-        earlier.append(_placeholder(index, stage, model, messages))
+        stages.append(
+            RenderedStage(call.stage_index, stage.name, model, stage_params(variant, stage), messages, problem)
+        )
+        earlier.append(_placeholder(call, stage, model, messages))
+        call = _following(conversation, call, earlier, len(variant.pipeline.stages))
     return RenderedRun(
         place.run_index, runs, variant.variant_id, variant.label, row.input_id, place.repeat, tuple(stages)
     )
 
 
-def _placeholder(index: int, stage: Stage, model: str, messages: tuple[Message, ...]) -> StageResult:
+def _following(conversation: Conversation, call: Call, earlier: list[StageResult], count: int) -> Call | None:
+    """Where the items of for_each are not known before earlier stages answer, the stage is shown once."""
+    try:
+        return conversation.next_call(earlier)
+    except TemplateError:
+        return Call(call.stage_index + 1) if call.stage_index + 1 < count else None
+
+
+def _placeholder(call: Call, stage: Stage, model: str, messages: tuple[Message, ...]) -> StageResult:
     return StageResult(
-        stage_index=index,
+        stage_index=call.stage_index,
         name=stage.name,
         messages=messages,
-        output=f"<output of {stage.name or f'stage {index}'}>",
+        output=f"<output of {stage.name or f'stage {call.stage_index}'}>",
         model=model,
         model_requested=model,
         params={},
@@ -70,4 +85,5 @@ def _placeholder(index: int, stage: Stage, model: str, messages: tuple[Message, 
         cached=False,
         attempts=0,
         finish_reason="stop",
+        iteration=call.iteration,
     )

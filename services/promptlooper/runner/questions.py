@@ -9,10 +9,11 @@ from typing import Any
 import orjson
 
 from promptlooper.caching import CacheEntry, Found, LookupStatus
-from promptlooper.completion import Completion, CompletionRequest, ToolCall, arguments_of, form_of
+from promptlooper.completion import Completion, CompletionRequest, ToolCall, form_of
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import CachePolicy
 from promptlooper.runner.store.rows import storable
+from promptlooper.runner.validity import why_unusable
 from promptlooper.tracing import current
 
 log = logging.getLogger("runner.answers")
@@ -74,12 +75,12 @@ def storable_completion(completion: Completion) -> Completion:
     return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))
 
 
-def entry_of(key: str, completion: Completion) -> CacheEntry | None:
+def entry_of(key: str, request: CompletionRequest, completion: Completion) -> CacheEntry | None:
     """None for answers that are not kept: filtered ones, those cut off for other reasons, those of another model than
-    the one that was asked, calls of tools that are no JSON, and what is too large."""
+    the one that was asked, those that can't be used, and what is too large."""
     if completion.finish_reason not in STORED_FINISH_REASONS or completion.fallback:
         return None
-    if any(arguments_of(call) is None for call in completion.tool_calls):
+    if why_unusable(request, completion) is not None:
         return None
     # Only what is set: versions that lack a field can read what does not use it.
     value = orjson.dumps({name: said for name, plain in _FIELDS if (said := getattr(completion, name)) != plain})

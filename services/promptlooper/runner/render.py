@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError, nodes
 
-from promptlooper.completion import Message
+from promptlooper.completion import Message, arguments_of
 from promptlooper.errors import TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.jsonvalue import Json, parsed_output
@@ -22,6 +24,14 @@ MAX_SOURCE = 256 * 1024  # characters
 
 STAGE_ROOTS = ("input", "expected", "config", "files", "stages", "prev_output", "stage_index", "tags")
 SCORER_ROOTS = (*STAGE_ROOTS, "output")
+
+
+IMAGE = re.compile(r"https?://[^\s/]+\S*\Z|data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}\Z")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 class StageView(StageData, Mapping[str, object]):
@@ -39,7 +49,8 @@ class StageView(StageData, Mapping[str, object]):
         if name == "messages":
             return [{"role": message.role, "content": message.content} for message in self._result.messages]
         if name == "tool_calls":
-            return []
+            calls = self._result.tool_calls
+            return [{"id": call.id, "name": call.name, "arguments": arguments_of(call)} for call in calls]
         if name in StageView.NAMES:
             return getattr(self._result, name)
         raise KeyError(name)
@@ -52,13 +63,15 @@ class StageView(StageData, Mapping[str, object]):
 
 
 class StagesView(StageData, Sequence[StageView]):
-    """Earlier stages by index, and by name where they have one: `stages[0].output`, `stages.think.output`."""
+    """Earlier stages by index, and by name where they have one: `stages[0].output`, `stages.think.output`. Of a stage
+    that took several calls, the last one."""
 
     __slots__ = ("_by_name", "_views")
 
     def __init__(self, results: Sequence[StageResult]) -> None:
-        self._views = [StageView(result) for result in results]
-        self._by_name = {result.name: view for result, view in zip(results, self._views, strict=True) if result.name}
+        last = list({result.stage_index: result for result in results}.values())
+        self._views = [StageView(result) for result in last]
+        self._by_name = {result.name: view for result, view in zip(last, self._views, strict=True) if result.name}
 
     def __getitem__(self, key: Any) -> Any:
         return self._by_name[key] if isinstance(key, str) else self._views[key]
@@ -70,7 +83,9 @@ class StagesView(StageData, Sequence[StageView]):
 def variables(
     spec: ExperimentSpec, row: InputRow, results: Sequence[StageResult], stage_index: int
 ) -> dict[str, object]:
-    """What the templates of a stage may use; `results` are those of the stages before it."""
+    """What the templates of a stage may use, of the results of stages before it."""
+    if results and results[-1].stage_index >= stage_index:
+        results = [result for result in results if result.stage_index < stage_index]
     return {
         "input": row.value,
         "expected": row.expected,
@@ -87,7 +102,7 @@ def scorer_variables(spec: ExperimentSpec, row: InputRow, results: Sequence[Stag
     """What the templates of scorers may use, after the last stage."""
     output = results[-1].output if results else ""
     return {
-        **variables(spec, row, results[:-1], max(0, len(results) - 1)),
+        **variables(spec, row, results, results[-1].stage_index if results else 0),
         "stages": StagesView(results),
         "output": output,
     }
@@ -142,7 +157,22 @@ class Renderer:
         return value
 
     def messages(self, stage: Stage, variables: Mapping[str, object]) -> tuple[Message, ...]:
-        return tuple(Message(template.role, self.text(template.content, variables)) for template in stage.messages)
+        """The stage's own. Raises TemplateError."""
+        said = [Message(template.role, self.text(template.content, variables)) for template in stage.messages]
+        if stage.images:
+            images = tuple(image for source in stage.images for image in self._images(source, variables))
+            at = max(index for index, message in enumerate(said) if message.role == "user")
+            said[at] = replace(said[at], images=images)
+        return tuple(said)
+
+    def _images(self, source: str, variables: Mapping[str, object]) -> Iterator[str]:
+        value = self.value(source, variables)
+        for image in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
+            if not isinstance(image, str) or not IMAGE.match(image):
+                raise TemplateError(
+                    f"an image must be an https:// address or data:image/…;base64,…, not {_shown(image)}"
+                )
+            yield image
 
     def references(self, source: str) -> References:
         """What the template uses. Raises TemplateError with `line` where it is not a template."""

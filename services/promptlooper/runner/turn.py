@@ -20,7 +20,7 @@ from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDo
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A run to execute from `next_stage` on; `results` are those of the stages before, where this Runner lacks them."""
+    """A run to go on with: `next_stage` calls have an answer, and `results` are these, where this Runner lacks them."""
 
     run_index: int
     lease_epoch: int
@@ -62,7 +62,7 @@ class Turn:
                     self.refused.append(outcome.run_index)
                 continue
             if isinstance(outcome, StageDone):
-                if outcome.result.stage_index == row.next_stage and row.state == RunState.RUNNING.value:
+                if outcome.position == row.next_stage and row.state == RunState.RUNNING.value:
                     self._stage_done(outcome, row)
             elif row.state == RunState.RUNNING.value:
                 if isinstance(outcome, RunEnded):

@@ -12,7 +12,7 @@ from promptlooper.experiment import CacheMode
 from promptlooper.runner.filters import FILTERS
 from promptlooper.runner.render import SCORER_ROOTS, StageView
 from promptlooper.runner.spec.check_services import check
-from promptlooper.runner.spec.pipelines import LATER_STAGE_KEYS, STAGE_KEYS
+from promptlooper.runner.spec.pipelines import STAGE_KEYS
 from promptlooper.runner.spec.reading import KEYS, LATER_KEYS, read_experiment
 from promptlooper.scorer.registry import BUILT_IN, ScorerCore
 
@@ -42,7 +42,7 @@ async def test_documented_experiment_is_valid(name: str, tmp_path: Path) -> None
 
 def test_everything_that_a_file_may_hold_is_named() -> None:
     modes = [mode.value for mode in CacheMode]
-    names = {*KEYS, *LATER_KEYS, *STAGE_KEYS, *LATER_STAGE_KEYS, *SCORER_TYPES, *SCORER_ROOTS, *StageView.NAMES, *modes}
+    names = {*KEYS, *LATER_KEYS, *STAGE_KEYS, *SCORER_TYPES, *SCORER_ROOTS, *StageView.NAMES, *modes}
     assert [name for name in sorted(names) if f"`{name}" not in TEXT] == []
     listed = re.search(r"\*\*Filters\*\*: `([^`]*)`", TEXT)
     assert listed is not None

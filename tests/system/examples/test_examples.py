@@ -88,6 +88,43 @@ async def test_two_stages_are_as_right_as_the_first_and_brief(promptlooper: Comm
     assert [row["stages"][1]["prompt_sent"] for row in fed] == [row["stages"][0]["output"] for row in fed]
 
 
+async def test_extraction_gives_json_that_matches_its_schema(promptlooper: CommandLine, tmp_path: Path) -> None:
+    ended = await promptlooper("run", str(EXAMPLES / "extraction" / "promptlooper.yaml"), "-o", "rows.jsonl")
+    assert ended.code == 0, ended.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [set(row["parsed"]) for row in rows] == [{"name", "age", "city"}] * 4
+
+
+async def test_chat_sends_the_whole_conversation(promptlooper: CommandLine, tmp_path: Path) -> None:
+    ended = await promptlooper("run", str(EXAMPLES / "chat" / "promptlooper.yaml"), "-o", "rows.jsonl")
+    assert ended.code == 0, ended.stderr
+    for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines()):
+        assert [(stage["index"], stage["iteration"]) for stage in row["stages"]] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+        said = [message["content"] for message in row["stages"][-1]["messages"] if message["role"] == "assistant"]
+        assert said == [stage["output"] for stage in row["stages"][:3]]
+
+
+async def test_tools_are_called_where_they_help(promptlooper: CommandLine, tmp_path: Path) -> None:
+    folder = EXAMPLES / "tools"
+    providers = str(folder / "providers.yaml")
+    file = str(folder / "promptlooper.yaml")
+    ended = await promptlooper("run", file, "-o", "rows.jsonl", PROMPTLOOPER_PROVIDERS=providers)
+    assert ended.code == 0, ended.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [[call["name"] for stage in row["stages"] for call in stage["tool_calls"]] for row in rows] == [
+        ["get_weather"],
+        [],
+    ]
+    assert rows[0]["stages"][1]["messages"][-1]["content"] == "Oslo: rain, 8 °C"
+
+
+async def test_the_handbook_makes_the_answers_right(promptlooper: CommandLine) -> None:
+    ended = await promptlooper("run", str(EXAMPLES / "files" / "promptlooper.yaml"), "--json")
+    assert ended.code == 0, ended.stderr
+    right = by_pipeline(json.loads(ended.stdout), "right")
+    assert right["with"] >= right["without"] + 0.5
+
+
 async def test_openai_example_asks_both_models_through_another_server(
     promptlooper: CommandLine, tmp_path: Path
 ) -> None:

@@ -156,7 +156,7 @@ async def test_the_runs_of_a_dead_runner_are_taken_back_and_complete(lab: Lab) -
         claim = TurnRequest(created.experiment_id, "dead", (), 3, ("v",), 1)
         claimed = await database.write(partial(turn, request=claim, now_us=1, failpoints=Failpoints()))
         assert [c.run_index for c in claimed.claims] == [0, 1, 2]
-        stored = StageDone(0, 1, RunFacts("v", "i", 0), a_result("from the dead"), last=False)
+        stored = StageDone(0, 1, RunFacts("v", "i", 0), 0, a_result("from the dead"), last=False)
         await database.write(
             partial(turn, request=replace(claim, outcomes=[stored], slots=0), now_us=2, failpoints=Failpoints())
         )

@@ -95,7 +95,7 @@ def row_of(claim: Claim, **changes: Any) -> RunRow:
 
 def completed(run_index: int, epoch: int = 1) -> list[Outcome]:
     return [
-        StageDone(run_index, epoch, FACTS, result(), last=True),
+        StageDone(run_index, epoch, FACTS, 0, result(), last=True),
         RunEnded(run_index, epoch, FACTS, RunState.COMPLETED, score=1.0),
     ]
 
@@ -145,7 +145,7 @@ def test_outcomes_of_a_runner_without_a_lease_are_refused_where_its_runs_were_gi
 def test_totals_are_exact_and_a_cached_answer_costs_nothing_and_says_what_it_saved() -> None:
     book = ledger(state="RUNNING", next_index=2, running=2, total=2)
     rows = {i: RunRow(i, 0, "RUNNING", ME, 1, 0) for i in range(2)}
-    outcomes = [*completed(0), StageDone(1, 1, FACTS, result(cached=True), True)]
+    outcomes = [*completed(0), StageDone(1, 1, FACTS, 0, result(cached=True), True)]
     turned(book, [*outcomes, RunEnded(1, 1, FACTS, RunState.COMPLETED)], rows)
     assert (book.spent_nanousd, book.cost_saved_nanousd, book.cached, book.spent_tokens) == (100, 100, 1, 8)
     assert (book.tokens_in, book.tokens_out, book.completed, book.state) == (10, 6, 2, "COMPLETED")
@@ -154,14 +154,14 @@ def test_totals_are_exact_and_a_cached_answer_costs_nothing_and_says_what_it_sav
 def test_an_unknown_price_is_counted_and_never_taken_for_zero() -> None:
     book = ledger(state="RUNNING", next_index=1, running=1)
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0)}
-    turned(book, [StageDone(0, 1, FACTS, result(cost=None), True)], rows)
+    turned(book, [StageDone(0, 1, FACTS, 0, result(cost=None), True)], rows)
     assert (book.cost_unknown_calls, rows[0].cost_unknown_calls, book.spent_nanousd) == (1, 1, 0)
 
 
 def test_a_run_with_stages_left_goes_on_after_its_checkpoint() -> None:
     book = ledger(state="RUNNING", next_index=1, running=1)
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0)}
-    turn = turned(book, [StageDone(0, 1, FACTS, result(), last=False)], rows)
+    turn = turned(book, [StageDone(0, 1, FACTS, 0, result(), last=False)], rows)
     assert [(c.run_index, c.next_stage, c.lease_epoch) for c in turn.continuing] == [(0, 1, 1)]
     assert (book.running, rows[0].state) == (1, "RUNNING")
 
@@ -169,7 +169,7 @@ def test_a_run_with_stages_left_goes_on_after_its_checkpoint() -> None:
 def test_a_cancelling_experiment_starts_nothing_and_ends_when_nothing_runs() -> None:
     book = ledger(state="CANCELLING", reason="USER", next_index=2, running=2)
     rows = {i: RunRow(i, 0, "RUNNING", ME, 1, 0) for i in range(2)}
-    first = turned(book, [StageDone(0, 1, FACTS, result(), last=False)], rows, slots=9)
+    first = turned(book, [StageDone(0, 1, FACTS, 0, result(), last=False)], rows, slots=9)
     assert (first.continuing, first.claims, book.state) == ([], [], "CANCELLING")
     assert kinds(first) == ["run.stage_completed", "run.cancelled"]
     last = turned(book, completed(1), rows, slots=9)
@@ -288,7 +288,7 @@ def test_a_call_without_usage_spends_its_whole_reservation() -> None:
         budget_nanousd=1_000, unit_nanousd=100, state="RUNNING", next_index=1, running=1, reserved_nanousd=100
     )
     rows = {0: RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)}
-    turned(book, [StageDone(0, 1, FACTS, result(cost=None), True)], rows)
+    turned(book, [StageDone(0, 1, FACTS, 0, result(cost=None), True)], rows)
     assert (book.spent_nanousd, book.reserved_nanousd) == (100, 0)
 
 
@@ -314,7 +314,16 @@ def test_no_order_of_outcomes_breaks_the_counts_the_cap_or_the_budget(seed: int)
                     completed(index, epoch),
                     [RunEnded(index, epoch, FACTS, RunState.FAILED, error=RunError("INTERNAL", ""))],
                     [RunReturned(index, epoch, FACTS, need_nanousd=chance.randint(0, 120))],
-                    [StageDone(index, epoch, FACTS, result(row.next_stage, cost=chance.randint(0, 100)), last=False)],
+                    [
+                        StageDone(
+                            index,
+                            epoch,
+                            FACTS,
+                            row.next_stage,
+                            result(row.next_stage, cost=chance.randint(0, 100)),
+                            last=False,
+                        )
+                    ],
                 ]
             )
         if chance.random() < 0.01 and book.state == "RUNNING":

@@ -14,7 +14,7 @@ from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
 from promptlooper.clock import Clock
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, ToolCall
 from promptlooper.digest import sha256_hex
 
 _BUILT_IN = ("echo", "ok")
@@ -46,10 +46,12 @@ class MockRule:
     finish_reason: str | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
+    tool_calls: tuple[tuple[str, str], ...] = ()  # names and arguments of tools that it asks for
 
 
 class MockProvider:
-    """The first rule that fits answers; where none does, `echo` repeats the last user message and `ok` says ok.
+    """The first rule that fits answers; where none does, `echo` repeats the last user message and `ok` says ok. What a
+    tool answered counts as a user's message.
 
     Tokens are words, unless a rule says otherwise; `max_tokens` cuts as a model would. The same questions get the same
     answers in any order: errors are counted per question. A stream is a piece for each word.
@@ -78,7 +80,7 @@ class MockProvider:
 
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         started = self._clock.monotonic()
-        question = next((m.content for m in reversed(request.messages) if m.role == "user"), "")
+        question = next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
         rule, text = self._answer(model, question)
         if rule.delay:
             await asyncio.sleep(rule.delay)
@@ -87,7 +89,7 @@ class MockProvider:
             error = rule.error
             kind = kind_of(error.status, error.code, error.message)
             raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
-        finish_reason = rule.finish_reason or "stop"
+        finish_reason = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
         words = text.split()
         limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
         if isinstance(limit, int) and len(words) > limit:
@@ -106,6 +108,7 @@ class MockProvider:
             else rule.tokens_in,
             tokens_out=len(words) if rule.tokens_out is None else rule.tokens_out,
             latency_ms=round((self._clock.monotonic() - started) * 1000),
+            tool_calls=tuple(ToolCall(f"call-{n}", *call) for n, call in enumerate(rule.tool_calls)),
         )
 
     def _answer(self, model: str, question: str) -> tuple[MockRule, str | None]:
@@ -120,6 +123,8 @@ class MockProvider:
                 return rule, None
             if rule.echo:
                 return rule, question
+            if rule.tool_calls and rule.text is None:
+                return rule, ""
             if rule.text is not None:
                 return rule, found.expand(rule.text) if found and rule.expand else rule.text
         if model in _BUILT_IN:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from promptlooper.adapter.address import checked_base_url, ollama_base_url
-from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule
+from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule, ScriptedCall
 from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.providers.http import HttpProvider
@@ -18,6 +18,7 @@ from promptlooper.adapter.route_config import Deployment, KeyEntry
 from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.clock import Clock
 from promptlooper.errors import InvalidArgument
+from promptlooper.jsonvalue import json_text
 
 _BUILT_IN = (
     ProviderEntry(name="openai", type="openai"),
@@ -141,4 +142,9 @@ def _rule(rule: Rule) -> MockRule:
         finish_reason=rule.finish_reason,
         tokens_in=rule.tokens_in,
         tokens_out=rule.tokens_out,
+        tool_calls=tuple((call.name, _arguments(call)) for call in rule.tool_calls),
     )
+
+
+def _arguments(call: ScriptedCall) -> str:
+    return call.arguments if isinstance(call.arguments, str) else json_text(call.arguments)

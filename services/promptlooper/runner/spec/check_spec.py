@@ -9,6 +9,7 @@ from promptlooper.errors import Problem
 from promptlooper.experiment import ExperimentSpec, Pipeline
 from promptlooper.jsonvalue import Json
 from promptlooper.runner.render import Renderer
+from promptlooper.runner.spec.check_calls import problems_of_calls
 from promptlooper.runner.spec.check_templates import TemplateCheck
 from promptlooper.runner.spec.expand import shape
 from promptlooper.runner.spec.problems import nearest
@@ -18,7 +19,7 @@ MAX_RUNS = 10_000_000
 MAX_REPEATS = 100_000
 MAX_CONCURRENCY = 10_000
 LONGEST_TIMEOUT = 365 * 24 * 3600.0  # seconds
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant")  # tools speak through tool_results
 
 _NUMBERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 _INTEGERS = ("max_tokens", "seed")
@@ -29,7 +30,14 @@ _SET_ELSEWHERE = {
     "stream_options": "streaming is a setting of the provider",
     "timeout": "write 'timeout' beside the stage's 'params', or limits.stage_timeout",
 }
-_LATER = ("tools", "tool_choice", "functions", "function_call", "response_format", "response_schema")
+_BESIDE = {
+    "tools": "write 'tools' beside the stage's 'params'",
+    "functions": "write 'tools' beside the stage's 'params'",
+    "tool_choice": "write 'tool_choice' beside the stage's 'params'",
+    "function_call": "write 'tool_choice' beside the stage's 'params'",
+    "response_format": "write 'response_schema' beside the stage's 'params'",
+    "response_schema": "write 'response_schema' beside the stage's 'params'",
+}
 _ANSWERS = ("n", "best_of")
 
 
@@ -119,6 +127,7 @@ def _stages(field: str, pipeline: Pipeline, unread: Collection[str]) -> Iterator
                 yield Problem(f"{at}.messages[{k}].role", f"{message.role!r} is not a role{near}")
             if not message.content.strip() and message.role == "user":
                 yield Problem(f"{at}.messages[{k}].content", "the prompt is empty")
+        yield from problems_of_calls(at, stage, first=index == 0)
 
 
 def _models(field: str, pipeline: Pipeline, unread: Collection[str]) -> Iterator[Problem]:
@@ -163,8 +172,8 @@ def _typed(field: str, params: Mapping[str, Json]) -> Iterator[Problem]:
             wrong = f"{name!r} is not a parameter; {_SET_ELSEWHERE[name]}"
         elif value is None:
             continue
-        elif name in _LATER:
-            wrong = f"{name!r} is not available yet"
+        elif name in _BESIDE:
+            wrong = f"{name!r} is not a parameter; {_BESIDE[name]}"
         elif name in _ANSWERS and value != 1:
             wrong = f"{name!r} must be 1, not {noun(value)}: a run has one answer; 'repeats' asks again"
         elif name in _NUMBERS and not is_number(value):

@@ -13,7 +13,7 @@ from promptlooper.runner.references import Reference
 from promptlooper.runner.render import SCORER_ROOTS, STAGE_ROOTS, Renderer, StageView
 from promptlooper.runner.spec.problems import nearest
 
-_LATER_ROOTS = ("item", "item_index")
+_ITEM_ROOTS = ("item", "item_index")
 _MAPPING_METHODS = ("items", "keys", "values", "get")
 
 
@@ -27,6 +27,18 @@ def texts_in(value: Json) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for item in value:
             yield from texts_in(item)
+
+
+def _templates_of(stage: Stage) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Field, source and the roots that it may use."""
+    roots = (*STAGE_ROOTS, *_ITEM_ROOTS) if stage.for_each else STAGE_ROOTS
+    for index, message in enumerate(stage.messages):
+        yield f"messages[{index}].content", message.content, roots
+    for index, image in enumerate(stage.images):
+        yield f"images[{index}]", image, roots
+    for name, result in stage.tool_results.items():
+        yield f"tool_results.{name}", result, (*roots, "arguments")
+    yield "for_each", stage.for_each, STAGE_ROOTS
 
 
 class TemplateCheck:
@@ -51,9 +63,8 @@ class TemplateCheck:
     def problems(self) -> Iterator[Problem]:
         for i, pipeline in enumerate(self._spec.pipelines):
             for j, stage in enumerate(pipeline.stages):
-                for k, message in enumerate(stage.messages):
-                    field = f"pipelines[{i}].stages[{j}].messages[{k}].content"
-                    yield from self._of(field, message.content, STAGE_ROOTS, pipeline.stages, j)
+                for field, source, roots in _templates_of(stage):
+                    yield from self._of(f"pipelines[{i}].stages[{j}].{field}", source, roots, pipeline.stages, j)
         for i, scorer in enumerate(self._spec.scorers):
             yield from self._of(f"scorers[{i}].output", scorer.output, SCORER_ROOTS, None, 0)
             for text in texts_in(scorer.value):
@@ -147,8 +158,10 @@ def _at(source: str, line: int, message: str) -> str:
 
 
 def _unknown_root(root: str, roots: tuple[str, ...]) -> str:
-    if root in _LATER_ROOTS:
-        return f"{root!r} belongs to 'for_each', which is not available yet"
+    if root in _ITEM_ROOTS:
+        return f"{root!r} is known in stages with 'for_each' only"
+    if root == "arguments":
+        return "'arguments' is known in 'tool_results' only"
     if root == "output":
         return "'output' is known to scorers only; write {{ prev_output }} for the output of the stage before"
     if root == "loop":

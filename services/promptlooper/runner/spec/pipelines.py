@@ -10,19 +10,10 @@ from promptlooper.experiment import MessageTemplate, ModelEntry, Pipeline, Stage
 from promptlooper.jsonvalue import Json
 from promptlooper.runner.spec.forms import Form
 from promptlooper.runner.spec.problems import nearest
+from promptlooper.runner.spec.stage_keys import CALL_KEYS, StageKeys
 from promptlooper.runner.spec.values import noun
 
-STAGE_KEYS = ("name", "system", "prompt", "messages", "model", "params", "timeout")
-LATER_STAGE_KEYS = (
-    "response_schema",
-    "retries_on_invalid",
-    "tools",
-    "tool_choice",
-    "tool_results",
-    "images",
-    "continue",
-    "for_each",
-)
+STAGE_KEYS = ("name", "system", "prompt", "messages", "model", "params", "timeout", *CALL_KEYS)
 _ONE_OF = ("prompt", "prompts", "pipelines")
 _ONLY_PIPELINE = "default"  # the name of what `prompt:` makes
 
@@ -116,7 +107,7 @@ class PipelineReader:
         if not isinstance(value, dict):
             self._notes.add(path, f"a stage must be a mapping with 'prompt', not {noun(value)}")
             return None
-        self._notes.check_keys(path, value, STAGE_KEYS, LATER_STAGE_KEYS, "a stage")
+        self._notes.check_keys(path, value, STAGE_KEYS, (), "a stage")
         messages = self._messages(field, path, value)
         name = self._form.text((*path, "name"), value["name"], "name") if "name" in value else ""
         model = self._form.text((*path, "model"), value["model"], "model") if value.get("model") is not None else ""
@@ -124,9 +115,10 @@ class PipelineReader:
         if value.get("timeout") is not None:
             timeout = self._form.seconds((*path, "timeout"), value["timeout"], "timeout")
         params = self._form.params((*path, "params"), value.get("params"))
+        besides = StageKeys(self._form, field, path, value).read()
         if messages is None or name is None or model is None:
             return None
-        return Stage(messages, name, model, params, timeout)
+        return Stage(messages, name, model, params, timeout, **besides)
 
     def _messages(self, field: str, path: Path, value: dict[str, Json]) -> tuple[MessageTemplate, ...] | None:
         if ("prompt" in value) == ("messages" in value):

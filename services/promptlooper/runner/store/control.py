@@ -134,11 +134,17 @@ def retry(connection: sa.Connection, who: Restart, now_us: int) -> None:
         stage_results.c.experiment_id == who.experiment_id,
         stage_results.c.run_index.in_(sa.select(runs.c.run_index).where(failed)),
     )
-    # An answer that the content filter withheld is stored like any other, and the run stands after it.
-    filtered = sa.and_(of_failed, stage_results.c.finish_reason == "content_filter")
-    again = runs.c.run_index.in_(sa.select(stage_results.c.run_index).where(filtered))
-    connection.execute(sa.update(runs).where(failed, again).values(next_stage=runs.c.next_stage - 1))
-    connection.execute(sa.delete(stage_results).where(sa.or_(filtered, _without_answer(of_failed))))
+    # Answers that could not be used are stored like any other, and the run stands after them.
+    unusable = sa.and_(of_failed, _unusable(), _of_the_last_call())
+    answered = (
+        sa.select(sa.func.count())
+        .select_from(stage_results)
+        .where(unusable, stage_results.c.run_index == runs.c.run_index, stage_results.c.finish_reason != "")
+        .correlate(runs)
+        .scalar_subquery()
+    )
+    connection.execute(sa.update(runs).where(failed).values(next_stage=runs.c.next_stage - answered))
+    connection.execute(sa.delete(stage_results).where(unusable))
     ledger.returned += _wait_again(connection, failed)
     ledger.failed = 0
     if ledger.ended:
@@ -262,8 +268,22 @@ def _refuse_cancelling(ledger: Ledger) -> None:
         )
 
 
-def _without_answer(of_failed: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    return sa.and_(of_failed, stage_results.c.error_json.is_not(None))
+def _unusable() -> sa.ColumnElement[bool]:
+    """Calls without an answer, withheld answers, and those that were no use."""
+    return sa.or_(stage_results.c.error_json.is_not(None), stage_results.c.finish_reason == "content_filter")
+
+
+def _of_the_last_call() -> sa.ColumnElement[bool]:
+    """Of the stage and item at which a run stands; earlier answers that were no use had a better one after them."""
+    later = stage_results.alias()
+    after = sa.or_(
+        later.c.stage_index > stage_results.c.stage_index,
+        sa.and_(later.c.stage_index == stage_results.c.stage_index, later.c.iteration > stage_results.c.iteration),
+    )
+    same = sa.and_(
+        later.c.experiment_id == stage_results.c.experiment_id, later.c.run_index == stage_results.c.run_index
+    )
+    return ~sa.exists().where(same, after).correlate(stage_results)
 
 
 def _time_anew(connection: sa.Connection, experiment_id: str) -> None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from promptlooper.experiment import Experiment, ExperimentSpec, InputRow
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import Run, RunState, Score, StageResult
+from promptlooper.runner.calls import output_of
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell
 from promptlooper.runner.store.models import CALL_ORDER, runs, scores, stage_results
 from promptlooper.runner.store.repository import INPUTS_PER_CHUNK, check_exists, input_chunk
@@ -183,7 +184,7 @@ def _run(
         repeat=place.repeat,
         input=value.value if full else None,
         expected=value.expected if full else None,
-        output=stages[-1].output if stages and row.next_stage == len(variant.pipeline.stages) else None,
+        output=output_of(variant.pipeline.stages, stages, completed=row.state == RunState.COMPLETED.value),
         score=row.score,
         passed=row.passed,
         scores=tuple(judged),

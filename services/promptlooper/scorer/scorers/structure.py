@@ -5,16 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import jsonschema_rs
 from jsonpath import JSONPath, JSONPathEnvironment, JSONPathError
 from jsonpath.token import TOKEN_COMMA, TOKEN_DDOT, TOKEN_ROOT
 
 from promptlooper.digest import canonical
-from promptlooper.jsonvalue import JsonObject, json_text, json_value
+from promptlooper.json_schema import MAX_SCHEMA_BYTES, SchemaRefused, mismatch, validator_of
+from promptlooper.jsonvalue import JsonObject, json_text
 from promptlooper.scorer.scorertype import NotJson, ScorerType, ScoringFailed, Subject, shown, yes_no
 from promptlooper.scoring import ScoreValue
 
-MAX_SCHEMA_BYTES = 64 * 1024
 MAX_PATH = 1024
 _MAX_SELECTED = 10_000
 
@@ -33,62 +32,33 @@ def _json_valid(subject: Subject, value: Any, settings: JsonObject) -> ScoreValu
 
 
 def _json_schema(subject: Subject, value: Any, settings: JsonObject) -> ScoreValue:
-    validator = _validator(_schema_text(value))
+    schema = _schema_text(value)
+    try:
+        validator_of(schema)
+    except SchemaRefused as error:
+        raise ScoringFailed(str(error)) from error
     try:
         document = subject.json()
     except NotJson as error:
         return _not_json(subject, error)
-    if validator.is_valid(document):
-        return yes_no(True, "The output fits the schema.")
-    first = next(validator.iter_errors(document))
-    where = "".join(f"/{part}" for part in first.instance_path)
-    return yes_no(False, f"The output does not fit the schema{' at ' + where if where else ''}: {_cut(first.message)}.")
-
-
-def _cut(message: str) -> str:
-    return message if len(message) <= 300 else message[:300] + "…"
+    found = mismatch(schema, document)
+    return (
+        yes_no(True, "The output fits the schema.")
+        if found is None
+        else yes_no(False, f"The output does not fit the schema{found}.")
+    )
 
 
 def _schema_text(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value)
 
 
-@lru_cache(maxsize=128)
-def _validator(text: str) -> jsonschema_rs.Validator:
-    size = len(text.encode())
-    if size > MAX_SCHEMA_BYTES:
-        raise ScoringFailed(f"the schema has {size} bytes; at most {MAX_SCHEMA_BYTES} are allowed")
-    try:
-        schema = json_value(text)
-    except ValueError as error:
-        raise ScoringFailed(f"the schema is not JSON: {error}") from error
-    try:
-        # Offline: no $ref is ever fetched. RegexOptions: patterns without backtracking.
-        return jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(_MAX_REGEX))
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        raise ScoringFailed(_schema_fault(error)) from error
-
-
-_MAX_REGEX = 1 << 20  # bytes of one compiled pattern
-
-
-def _schema_fault(error: Exception) -> str:
-    message = str(getattr(error, "message", error))
-    if "retrieving it failed" in message:
-        target = message.split("'")[1]
-        return f"the schema refers to {target!r}, and nothing is fetched: put it under $defs and refer to '#/$defs/…'"
-    if "meta-schema" in message:
-        return f"the schema names a $schema that is not known: {_cut(message)}"
-    where = "".join(f"/{part}" for part in getattr(error, "instance_path", ()))
-    return f"the schema is not a valid JSON Schema{' at ' + where if where else ''}: {_cut(message)}"
-
-
 def _schema_problems(value: Any, settings: JsonObject) -> list[str]:
     if value is None:
         return []
     try:
-        _validator(_schema_text(value))
-    except ScoringFailed as failure:
+        validator_of(_schema_text(value))
+    except SchemaRefused as failure:
         return [str(failure)]
     return []
 

@@ -89,10 +89,10 @@ CASES: dict[str, tuple[str, int, str]] = {
     "stop": (GOOD + "params: {stop: 3}\n", 3, "'stop' must be text or a list of texts"),
     "params as a list": (GOOD + "params: [a]\n", 3, "params must be a mapping, not a list"),
     "model in params": (GOOD + "params: {model: x}\n", 3, "'model' is not a parameter; write 'model' beside 'params'"),
-    "tools in params": (GOOD + "params:\n  seed: 1\n  tools: [{type: function}]\n", 5, "'tools' is not available yet"),
-    "response format of a model": ("prompt: Hi\nmodels:\n  - {model: a/b,\n     params: {response_format: {type: json_object}}}\n", 4, "'response_format' is not available yet"),
-    "swept tool choice": (GOOD + "sweep: {tool_choice: [auto, none]}\n", 3, "'tool_choice' is not available yet"),
-    "function call of a stage": (stage("{prompt: a, params: {function_call: auto}}"), 4, "'function_call' is not available yet"),
+    "tools in params": (GOOD + "params:\n  seed: 1\n  tools: [{type: function}]\n", 5, "'tools' is not a parameter; write 'tools' beside"),
+    "response format of a model": ("prompt: Hi\nmodels:\n  - {model: a/b,\n     params: {response_format: {type: json_object}}}\n", 4, "write 'response_schema' beside"),
+    "swept tool choice": (GOOD + "sweep: {tool_choice: [auto, none]}\n", 3, "write 'tool_choice' beside"),
+    "function call of a stage": (stage("{prompt: a, params: {function_call: auto}}"), 4, "write 'tool_choice' beside"),
     "several answers": (GOOD + "params: {n: 2}\n", 3, "'n' must be 1, not the number 2: a run has one answer; 'repeats' asks again"),
     "best of several": (GOOD + "params: {best_of: 3}\n", 3, "'best_of' must be 1, not the number 3"),
     "stream options": (GOOD + "params: {stream_options: {}}\n", 3, "'stream_options' is not a parameter"),
@@ -212,10 +212,40 @@ CASES: dict[str, tuple[str, int, str]] = {
         f"later: {key} of gates": (GOOD + f"gates:\n  - {key}: 3\n", 4, f"'{key}' {LATER}")
         for key in ("min_pass_rate", "max_cost_usd", "max_p95_latency_ms", "max_drop")
     },
+    # calls
     **{
-        f"later: {key} of stages": (stage(f"{{prompt: a,\n       {key}: x}}"), 5, f"'{key}' {LATER}")
-        for key in ("response_schema", "retries_on_invalid", "tools", "tool_choice", "tool_results", "images", "continue", "for_each")
+        f"{key} of a stage: {value}": (stage(f"{{prompt: a,\n       {key}: {value}}}"), 5, said)
+        for key, value, said in (
+            ("response_schema", "x", "response_schema must be a mapping, not the text 'x'"),
+            ("response_schema", "{type: objekt}", "the schema is not a valid JSON Schema at /type"),
+            ("response_schema", "{$ref: 'https://a/b'}", "nothing is fetched"),
+            ("response_schema", "{file: none.json}", "there is no file 'none.json'"),
+            ("retries_on_invalid", "x", "'retries_on_invalid' must be an integer"),
+            ("retries_on_invalid", "99", "'retries_on_invalid' must be from 0 to 10"),
+            ("retries_on_invalid", "1", "without them no answer is invalid"),
+            ("tools", "x", "tools must be a list"),
+            ("tools", "[{name: x, nam: x}]", "did you mean 'name'?"),
+            ("tools", "[{description: x}]", "a tool needs 'name'"),
+            ("tools", "['x']", "a tool must be a mapping"),
+            ("tools", "[{name: 'a b'}]", "the tool name 'a b' must be 1 to 64 of"),
+            ("tools", "[{name: a}, {name: a}]", "two tools are named 'a'"),
+            ("tools", "[{name: a, parameters: {type: 3}}]", "the schema is not a valid JSON Schema"),
+            ("tool_choice", "auto", "'tool_choice' needs 'tools'"),
+            ("tool_choice", "[a]", "tool_choice must be text"),
+            ("tool_results", "{b: x}", "no tool is named 'b'"),
+            ("tool_results", "x", "tool_results must be a mapping"),
+            ("images", "x", "an image must be an https:// address"),
+            ("images", "[{file: none.png}]", "there is no file 'none.png'"),
+            ("images", "[{file: rows.csv}]", "an image file must end in .png"),
+            ("images", "'{{ imput.x }}'", "did you mean 'input'?"),
+            ("continue", "x", "'continue' must be true or false"),
+            ("continue", "true", "there is no conversation to continue before the first stage"),
+            ("for_each", "x", "'for_each' must be a template that gives a list"),
+            ("for_each", "'{{ item }}'", "'item' is known in stages with 'for_each' only"),
+        )
     },
+    "tool choice": (stage("{prompt: a, tools: [{name: get_weather}],\n       tool_choice: get_wether}"), 5, "did you mean 'get_weather'?"),
+    "system of a continued conversation": (stage("{prompt: a}\n    - {prompt: b, system: c,\n       continue: true}"), 6, "has its system prompt already"),
     **{
         f"later: {key} of scorers": (GOOD + f"scorers:\n  - exact: a\n    {key}: x\n", 5, f"'{key}' {LATER}")
         for key in ("when", "stage", "model", "params")
@@ -223,8 +253,9 @@ CASES: dict[str, tuple[str, int, str]] = {
     **{
         f"later: {key} of rows": (GOOD + f"inputs:\n  - {{a: 1, {key}: x}}\n", 4, f"'{key}' {LATER}") for key in ("_scorers", "_weight")
     },
-    "later: item": (template("{{ item }}"), 6, f"'item' belongs to 'for_each', which {LATER}"),
-    "later: item_index": (template("{{ item_index }}"), 6, f"'item_index' belongs to 'for_each', which {LATER}"),
+    "item": (template("{{ item }}"), 6, "'item' is known in stages with 'for_each' only"),
+    "item_index": (template("{{ item_index }}"), 6, "'item_index' is known in stages with 'for_each' only"),
+    "arguments": (template("{{ arguments.city }}"), 6, "'arguments' is known in 'tool_results' only"),
 }  # fmt: skip
 
 
@@ -252,7 +283,7 @@ def test_everything_wrong_is_said_at_once_in_the_order_of_the_file(desk: Any) ->
         "  a:\n"
         "    - prompt: again\n"
         "  b:\n"
-        "    - {prompt: '{{ x', tools: []}\n"
+        "    - {prompt: '{{ x', tools: x}\n"
         "    - {prompt: {file: gone.txt}}\n"
         "scorers:\n"
         "  - icontain: x\n"
