@@ -12,6 +12,7 @@ from promptlooper.runner.ledger import Ledger
 # run.
 FAILURES = {
     "TEMPLATE_ERROR": "a template could not be rendered with this run's values",
+    "OUTPUT_INVALID": "an answer does not match the stage's response_schema",
     "PROVIDER_CREDENTIALS": "the provider refused the key",
     "PROVIDER_RATE_LIMITED": "the provider asks to wait",
     "PROVIDER_UNAVAILABLE": "the provider could not be reached or failed",

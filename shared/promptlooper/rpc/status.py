@@ -43,6 +43,7 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     errors.ContentFiltered: Code.FAILED_PRECONDITION,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
     errors.TemplateError: Code.INVALID_ARGUMENT,
+    errors.OutputInvalid: Code.INVALID_ARGUMENT,
     errors.CacheUnavailable: Code.UNAVAILABLE,
     errors.StoreUnavailable: Code.UNAVAILABLE,
     errors.Draining: Code.UNAVAILABLE,
