@@ -50,7 +50,7 @@ class Gateway(CompletionGateway):
         self._limiter = limiter
         self._clock = clock or SystemClock()
         self._sleep = sleep
-        self.counts = AdapterCounts()
+        self.counts = AdapterCounts(resting=router.health.resting)
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         way = self._router.way(request.model)
