@@ -82,6 +82,7 @@ def hostile(url: str) -> dict[str, list[Any]]:
         "once": [True],
         "tools": [(Tool("t", url, {"$ref": f"{url}/schema"}),)],
         "tool_choice": [url],
+        "experiment_id": [url],
         "response_schema": [{"$ref": f"{url}/schema", "$id": url}],
     }
 
