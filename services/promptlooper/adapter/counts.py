@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from promptlooper.completion import Completion
@@ -26,6 +27,7 @@ class AdapterCounts:
     tokens_given_up: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # as tokens
     cost_nanousd: Counter[tuple[str, str]] = field(default_factory=Counter)
     cost_unknown: Counter[str] = field(default_factory=Counter)
+    resting: Callable[[], Counter[tuple[str, str, str]]] = Counter  # models avoided, by provider, deployment and key
     _named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def model(self, provider: str, model: str, *, answered: bool = False) -> str:

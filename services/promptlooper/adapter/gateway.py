@@ -12,7 +12,7 @@ from itertools import chain
 
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.genai import answered, asked, server
-from promptlooper.adapter.heard import Heard, Patience, streams
+from promptlooper.adapter.heard import Heard, streams, timed
 from promptlooper.adapter.limits import Limiter
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, error_of
@@ -50,7 +50,7 @@ class Gateway(CompletionGateway):
         self._limiter = limiter
         self._clock = clock or SystemClock()
         self._sleep = sleep
-        self.counts = AdapterCounts()
+        self.counts = AdapterCounts(resting=router.health.resting)
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         way = self._router.way(request.model)
@@ -130,7 +130,7 @@ class Gateway(CompletionGateway):
                 if attempting:
                     attempting.set(server(provider.endpoint))
                 try:
-                    async with Patience(route.upstream.timeouts, heard):
+                    async with timed(route.upstream.timeouts, request, heard):
                         completion = await provider.complete(route.model, request, heard)
                 except AttemptFailed as error:
                     outcome = error.reason

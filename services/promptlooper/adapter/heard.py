@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
@@ -99,3 +100,12 @@ class Patience:
             seconds = self._timeouts.idle if self._begun else self._timeouts.first_token
         what = {"total": "no whole answer", "idle": "nothing more came", "first_token": "nothing came"}[name]
         return f"{what} within {seconds:g} s (timeouts.{name} of the providers file)"
+
+
+def timed(
+    timeouts: Timeouts, request: CompletionRequest, heard: Heard | None
+) -> AbstractAsyncContextManager[Patience | None]:
+    """Of one attempt. A timer costs CPU: there is none where the caller's own goes off first."""
+    if heard is None and timeouts.total >= request.timeout:
+        return nullcontext()
+    return Patience(timeouts, heard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.errors import InvalidArgument
 from promptlooper.reloading import LOOK_EVERY, Reloaded
+
+_log = logging.getLogger(__name__)
 
 
 class Key:
@@ -79,6 +82,8 @@ class Key:
 
     def refuse(self, value: str) -> None:
         """The provider does not know this one."""
+        if value != self._refused:
+            _log.warning("provider %s refused the key of %s: it is not sent again", self._provider, self._source)
         self._refused = value
 
     def __repr__(self) -> str:

@@ -30,6 +30,12 @@ class AdapterMetrics(Collector):
         yield gauges(
             "provider_concurrency_limit", "Requests that may be under way at once.", ("provider",), counts.limits
         )
+        yield gauges(
+            "provider_models_resting",
+            "Models that are avoided since they failed or are limited, while another route may answer.",
+            ("provider", "deployment", "key"),
+            counts.resting(),
+        )
         yield counters(
             "completions",
             "Questions that were answered or given up: reason ok, or the error's.",

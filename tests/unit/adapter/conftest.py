@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import resource
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,12 @@ async def fake() -> AsyncIterator[FakeProvider]:
 @pytest.fixture
 def gateway(gateways: MakeGateway, fake: FakeProvider) -> Gateway:
     return gateways(OPENAI_BASE_URL=fake.base_url, OPENAI_API_KEY=KEY)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Both ends of every connection are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

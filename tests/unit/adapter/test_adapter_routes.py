@@ -121,7 +121,7 @@ def test_failures_in_a_row_open_a_breaker_and_one_probe_at_a_time_closes_it(heal
     for _ in range(FAILURES):
         health.failed(a, DEAD)
     assert health.rest(a) == REST
-    assert health.resting() == [a]
+    assert health.resting() == {("mock", "", "a"): 1}
     assert way(health, [a], [b]).route is b
     clock.advance(REST)
     probe = way(health, [a], [b])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-import resource
 import socket
 import traceback
 
@@ -251,15 +250,6 @@ async def test_call_cancelled_while_it_waits_for_a_slot_makes_no_request(gateway
     release.set()
     await asyncio.gather(first, third)
     assert dict(fake.calls) == {"first": 1, "third": 1}
-
-
-@pytest.fixture
-def many_files():
-    """Both ends of every connection are in this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_five_hundred_calls_run_at_once(many_files, gateway, fake, asking):

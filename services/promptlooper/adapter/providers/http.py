@@ -160,7 +160,11 @@ class HttpProvider:
             # httpx-aiohttp calls most things ConnectTimeout; the cause knows better.
             cause = error.__cause__
             said = self._headers.redacted(_reason(cause or error)) or type(error).__name__
-            if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            if isinstance(cause, aiohttp.ClientProxyConnectionError):
+                message = (
+                    f"cannot connect to the proxy of {self.endpoint} ({said}); check 'proxy' in the providers file"
+                )
+            elif isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
                 message = f"cannot connect to {self.endpoint} ({said}); check that it runs there"
             else:
                 message = f"the connection to {self.endpoint} broke ({said})"

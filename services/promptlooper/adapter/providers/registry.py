@@ -78,7 +78,8 @@ def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, 
         proxy=entry.proxy,
     )
     models = None if place.models is None else frozenset(place.models)
-    return Upstream(provider, key.name, place.label, place.weight * weight, models, entry.stream, entry.timeouts)
+    deployment = place.label if entry.deployments else ""
+    return Upstream(provider, key.name, deployment, place.weight * weight, models, entry.stream, entry.timeouts)
 
 
 def _base_url(entry: ProviderEntry, env: Mapping[str, str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +15,8 @@ FAILURES = 5  # in a row, then a route rests
 REST = 5.0  # seconds; doubles with every rest that did not help
 LONGEST_REST = 60.0  # also where the account or its rights are at fault, which takes a human
 _MOST_STATES = 10_000  # callers may ask for any model
+
+_log = logging.getLogger(__name__)
 
 _Place: TypeAlias = tuple[Upstream, str]
 
@@ -44,10 +48,11 @@ class Health:
             return float("inf")
         return max(0.0, state.until - self._clock.monotonic())
 
-    def resting(self) -> list[Route]:
-        """What is avoided now."""
+    def resting(self) -> Counter[tuple[str, str, str]]:
+        """How many models are avoided now, by provider, deployment and key."""
         routes = [Route(*place) for place in self._states]
-        return [route for route in routes if self.rest(route) > 0]
+        ups = [route.upstream for route in routes if self.rest(route) > 0]
+        return Counter((up.provider.name, up.deployment, up.key) for up in ups)
 
     def probe(self, route: Route) -> bool:
         """Whether the question that goes there now is a probe: until `left`, nobody else is sent there."""
@@ -77,21 +82,32 @@ class Health:
             state = self._state(route)
             state.failures += 1
             if state.failures >= FAILURES or state.probing:
-                self._open(state, min(LONGEST_REST, REST * 2.0 ** min(state.rests, 10)), failure)
+                self._open(route, state, min(LONGEST_REST, REST * 2.0 ** min(state.rests, 10)), failure)
             elif failure.retry_after:
                 self._extend(state, failure.retry_after)
         elif failure.kind is Kind.CREDENTIALS:
-            self._open(self._state(route), LONGEST_REST, failure)
+            self._open(route, self._state(route), LONGEST_REST, failure)
         elif failure.kind is Kind.RATE_LIMITED:
             if failure.retry_after:
                 self._extend(self._state(route), failure.retry_after)
         else:  # the question is at fault
             self.answered(route)
 
-    def _open(self, state: _State, rest: float, failure: Failure) -> None:
+    def _open(self, route: Route, state: _State, rest: float, failure: Failure) -> None:
+        rested = state.until > self._clock.monotonic()
         state.rests += 1
         state.failures = 0
         self._extend(state, max(rest, failure.retry_after or 0.0))
+        if rested:
+            return
+        # Not the provider's message: it may quote the prompt.
+        _log.warning(
+            "provider %s%s%s: others are asked for %.0f s where there are some, after: %s, HTTP %s",
+            route.provider.name,
+            f", deployment {route.upstream.deployment}" if route.upstream.deployment else "",
+            f", key {route.upstream.key}" if route.upstream.key else "",
+            *(state.until - self._clock.monotonic(), failure.kind.value, failure.status or "-"),
+        )
 
     def _extend(self, state: _State, rest: float) -> None:
         state.until = max(state.until, self._clock.monotonic() + rest)
