@@ -12,24 +12,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from promptlooper.adapter.address import checked_base_url
+from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.route_config import Deployment, Fallbacks, KeyEntry, Proxy, StreamSetting, Timeouts
 from promptlooper.document import Document, NotUtf8, decoded, read_document
 from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
 
-NOT_YET = (
-    "anthropic",
-    "azure",
-    "bedrock",
-    "cohere",
-    "gemini",
-    "google",
-    "groq",
-    "mistral",
-    "openrouter",
-    "vertex",
-    "xai",
-)
+NOT_YET = ("anthropic", "azure", "bedrock", "cohere", "gemini", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -43,6 +32,12 @@ def _compiled(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
+
+
+def _quirks(name: str) -> str:
+    if quirks.named(name) is None:
+        raise ValueError(f"nothing is known of {name!r}; known are {', '.join(quirks.names())}")
+    return name
 
 
 class _Section(BaseModel):
@@ -101,6 +96,7 @@ class ProviderEntry(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
     type: Literal["openai", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
+    quirks: Annotated[str, AfterValidator(_quirks)] | None = None
     api_key_env: _Text | None = None
     api_key_file: Path | None = None
     keys: tuple[KeyEntry, ...] = ()
@@ -140,9 +136,10 @@ _KEYS_OF_SOME_TYPES = {
         ("base_url", "api_key_env", "api_key_file", "keys", "deployments", "timeouts", "stream", "proxy", "headers"),
         ("openai",),
     ),
+    "quirks": ("openai",),
     "script": ("mock",),
 }
-_TYPE_OF_BUILT_IN = {"openai": "openai", "ollama": "openai", "local": "local", "mock": "mock"}
+_TYPE_OF_BUILT_IN = {**dict.fromkeys(quirks.ENDPOINTS, "openai"), "ollama": "openai", "local": "local", "mock": "mock"}
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,
     "prices": ModelPrice,
@@ -240,6 +237,9 @@ def _sentence(location: DocumentPath, detail: Any, entries: list[Any]) -> str:
         given = detail["input"]
         if given in NOT_YET:
             return f"{who}: type {given!r} is not available yet; use 'openai' where its address is OpenAI-compatible"
+        if given in quirks.ENDPOINTS:
+            address = quirks.ENDPOINTS[given].base_url
+            return f"{who}: {given!r} speaks the OpenAI format; write 'type: openai' and 'base_url: {address}'"
         near = get_close_matches(str(given), ["openai", "local", "mock"], 1)
         return f"{who}: there is no type {given!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'openai'")
     if kind == "value_error":
