@@ -13,6 +13,7 @@ from pathlib import Path
 
 from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 from promptlooper.testing.wires import Reply, Said, Wire
+from promptlooper.testing.wires.azure import AzureWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
 
 DOCS = Path(__file__).parent.parent / "docs" / "providers.md"
@@ -38,7 +39,10 @@ class Dialect:
     differs: Mapping[str, str] = field(default_factory=dict)  # what comes of a case, where that is not as elsewhere
 
 
-DIALECTS = (Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),)
+DIALECTS = (
+    Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
+    Dialect(AzureWire(), "Azure OpenAI", "my-gpt-5", "api_version: 2024-10-21"),
+)
 
 
 @dataclass(frozen=True, slots=True)

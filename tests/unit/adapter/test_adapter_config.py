@@ -237,7 +237,7 @@ async def test_key_is_read_from_a_file_beside_the_providers_file(gateways, tmp_p
         (
             "zzz/gpt-4o",
             "UNKNOWN_PROVIDER",
-            "there is no provider 'zzz'; there are cerebras, deepseek, fireworks, groq, local, mistral, mock, ",
+            "there is no provider 'zzz'; there are azure, cerebras, deepseek, fireworks, groq, ",
         ),
         ("anthropic/claude", "UNKNOWN_PROVIDER", "provider 'anthropic' is not available yet; where"),
         ("gpt-4o", "INVALID_ARGUMENT", "the model 'gpt-4o' names no provider; write it as PROVIDER/MODEL"),

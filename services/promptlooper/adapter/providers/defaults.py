@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from promptlooper.adapter.address import checked_base_url, ollama_base_url
+from promptlooper.adapter.address import azure_base_url, checked_base_url, ollama_base_url
 from promptlooper.adapter.config import ProviderEntry
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.quirks import ENDPOINTS
 from promptlooper.adapter.route_config import Deployment, KeyEntry
 from promptlooper.errors import InvalidArgument
@@ -28,16 +29,27 @@ class Default:
 DEFAULTS: Mapping[str, Default] = {
     **{name: Default("openai", known.base_url, known.api_key_env) for name, known in ENDPOINTS.items()},
     "openai": Default("openai", ENDPOINTS["openai"].base_url, "OPENAI_API_KEY", "OPENAI_BASE_URL", listed=True),
+    "azure": Default("azure", "", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
     "ollama": Default("openai", ollama_base_url(""), "", "OLLAMA_HOST", listed=True),
     "local": Default("local", listed=True),
     "mock": Default("mock", listed=True),
 }
 _BY_TYPE = {"openai": DEFAULTS["openai"]}
-_READ = {"ollama": ollama_base_url}
+_AS_WRITTEN: Mapping[str, Callable[[str], str]] = {"azure": azure_base_url}  # by type
+_IN_VARIABLE: Mapping[str, Callable[[str], str]] = {**_AS_WRITTEN, "ollama": ollama_base_url}
 
 
-def base_url_of(entry: ProviderEntry, env: Mapping[str, str]) -> str:
-    """ "" where there is none. Raises InvalidArgument where a variable holds no address."""
+def places_of(entry: ProviderEntry, env: Mapping[str, str]) -> list[Deployment]:
+    """Its addresses; none where neither the file nor a variable says one. Raises InvalidArgument where a variable
+    holds no address."""
+    places = entry.deployments or ([Deployment(base_url=url)] if (url := _base_url_of(entry, env)) else [])
+    as_written = _AS_WRITTEN.get(entry.type)
+    if as_written is None:
+        return list(places)
+    return [place.model_copy(update={"base_url": as_written(place.base_url)}) for place in places]
+
+
+def _base_url_of(entry: ProviderEntry, env: Mapping[str, str]) -> str:
     if entry.base_url is not None:
         return entry.base_url
     default = _default(entry)
@@ -45,9 +57,16 @@ def base_url_of(entry: ProviderEntry, env: Mapping[str, str]) -> str:
     if not said:
         return default.base_url
     try:
-        return _READ.get(entry.name, checked_base_url)(said)
+        return _IN_VARIABLE.get(default.type if default.type != "openai" else entry.name, checked_base_url)(said)
     except ValueError as error:
         raise InvalidArgument(f"the environment variable {default.base_url_env!r}: {error}") from None
+
+
+def no_address(entry: ProviderEntry) -> Problem:
+    variable = _default(entry).base_url_env
+    or_set = f", or set the environment variable {variable!r}" if variable else ""
+    message = f"provider {entry.name!r} has no address; give it a 'base_url' in the providers file{or_set}"
+    return Problem("INVALID_ARGUMENT", message)
 
 
 def key_at(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
@@ -55,8 +74,9 @@ def key_at(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
     if entry.api_key_env is not None or entry.api_key_file is not None:
         return key_of(entry.name, entry, env)
     default = _default(entry)
-    theirs = entry.base_url is None and not entry.deployments and default is DEFAULTS.get(entry.name)
-    if theirs and default.api_key_env and env.get(default.api_key_env, "").strip():
+    anywhere = not default.base_url  # each of its users has an address of their own
+    theirs = (anywhere or entry.base_url is None) and not entry.deployments and default is DEFAULTS.get(entry.name)
+    if theirs and default.api_key_env and (anywhere or env.get(default.api_key_env, "").strip()):
         return key_of(entry.name, KeyEntry(api_key_env=default.api_key_env), env)
     owner = _owner(base_url)
     if owner is not None:

@@ -10,13 +10,20 @@ from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.providers.http import Dialect
 
 
-def _openai(entry: ProviderEntry, base_url: str) -> Dialect:
+def _openai(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
     from promptlooper.adapter.providers.openai import OpenAIChat
 
-    said = quirks.named(entry.quirks or entry.name)
-    return OpenAIChat(said if said is not None and entry.quirks else quirks.of_host(urlsplit(base_url).hostname or ""))
+    said = quirks.named(entry.quirks) if entry.quirks else None
+    return OpenAIChat(said or quirks.of_host(urlsplit(base_url).hostname or ""))
 
 
-DIALECTS: Mapping[str, Callable[[ProviderEntry, str], Dialect]] = {
+def _azure(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.azure import AzureChat
+
+    return AzureChat(entry.api_version or env.get("AZURE_OPENAI_API_VERSION", "").strip())
+
+
+DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect]] = {
     "openai": _openai,
+    "azure": _azure,
 }

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule
 from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
 from promptlooper.adapter.keys import Key
-from promptlooper.adapter.providers.defaults import DEFAULTS, base_url_of, key_at, key_of
+from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
 from promptlooper.adapter.providers.dialects import DIALECTS
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
 from promptlooper.adapter.providers.provider import Provider
+from promptlooper.adapter.providers.unready import UnreadyProvider
 from promptlooper.adapter.route_config import Deployment
 from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.clock import Clock
@@ -37,12 +38,11 @@ def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) ->
         upstreams = [Upstream(_without_address(entry, clock))]
     else:
         shared = [(key_of(entry.name, each, env, name=each.label), each.weight) for each in entry.keys]
-        places = entry.deployments or [Deployment(base_url=base_url_of(entry, env))]
         upstreams = [
-            _upstream(entry, place, key, weight, clock)
-            for place in places
+            _upstream(entry, place, key, weight, clock, env)
+            for place in places_of(entry, env)
             for key, weight in _keys_at(place, entry, env) or shared or [(key_at(entry, place.base_url, env), 1.0)]
-        ]
+        ] or [Upstream(UnreadyProvider(entry.name, no_address(entry), prices=Prices(_own_prices(entry))))]
     bare = entry.model_fields_set <= {"name", "type"} and entry.name in DEFAULTS
     listed = not bare or DEFAULTS[entry.name].listed
     return Pool(tuple(upstreams), entry.fallbacks, entry.context_window_fallbacks, listed)
@@ -59,11 +59,13 @@ def _own_prices(entry: ProviderEntry) -> dict[str, Tariff]:
     return {model: _tariff(price) for model, price in entry.prices.items()}
 
 
-def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock) -> Upstream:
+def _upstream(
+    entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock, env: Mapping[str, str]
+) -> Upstream:
     provider = HttpProvider(
         entry.name,
         place.base_url,
-        DIALECTS[entry.type](entry, place.base_url),
+        DIALECTS[entry.type](entry, place.base_url, env),
         prices=Prices(_own_prices(entry), api_url=place.base_url),
         clock=clock,
         key=key,

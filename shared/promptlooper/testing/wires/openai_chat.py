@@ -131,7 +131,7 @@ class _Request(Strict):
 class OpenAIChatWire:
     type = "openai"
     base = "/v1"
-    paths = ("/chat/completions",)
+    paths: tuple[str, ...] = ("/chat/completions",)
 
     def check(self, asked: Asked) -> None:
         if not needed(asked, "authorization").startswith("Bearer "):
