@@ -15,6 +15,7 @@ from promptlooper.completion import Completion, CompletionRequest, Message, Tool
 from promptlooper.testing.wires import Reply, Said, Wire
 from promptlooper.testing.wires.azure import AzureWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
+from promptlooper.testing.wires.openai_responses import OpenAIResponsesWire
 
 DOCS = Path(__file__).parent.parent / "docs" / "providers.md"
 BEGIN, END = "<!-- outcomes: written by tests/wire_matrix.py -->\n", "<!-- end of outcomes -->\n"
@@ -41,6 +42,7 @@ class Dialect:
 
 DIALECTS = (
     Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
+    Dialect(OpenAIResponsesWire(), "OpenAI Responses", "gpt-5"),
     Dialect(AzureWire(), "Azure OpenAI", "my-gpt-5", "api_version: 2024-10-21"),
 )
 

@@ -21,7 +21,7 @@ from promptlooper.errors import InvalidArgument
 NOT_YET = ("anthropic", "bedrock", "cohere", "gemini", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
-HTTP_TYPES = ("openai", "azure")
+HTTP_TYPES = ("openai", "openai-responses", "azure")
 _TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -97,7 +97,7 @@ class ProviderEntry(_Section):
     """One provider. What is not set is as the built-in provider of that name has it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    type: Literal["openai", "azure", "local", "mock"]
+    type: Literal["openai", "openai-responses", "azure", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
     quirks: Annotated[str, AfterValidator(_quirks)] | None = None
     api_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None

@@ -154,7 +154,7 @@ def test_what_would_be_dropped_is_refused(quirks, params, message):
 
 def test_quirks_rename_and_refuse():
     openrouter, mistral = ENDPOINTS["openrouter"].quirks, ENDPOINTS["mistral"].quirks
-    params = {"reasoning": {"exclude": True}, "reasoning_tokens": 500, "reasoning_effort": "low"}
+    params = {"reasoning_tokens": 500, "reasoning": {"exclude": True}, "reasoning_effort": "low"}
     body = sent(openrouter, params=params)
     assert body["reasoning"] == {"exclude": True, "max_tokens": 500, "effort": "low"}
     assert params["reasoning"] == {"exclude": True}

@@ -34,7 +34,7 @@ DEFAULTS: Mapping[str, Default] = {
     "local": Default("local", listed=True),
     "mock": Default("mock", listed=True),
 }
-_BY_TYPE = {"openai": DEFAULTS["openai"]}
+_BY_TYPE = {"openai": DEFAULTS["openai"], "openai-responses": DEFAULTS["openai"]}
 _AS_WRITTEN: Mapping[str, Callable[[str], str]] = {"azure": azure_base_url}  # by type
 _IN_VARIABLE: Mapping[str, Callable[[str], str]] = {**_AS_WRITTEN, "ollama": ollama_base_url}
 
@@ -93,7 +93,9 @@ def key_of(provider: str, said: ProviderEntry | KeyEntry | Deployment, env: Mapp
 
 def _default(entry: ProviderEntry) -> Default:
     known = DEFAULTS.get(entry.name)
-    return known if known is not None and known.type == entry.type else _BY_TYPE.get(entry.type, Default(entry.type))
+    if known is not None and known.type == entry.type:
+        return known
+    return _BY_TYPE.get(entry.type, Default(entry.type))
 
 
 def _owner(base_url: str) -> Default | None:

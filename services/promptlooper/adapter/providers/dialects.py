@@ -23,7 +23,14 @@ def _azure(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Diale
     return AzureChat(entry.api_version or env.get("AZURE_OPENAI_API_VERSION", "").strip())
 
 
+def _responses(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.responses import OpenAIResponses
+
+    return OpenAIResponses()
+
+
 DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect]] = {
     "openai": _openai,
+    "openai-responses": _responses,
     "azure": _azure,
 }

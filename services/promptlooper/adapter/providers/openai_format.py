@@ -58,12 +58,14 @@ def request_body(model: str, request: CompletionRequest, quirks: Quirks, *, stre
         body["tool_choice"] = _choice(request.tool_choice)
     if request.response_schema is not None:
         body["response_format"] = _response_format(request.response_schema, quirks)
-    touched = quirks.touched
+    touched, special = quirks.touched, []
     for name, value in request.params.items():
         if name in touched or name in _SPECIAL:
-            _put_specially(body, name, value, quirks)
+            special.append((name, value))
         else:
             body[name] = value
+    for name, value in special:  # last: some go into objects that the others bring
+        _put_specially(body, name, value, quirks)
     if stream:
         body["stream"] = True
         if quirks.stream_usage:
@@ -129,19 +131,19 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
     try:
         data = orjson.loads(body)
     except ValueError:
-        raise _malformed("the body is not JSON") from None
+        raise malformed("the body is not JSON") from None
     if not isinstance(data, dict):
-        raise _malformed("the body is not a JSON object")
+        raise malformed("the body is not a JSON object")
     choices = data.get("choices")
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise _malformed("there are no choices")
+        raise malformed("there are no choices")
     choice = choices[0]
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise _malformed("the choice has no message")
+        raise malformed("the choice has no message")
     said = choice.get("finish_reason")
     if not isinstance(said, str) or not said:
-        raise _malformed("it ended without a finish_reason, so it may be cut off")
+        raise malformed("it ended without a finish_reason, so it may be cut off")
     if said == "error":
         raise AttemptFailed(Failure(Kind.TRANSIENT, "the answer broke off with an error"))
     output = text_of(message.get("content"))
@@ -160,14 +162,14 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
         latency_ms=latency_ms,
         reasoning=reasoning_of(message),
         tool_calls=calls,
-        logprobs=_logprobs(choice.get("logprobs")),
+        logprobs=logprobs_of(choice.get("logprobs")),
         provider_data=keeping(_TAG, back) if back else "",
     )
 
 
 def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:
     """The tokens, as fields of a Completion."""
-    details = _part(usage, "prompt_tokens_details")
+    details = part_of(usage, "prompt_tokens_details")
     cached = next(
         (
             count
@@ -181,7 +183,7 @@ def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:
         None,
     )
     tokens_in, tokens_out = count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens")
-    reasoning = count_in(_part(usage, "completion_tokens_details"), "reasoning_tokens")
+    reasoning = count_in(part_of(usage, "completion_tokens_details"), "reasoning_tokens")
     total = count_in(usage, "total_tokens")
     if reasoning and total and tokens_in is not None and tokens_out is not None:
         # xAI counts reasoning beside the completion's tokens, all others within them.
@@ -208,14 +210,14 @@ def _tool_calls(calls: object) -> Iterator[ToolCall]:
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _malformed("it asks for a tool without a name")
+            raise malformed("it asks for a tool without a name")
         arguments = function.get("arguments")
         # Some servers send an object where the format has its text.
         text = arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
         yield ToolCall(str(call.get("id") or ""), function["name"], text)
 
 
-def _logprobs(said: object) -> Json:
+def logprobs_of(said: object) -> Json:
     content = said.get("content") if isinstance(said, dict) else None
     if not isinstance(content, list):
         return None
@@ -230,7 +232,7 @@ def _logprob(token: Mapping[str, Any]) -> dict[str, Json]:
     return {"token": token.get("token"), "logprob": token.get("logprob")}
 
 
-def _malformed(message: str) -> AttemptFailed:
+def malformed(message: str) -> AttemptFailed:
     return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
 
 
@@ -243,7 +245,7 @@ def text_of(content: object) -> str | None:
     return None
 
 
-def _part(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part_of(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = usage.get(name)
     return part if isinstance(part, dict) else {}
 
