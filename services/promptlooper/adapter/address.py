@@ -38,3 +38,11 @@ def ollama_base_url(host: str) -> str:
         raise ValueError("an address holds no user or password")
     port = parts.port or default_port
     return checked_base_url(f"{scheme}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}/v1")
+
+
+def azure_base_url(text: str) -> str:
+    """The resource's own address, whatever of the API's path is written behind it."""
+    url = checked_base_url(text)
+    for end in ("/v1", "/openai"):
+        url = url.removesuffix(end)
+    return url

@@ -12,25 +12,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from promptlooper.adapter.address import checked_base_url
+from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.route_config import Deployment, Fallbacks, KeyEntry, Proxy, StreamSetting, Timeouts
 from promptlooper.document import Document, NotUtf8, decoded, read_document
 from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
 
-NOT_YET = (
-    "anthropic",
-    "azure",
-    "bedrock",
-    "cohere",
-    "gemini",
-    "google",
-    "groq",
-    "mistral",
-    "openrouter",
-    "vertex",
-    "xai",
-)
+NOT_YET = ("anthropic", "bedrock", "cohere", "gemini", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
+
+HTTP_TYPES = ("openai", "openai-responses", "azure")
+_TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -43,6 +35,12 @@ def _compiled(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
+
+
+def _quirks(name: str) -> str:
+    if quirks.named(name) is None:
+        raise ValueError(f"nothing is known of {name!r}; known are {', '.join(quirks.names())}")
+    return name
 
 
 class _Section(BaseModel):
@@ -105,8 +103,10 @@ class ProviderEntry(_Section):
     """One provider. What is not set is as the built-in provider of that name has it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    type: Literal["openai", "local", "mock"]
+    type: Literal["openai", "openai-responses", "azure", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
+    quirks: Annotated[str, AfterValidator(_quirks)] | None = None
+    api_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
     api_key_env: _Text | None = None
     api_key_file: Path | None = None
     keys: tuple[KeyEntry, ...] = ()
@@ -144,11 +144,19 @@ class ProviderEntry(_Section):
 _KEYS_OF_SOME_TYPES = {
     **dict.fromkeys(
         ("base_url", "api_key_env", "api_key_file", "keys", "deployments", "timeouts", "stream", "proxy", "headers"),
-        ("openai",),
+        HTTP_TYPES,
     ),
+    "quirks": ("openai",),
+    "api_version": ("azure",),
     "script": ("mock",),
 }
-_TYPE_OF_BUILT_IN = {"openai": "openai", "ollama": "openai", "local": "local", "mock": "mock"}
+_TYPE_OF_BUILT_IN = {
+    **dict.fromkeys(quirks.ENDPOINTS, "openai"),
+    "azure": "azure",
+    "ollama": "openai",
+    "local": "local",
+    "mock": "mock",
+}
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,
     "prices": ModelPrice,
@@ -247,7 +255,10 @@ def _sentence(location: DocumentPath, detail: Any, entries: list[Any]) -> str:
         given = detail["input"]
         if given in NOT_YET:
             return f"{who}: type {given!r} is not available yet; use 'openai' where its address is OpenAI-compatible"
-        near = get_close_matches(str(given), ["openai", "local", "mock"], 1)
+        if given in quirks.ENDPOINTS:
+            address = quirks.ENDPOINTS[given].base_url
+            return f"{who}: {given!r} speaks the OpenAI format; write 'type: openai' and 'base_url: {address}'"
+        near = get_close_matches(str(given), _TYPES, 1)
         return f"{who}: there is no type {given!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'openai'")
     if kind == "value_error":
         message = str(detail["ctx"]["error"])

@@ -178,6 +178,8 @@ class Gateway(CompletionGateway):
                 routes = pool.routes(model)
                 problems = [route.provider.problem(model) for route in routes]
                 problem = None if None in problems else problems[0]
+                if problem is not None and not pool.listed:
+                    continue
                 infos.append(
                     ModelInfo(
                         model=f"{name}/{model}",

@@ -56,6 +56,12 @@ BAD = {
     "providers:\n- name: a\n  type: anthropic": [
         "3: provider 'a': type 'anthropic' is not available yet; use 'openai'"
     ],
+    "providers:\n- name: a\n  type: groq": [
+        "3: provider 'a': 'groq' speaks the OpenAI format; write 'type: openai' and 'base_url: https://api.groq.com/"
+    ],
+    "providers: [{name: a, type: openai, base_url: 'http://x', quirks: vlm}]": [
+        "quirks: nothing is known of 'vlm'; known are cerebras, "
+    ],
     "providers:\n- name: a\n  type: opnai": ["3: provider 'a': there is no type 'opnai'; did you mean 'openai'?"],
     "providers:\n- {name: a, type: mock}\n- {name: a, type: mock}": ["3: two providers are named 'a'; rename one"],
     "providers:\n- name: a\n  type: mock\n  type: local": ["4: the key 'type' is there twice; remove one"],
@@ -231,7 +237,7 @@ async def test_key_is_read_from_a_file_beside_the_providers_file(gateways, tmp_p
         (
             "zzz/gpt-4o",
             "UNKNOWN_PROVIDER",
-            "there is no provider 'zzz'; there are local, mock, ollama, openai; others go into",
+            "there is no provider 'zzz'; there are azure, cerebras, deepseek, fireworks, groq, ",
         ),
         ("anthropic/claude", "UNKNOWN_PROVIDER", "provider 'anthropic' is not available yet; where"),
         ("gpt-4o", "INVALID_ARGUMENT", "the model 'gpt-4o' names no provider; write it as PROVIDER/MODEL"),

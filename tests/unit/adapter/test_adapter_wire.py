@@ -88,16 +88,6 @@ async def test_count_that_no_answer_has_is_unknown(gateway, fake, asking, count)
     assert answer.cost_nanousd is None
 
 
-@pytest.mark.parametrize("model", ["o3-mini", "gpt-5", "gpt-5-mini"])
-async def test_max_tokens_is_renamed_only_for_reasoning_models_of_the_public_address(gateway, fake, asking, model):
-    from promptlooper.adapter.providers.openai_format import request_body
-
-    await gateway.complete(asking(model=f"openai/{model}", max_tokens=5))
-    assert fake.requests[0].body["max_tokens"] == 5
-    assert b'"max_completion_tokens":5' in request_body(model, asking(max_tokens=5), public_openai=True)
-    assert b'"max_tokens":5' in request_body("gpt-4o", asking(max_tokens=5), public_openai=True)
-
-
 @pytest.mark.parametrize("name", ["stream", "messages", "model"])
 async def test_parameters_that_the_adapter_sets_are_refused(gateway, fake, asking, name):
     request = asking()

@@ -21,6 +21,7 @@ from promptlooper.adapter.providers import local_server
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.openai import OpenAIChat
 from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.providers.quirks import SERVERS
 from promptlooper.adapter.providers.transport import Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
@@ -149,7 +150,7 @@ class _Server:
         except TimeoutError:
             raise self._failure(f"was not ready after {_START_TIMEOUT:g} s") from None
         self._provider = HttpProvider(
-            self._name, base_url, OpenAIChat(base_url), prices=self._prices, clock=self._clock
+            self._name, base_url, OpenAIChat(SERVERS["llama.cpp"]), prices=self._prices, clock=self._clock
         )
 
     async def _healthy(self, base_url: str) -> None:

@@ -5,27 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from promptlooper.adapter.heard import Heard
+from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
-from promptlooper.adapter.providers.openai_format import completion_of, error_in, failure_of, request_body
+from promptlooper.adapter.providers.openai_format import completion_of, request_body
 from promptlooper.adapter.providers.openai_stream import Gathered
+from promptlooper.adapter.providers.quirks import Quirks
 from promptlooper.adapter.providers.sse import events_of
 from promptlooper.adapter.retrying import Failure
 from promptlooper.completion import Completion, CompletionRequest
 
-PUBLIC_URL = "https://api.openai.com/v1"
-
-
-def is_public_openai(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    return host == "api.openai.com" or host.endswith(".api.openai.com")
-
 
 class OpenAIChat:
-    def __init__(self, base_url: str) -> None:
-        self._public_openai = is_public_openai(base_url)
+    def __init__(self, quirks: Quirks) -> None:
+        self._quirks = quirks
 
     def path(self, model: str, *, stream: bool) -> str:
         return "/chat/completions"
@@ -34,7 +28,7 @@ class OpenAIChat:
         return bearer(key)
 
     def body(self, model: str, request: CompletionRequest, *, stream: bool) -> bytes:
-        return request_body(model, request, public_openai=self._public_openai, stream=stream)
+        return request_body(model, request, self._quirks, stream=stream)
 
     def is_stream(self, content_type: str) -> bool:
         return content_type.startswith("text/event-stream")
@@ -46,7 +40,7 @@ class OpenAIChat:
         return Gathered(heard)
 
     def completion(self, body: bytes, model: str, latency_ms: int) -> Completion:
-        return completion_of(body, model, latency_ms)
+        return completion_of(body, model, latency_ms, self._quirks.kept)
 
     def error_in(self, body: bytes) -> int | None:
         return error_in(body)

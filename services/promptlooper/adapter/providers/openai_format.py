@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
-from http import HTTPStatus
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of, retry_after_of
+from promptlooper.adapter.providers.kept import keeping, kept_of
+from promptlooper.adapter.providers.quirks import Quirks
+from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put, refusal
+from promptlooper.adapter.providers.strict_schema import allows_strict
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.completion import (
     FINISH_REASONS,
     TOOL_CHOICES,
@@ -20,58 +21,99 @@ from promptlooper.completion import (
     Tool,
     ToolCall,
 )
-from promptlooper.jsonvalue import Json
+from promptlooper.jsonvalue import Json, JsonObject
 
 _OURS = frozenset({"model", "messages", "stream", "stream_options", "tools", "tool_choice", "response_format"})
+_UNREADABLE = {
+    "n": "one answer is taken; ask again with 'repeats'",
+    "best_of": "one answer is taken; ask again with 'repeats'",
+    "functions": "use 'tools'",
+    "function_call": "use 'tool_choice'",
+    "audio": "only text is taken from an answer; remove it from 'params'",
+    "modalities": "only text is taken from an answer; remove it from 'params'",
+}
+"""Parameters whose answers are read by nobody, and what to do."""
+_HARMLESS: Mapping[str, tuple[Any, ...]] = {"n": (1,), "best_of": (1,), "modalities": (["text"],)}
+_TAG = "openai"  # of what is kept for the next turn: it is not sent to a provider of another format
 _MOST_TOKENS = 2**31 - 1  # who says more has not counted; sums and costs of these fit into 64 bits
-_WANTS_MAX_COMPLETION_TOKENS = re.compile(r"o\d|gpt-[5-9]")
 _FINISH_REASONS: Mapping[str, str] = {
     **{reason: reason for reason in FINISH_REASONS},
     "function_call": "tool_calls",
     "max_tokens": "length",
+    "model_length": "length",
     "eos": "stop",
 }
+_SPECIAL = _OURS | frozenset(_UNREADABLE)
 
 
-def request_body(model: str, request: CompletionRequest, *, public_openai: bool, stream: bool = False) -> bytes:
-    """Raises AttemptFailed where a parameter is not the caller's to set or is no JSON."""
-    body: dict[str, Any] = {"model": model, "messages": [_message(message) for message in request.messages]}
+def request_body(model: str, request: CompletionRequest, quirks: Quirks, *, stream: bool = False) -> bytes:
+    """Raises AttemptFailed for what the endpoint cannot do, what is not the caller's to set, and what is no JSON."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message, quirks.kept) for message in request.messages],
+    }
     if request.tools:
         body["tools"] = [{"type": "function", "function": _function(tool)} for tool in request.tools]
     if request.tool_choice:
         body["tool_choice"] = _choice(request.tool_choice)
     if request.response_schema is not None:
-        named = {"name": "answer", "schema": request.response_schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": named}
+        body["response_format"] = _response_format(request.response_schema, quirks)
+    touched, special = quirks.touched, []
     for name, value in request.params.items():
-        if name in _OURS:
-            raise AttemptFailed(
-                Failure(Kind.PERMANENT, f"the parameter {name!r} is set by the Adapter itself; remove it from 'params'")
-            )
-        if name == "max_tokens" and public_openai and _WANTS_MAX_COMPLETION_TOKENS.match(model):
-            name = "max_completion_tokens"  # their reasoning models refuse the old name
-        body[name] = value
+        if name in touched or name in _SPECIAL:
+            special.append((name, value))
+        else:
+            body[name] = value
+    for name, value in special:  # last: some go into objects that the others bring
+        _put_specially(body, name, value, quirks)
     if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    try:
-        return orjson.dumps(body)
-    except TypeError as error:
-        raise AttemptFailed(Failure(Kind.PERMANENT, f"the request is not JSON: {error}")) from error
+        body["stream"] = True
+        if quirks.stream_usage:
+            body["stream_options"] = {"include_usage": True}
+    return json_bytes(body)
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _put_specially(body: dict[str, Any], name: str, value: Any, quirks: Quirks) -> None:
+    if name in _OURS:
+        raise own_parameter(name)
+    if name in quirks.refused:
+        raise no_parameter(name)
+    if name in _UNREADABLE and value not in _HARMLESS.get(name, ()):
+        raise refusal(f"the parameter {name!r} can't be taken: {_UNREADABLE[name]}")
+    put(body, quirks.renamed.get(name, name), value)
+
+
+def _response_format(schema: JsonObject, quirks: Quirks) -> dict[str, Any]:
+    if not quirks.schema:
+        raise refusal(
+            "this provider takes no JSON Schema of the answer; remove 'response_schema', or ask for JSON in the prompt "
+            "and check it with a scorer"
+        )
+    named: dict[str, Any] = {"name": "answer", "schema": schema}
+    if quirks.strict and allows_strict(schema):
+        named["strict"] = True
+    return {"type": "json_schema", "json_schema": named}
+
+
+def _message(message: Message, names: Sequence[str]) -> dict[str, Any]:
     if message.role == "tool":
         return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
+    kept = _kept(message, names) if names and message.provider_data else {}
     if message.tool_calls:
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
-        return {"role": message.role, "content": message.content or None, "tool_calls": calls}
+        return {"role": message.role, "content": message.content or None, "tool_calls": calls, **kept}
     if message.images:
         images = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
         return {"role": message.role, "content": [{"type": "text", "text": message.content}, *images]}
-    return {"role": message.role, "content": message.content}
+    return {"role": message.role, "content": message.content, **kept}
+
+
+def _kept(message: Message, names: Sequence[str]) -> dict[str, Any]:
+    kept = kept_of(message.provider_data, _TAG)
+    return {name: kept[name] for name in names if name in kept} if isinstance(kept, dict) else {}
 
 
 def _function(tool: Tool) -> dict[str, Any]:
@@ -83,59 +125,99 @@ def _choice(name: str) -> Any:
     return name if name in TOOL_CHOICES else {"type": "function", "function": {"name": name}}
 
 
-def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
-    """The answer in a 200 response. Raises AttemptFailed where there is none."""
+def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] = ()) -> Completion:
+    """The answer in a 200 response; `kept` are the fields of its message that are for the next turn. Raises
+    AttemptFailed where there is none."""
     try:
         data = orjson.loads(body)
     except ValueError:
-        raise _malformed("the body is not JSON") from None
+        raise malformed("the body is not JSON") from None
     if not isinstance(data, dict):
-        raise _malformed("the body is not a JSON object")
+        raise malformed("the body is not a JSON object")
     choices = data.get("choices")
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise _malformed("there are no choices")
+        raise malformed("there are no choices")
     choice = choices[0]
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise _malformed("the choice has no message")
+        raise malformed("the choice has no message")
     said = choice.get("finish_reason")
     if not isinstance(said, str) or not said:
-        raise _malformed("it ended without a finish_reason, so it may be cut off")
+        raise malformed("it ended without a finish_reason, so it may be cut off")
     if said == "error":
         raise AttemptFailed(Failure(Kind.TRANSIENT, "the answer broke off with an error"))
-    output = _text(message.get("content"))
+    output = text_of(message.get("content"))
     if output is None:
-        output = _text(message.get("refusal")) or ""
+        output = text_of(message.get("refusal")) or ""
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    cached = count_in(_part(usage, "prompt_tokens_details"), "cached_tokens")
+    calls = tuple(_tool_calls(message.get("tool_calls")))
+    back = {name: value for name in kept if (value := message.get(name))}
     return Completion(
         output=output,
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
-        finish_reason=_FINISH_REASONS.get(said, "other"),
-        tokens_in=count_in(usage, "prompt_tokens"),
-        tokens_out=count_in(usage, "completion_tokens"),
-        tokens_reasoning=count_in(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
-        tokens_cached_in=cached if cached is not None else count_in(usage, "prompt_cache_hit_tokens"),  # DeepSeek
+        # Where a tool was demanded by its name, OpenAI says stop.
+        finish_reason="tool_calls" if calls and said == "stop" else _FINISH_REASONS.get(said, "other"),
+        **counts_of(usage),
         latency_ms=latency_ms,
-        reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
-        tool_calls=tuple(_tool_calls(message.get("tool_calls"))),
-        logprobs=_logprobs(choice.get("logprobs")),
+        reasoning=reasoning_of(message),
+        tool_calls=calls,
+        logprobs=logprobs_of(choice.get("logprobs")),
+        provider_data=keeping(_TAG, back) if back else "",
     )
+
+
+def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokens, as fields of a Completion."""
+    details = part_of(usage, "prompt_tokens_details")
+    cached = next(
+        (
+            count
+            for part, name in (
+                (details, "cached_tokens"),
+                (usage, "prompt_cache_hit_tokens"),  # DeepSeek
+                (usage, "cached_tokens"),  # Together, Moonshot
+            )
+            if (count := count_in(part, name)) is not None
+        ),
+        None,
+    )
+    tokens_in, tokens_out = count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens")
+    reasoning = count_in(part_of(usage, "completion_tokens_details"), "reasoning_tokens")
+    total = count_in(usage, "total_tokens")
+    if reasoning and total and tokens_in is not None and tokens_out is not None:
+        # xAI counts reasoning beside the completion's tokens, all others within them.
+        tokens_out += reasoning if total == tokens_in + tokens_out + reasoning else 0
+    return {
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "tokens_reasoning": reasoning,
+        "tokens_cached_in": cached,
+        "tokens_cache_write_in": count_in(details, "cache_write_tokens"),  # OpenRouter
+    }
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str | None:
+    """Of the fields in which servers put it; Mistral has parts of the content."""
+    text = text_of(message.get("reasoning_content")) or text_of(message.get("reasoning"))
+    content = message.get("content")
+    if not text and isinstance(content, list):
+        text = "".join(text_of(part.get("thinking")) or "" for part in content if isinstance(part, dict))
+    return text or None
 
 
 def _tool_calls(calls: object) -> Iterator[ToolCall]:
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _malformed("it asks for a tool without a name")
+            raise malformed("it asks for a tool without a name")
         arguments = function.get("arguments")
         # Some servers send an object where the format has its text.
         text = arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
         yield ToolCall(str(call.get("id") or ""), function["name"], text)
 
 
-def _logprobs(said: object) -> Json:
+def logprobs_of(said: object) -> Json:
     content = said.get("content") if isinstance(said, dict) else None
     if not isinstance(content, list):
         return None
@@ -150,60 +232,11 @@ def _logprob(token: Mapping[str, Any]) -> dict[str, Json]:
     return {"token": token.get("token"), "logprob": token.get("logprob")}
 
 
-def error_in(body: bytes) -> int | None:
-    """The status of an error that some routers send in a 200 response: 502 where it has none, None without an error."""
-    try:
-        error = orjson.loads(body).get("error")
-    except (ValueError, AttributeError):
-        return None
-    if not isinstance(error, dict):
-        return 502 if isinstance(error, str) else None
-    code = error.get("code")
-    return code if isinstance(code, int) and 400 <= code < 600 else 502
-
-
-def failure_of(
-    status: int, headers: Mapping[str, str], body: bytes, *, now: datetime, redacted: Callable[[str], str]
-) -> Failure:
-    """What an error response means."""
-    code, message = _error(body)
-    if not message:
-        try:
-            message = HTTPStatus(status).phrase
-        except ValueError:
-            message = "an error without a message"
-    if 300 <= status < 400:
-        message = (
-            f"it redirects to {headers.get('location', 'elsewhere')!r}, which is not followed; set its base_url to that"
-        )
-    return Failure(kind_of(status, code, message), redacted(message), status, retry_after_of(headers, now))
-
-
-def _error(body: bytes) -> tuple[str, str]:
-    """Code and message, from the shapes that servers of this format use."""
-    try:
-        data = orjson.loads(body)
-    except ValueError:
-        text = body[:2000].decode("utf-8", "replace").strip()
-        return "", "" if text.startswith("<") else text
-    error = data.get("error", data) if isinstance(data, dict) else data
-    if isinstance(error, str):
-        return "", error
-    if not isinstance(error, dict):
-        return "", ""
-    message = error.get("message") or error.get("detail") or ""
-    code = error.get("code")
-    return (
-        code if isinstance(code, str) and code else str(error.get("type") or ""),
-        message if isinstance(message, str) else orjson.dumps(message).decode(),
-    )
-
-
-def _malformed(message: str) -> AttemptFailed:
+def malformed(message: str) -> AttemptFailed:
     return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
 
 
-def _text(content: object) -> str | None:
+def text_of(content: object) -> str | None:
     """Text, or the text parts of a list (as Mistral sends them)."""
     if isinstance(content, str):
         return content
@@ -212,7 +245,7 @@ def _text(content: object) -> str | None:
     return None
 
 
-def _part(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part_of(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = usage.get(name)
     return part if isinstance(part, dict) else {}
 

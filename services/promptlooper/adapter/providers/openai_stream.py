@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.heard import Heard
-from promptlooper.adapter.providers.openai_format import count_in
+from promptlooper.adapter.providers.openai_format import count_in, reasoning_of, text_of
 
 
 class Gathered:
@@ -17,6 +17,7 @@ class Gathered:
         self._heard = heard
         self._texts: dict[str, list[str]] = {"content": [], "refusal": [], "reasoning_content": [], "reasoning": []}
         self._calls: dict[int, dict[str, Any]] = {}  # tools asked for, by their number in the answer
+        self._details: list[dict[str, Any]] = []  # of the reasoning, where OpenRouter signs it
         self._logprobs: list[Any] = []
         self._finish_reason: Any = None
         self._usage: Any = None
@@ -42,7 +43,14 @@ class Gathered:
         if isinstance(delta, dict):
             for call in delta.get("tool_calls") or ():
                 self._add_call(call)
-        for name, value in delta.items() if isinstance(delta, dict) else ():
+            for detail in delta.get("reasoning_details") or ():
+                self._add_detail(detail)
+            if isinstance(delta.get("content"), list):  # Mistral's, where it reasons
+                delta = {"content": text_of(delta["content"]), "reasoning_content": reasoning_of(delta)}
+            self._add_texts(delta)
+
+    def _add_texts(self, delta: dict[str, Any]) -> None:
+        for name, value in delta.items():
             if name in self._texts and isinstance(value, str) and value:
                 self.begun = True
                 self._texts[name].append(value)
@@ -61,6 +69,18 @@ class Gathered:
         call["name"] = function.get("name") or call["name"]
         call["arguments"] += function.get("arguments") or ""
 
+    def _add_detail(self, part: dict[str, Any]) -> None:
+        """Texts come in parts; the last that is said of anything else stays."""
+        last = self._details[-1] if self._details else {}
+        if (part.get("type"), part.get("index")) != (last.get("type"), last.get("index")):
+            self._details.append(dict(part))
+            return
+        for name, value in part.items():
+            if name in ("text", "summary", "data") and isinstance(value, str):
+                last[name] = (last.get(name) or "") + value
+            elif value is not None:
+                last[name] = value
+
     def _tell_usage(self, usage: object) -> None:
         """Some say it with every event: then it is known when the caller goes."""
         if isinstance(usage, dict):
@@ -71,7 +91,9 @@ class Gathered:
     def body(self) -> bytes:
         if self._error is not None:
             return orjson.dumps({"error": self._error})
-        message = {name: "".join(texts) for name, texts in self._texts.items() if texts}
+        message: dict[str, Any] = {name: "".join(texts) for name, texts in self._texts.items() if texts}
+        if self._details:
+            message["reasoning_details"] = self._details
         calls = [{"id": call.pop("id"), "type": "function", "function": call} for call in self._calls.values()]
         choice = {
             "message": {"content": None, **message, "tool_calls": calls},

@@ -5,33 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from promptlooper.adapter.address import checked_base_url, ollama_base_url
 from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule, ScriptedCall
 from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
+from promptlooper.adapter.providers.dialects import DIALECTS
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
-from promptlooper.adapter.providers.openai import PUBLIC_URL, OpenAIChat, is_public_openai
 from promptlooper.adapter.providers.provider import Provider
-from promptlooper.adapter.route_config import Deployment, KeyEntry
+from promptlooper.adapter.providers.unready import UnreadyProvider
+from promptlooper.adapter.route_config import Deployment
 from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.clock import Clock
-from promptlooper.errors import InvalidArgument
 from promptlooper.jsonvalue import json_text
-
-_BUILT_IN = (
-    ProviderEntry(name="openai", type="openai"),
-    ProviderEntry(name="ollama", type="openai"),
-    ProviderEntry(name="local", type="local"),
-    ProviderEntry(name="mock", type="mock"),
-)
 
 
 def entries_with_built_in(entries: Sequence[ProviderEntry]) -> list[ProviderEntry]:
     """An entry of the file takes the place of the built-in provider of its name."""
     named = {entry.name for entry in entries}
-    return [*entries, *(entry for entry in _BUILT_IN if entry.name not in named)]
+    built_in = (ProviderEntry.model_validate({"name": name, "type": each.type}) for name, each in DEFAULTS.items())
+    return [*entries, *(entry for entry in built_in if entry.name not in named)]
 
 
 def max_concurrency(entry: ProviderEntry) -> int | None:
@@ -41,17 +35,18 @@ def max_concurrency(entry: ProviderEntry) -> int | None:
 
 def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Pool:
     """All its addresses with all its keys. Raises InvalidArgument where an address in `env` is none."""
-    if entry.type != "openai":
+    if entry.type not in DIALECTS:
         upstreams = [Upstream(_without_address(entry, clock))]
     else:
-        shared = [(_key_of(entry.name, each, env, name=each.label), each.weight) for each in entry.keys]
-        places = entry.deployments or [Deployment(base_url=_base_url(entry, env))]
+        shared = [(key_of(entry.name, each, env, name=each.label), each.weight) for each in entry.keys]
         upstreams = [
-            _upstream(entry, place, key, weight, clock)
-            for place in places
-            for key, weight in _keys_at(place, entry, env) or shared or [(_key(entry, place.base_url, env), 1.0)]
-        ]
-    return Pool(tuple(upstreams), entry.fallbacks, entry.context_window_fallbacks)
+            _upstream(entry, place, key, weight, clock, env)
+            for place in places_of(entry, env)
+            for key, weight in _keys_at(place, entry, env) or shared or [(key_at(entry, place.base_url, env), 1.0)]
+        ] or [Upstream(UnreadyProvider(entry.name, no_address(entry), prices=Prices(_own_prices(entry))))]
+    bare = entry.model_fields_set <= {"name", "type"} and entry.name in DEFAULTS
+    listed = not bare or DEFAULTS[entry.name].listed
+    return Pool(tuple(upstreams), entry.fallbacks, entry.context_window_fallbacks, listed)
 
 
 def _without_address(entry: ProviderEntry, clock: Clock) -> Provider:
@@ -65,11 +60,13 @@ def _own_prices(entry: ProviderEntry) -> dict[str, Tariff]:
     return {model: _tariff(price) for model, price in entry.prices.items()}
 
 
-def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock) -> Upstream:
+def _upstream(
+    entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock, env: Mapping[str, str]
+) -> Upstream:
     provider = HttpProvider(
         entry.name,
         place.base_url,
-        OpenAIChat(place.base_url),
+        DIALECTS[entry.type](entry, place.base_url, env),
         prices=Prices(_own_prices(entry), api_url=place.base_url),
         clock=clock,
         key=key,
@@ -82,42 +79,11 @@ def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, 
     return Upstream(provider, key.name, deployment, place.weight * weight, models, entry.stream, entry.timeouts)
 
 
-def _base_url(entry: ProviderEntry, env: Mapping[str, str]) -> str:
-    if entry.base_url is not None:
-        return entry.base_url
-    variable = {"openai": "OPENAI_BASE_URL", "ollama": "OLLAMA_HOST"}.get(entry.name)
-    said = env.get(variable, "").strip() if variable else ""
-    try:
-        if entry.name == "ollama":
-            return ollama_base_url(said)
-        return checked_base_url(said) if said else PUBLIC_URL
-    except ValueError as error:
-        raise InvalidArgument(f"the environment variable {variable!r}: {error}") from None
-
-
 def _keys_at(place: Deployment, entry: ProviderEntry, env: Mapping[str, str]) -> list[tuple[Key, float]]:
     """The key that only this address takes."""
     if place.api_key_env is None and place.api_key_file is None:
         return []
-    return [(_key_of(entry.name, place, env, name=place.label), 1.0)]
-
-
-def _key(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
-    """The one key, or none. `OPENAI_API_KEY` goes only where OpenAI's own tools would send it."""
-    if entry.api_key_env is not None or entry.api_key_file is not None:
-        return _key_of(entry.name, entry, env)
-    public = is_public_openai(base_url)
-    theirs = entry.name == "openai" and entry.base_url is None and not entry.deployments
-    if public or (theirs and env.get("OPENAI_API_KEY", "").strip()):
-        return _key_of(entry.name, KeyEntry(api_key_env="OPENAI_API_KEY"), env)
-    return Key(entry.name)
-
-
-def _key_of(provider: str, said: ProviderEntry | KeyEntry | Deployment, env: Mapping[str, str], name: str = "") -> Key:
-    if said.api_key_file is not None:
-        return Key.of_file(provider, said.api_key_file, name=name)
-    assert said.api_key_env is not None
-    return Key.of_variable(provider, said.api_key_env, env, name=name)
+    return [(key_of(entry.name, place, env, name=place.label), 1.0)]
 
 
 def _tariff(price: ModelPrice) -> Tariff:

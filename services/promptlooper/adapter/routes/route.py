@@ -45,6 +45,7 @@ class Pool:
     upstreams: tuple[Upstream, ...]
     fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     context_window_fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    listed: bool = True  # among the models also while none of them can be asked
 
     def routes(self, model: str) -> list[Route]:
         return [Route(up, model) for up in self.upstreams if up.models is None or model in up.models]

@@ -1,0 +1,36 @@
+"""The wire formats by the type of a provider; each is loaded when a provider of its type is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from promptlooper.adapter.config import ProviderEntry
+from promptlooper.adapter.providers import quirks
+from promptlooper.adapter.providers.http import Dialect
+
+
+def _openai(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.openai import OpenAIChat
+
+    said = quirks.named(entry.quirks) if entry.quirks else None
+    return OpenAIChat(said or quirks.of_host(urlsplit(base_url).hostname or ""))
+
+
+def _azure(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.azure import AzureChat
+
+    return AzureChat(entry.api_version or env.get("AZURE_OPENAI_API_VERSION", "").strip())
+
+
+def _responses(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.responses import OpenAIResponses
+
+    return OpenAIResponses()
+
+
+DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect]] = {
+    "openai": _openai,
+    "openai-responses": _responses,
+    "azure": _azure,
+}
