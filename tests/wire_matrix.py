@@ -13,6 +13,8 @@ from pathlib import Path
 
 from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 from promptlooper.testing.wires import Reply, Said, Wire
+from promptlooper.testing.wires.anthropic import AnthropicWire
+from promptlooper.testing.wires.gemini import GeminiWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
 
 DOCS = Path(__file__).parent.parent / "docs" / "providers.md"
@@ -38,7 +40,11 @@ class Dialect:
     differs: Mapping[str, str] = field(default_factory=dict)  # what comes of a case, where that is not as elsewhere
 
 
-DIALECTS = (Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),)
+DIALECTS = (
+    Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
+    Dialect(AnthropicWire(), "Anthropic", "claude-opus-5"),
+    Dialect(GeminiWire(), "Gemini", "gemini-3-flash"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from promptlooper.document import Document, NotUtf8, decoded, read_document
 from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
 
-NOT_YET = ("anthropic", "azure", "bedrock", "cohere", "gemini", "google", "vertex")
+NOT_YET = ("azure", "bedrock", "cohere", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -94,7 +94,7 @@ class ProviderEntry(_Section):
     """One provider. What is not set is as the built-in provider of that name has it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    type: Literal["openai", "local", "mock"]
+    type: Literal["openai", "anthropic", "gemini", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
     quirks: Annotated[str, AfterValidator(_quirks)] | None = None
     api_key_env: _Text | None = None
@@ -134,12 +134,16 @@ class ProviderEntry(_Section):
 _KEYS_OF_SOME_TYPES = {
     **dict.fromkeys(
         ("base_url", "api_key_env", "api_key_file", "keys", "deployments", "timeouts", "stream", "proxy", "headers"),
-        ("openai",),
+        ("openai", "anthropic", "gemini"),
     ),
     "quirks": ("openai",),
     "script": ("mock",),
 }
-_TYPE_OF_BUILT_IN = {**dict.fromkeys(quirks.ENDPOINTS, "openai"), "ollama": "openai", "local": "local", "mock": "mock"}
+_TYPES = ("openai", "anthropic", "gemini", "local", "mock")
+_TYPE_OF_BUILT_IN = {
+    **dict.fromkeys([*quirks.ENDPOINTS, "ollama"], "openai"),
+    **{name: name for name in _TYPES},
+}
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,
     "prices": ModelPrice,
@@ -240,7 +244,7 @@ def _sentence(location: DocumentPath, detail: Any, entries: list[Any]) -> str:
         if given in quirks.ENDPOINTS:
             address = quirks.ENDPOINTS[given].base_url
             return f"{who}: {given!r} speaks the OpenAI format; write 'type: openai' and 'base_url: {address}'"
-        near = get_close_matches(str(given), ["openai", "local", "mock"], 1)
+        near = get_close_matches(str(given), _TYPES, 1)
         return f"{who}: there is no type {given!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'openai'")
     if kind == "value_error":
         message = str(detail["ctx"]["error"])

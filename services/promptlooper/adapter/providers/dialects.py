@@ -17,6 +17,20 @@ def _openai(entry: ProviderEntry, base_url: str) -> Dialect:
     return OpenAIChat(said if said is not None and entry.quirks else quirks.of_host(urlsplit(base_url).hostname or ""))
 
 
+def _anthropic(entry: ProviderEntry, base_url: str) -> Dialect:
+    from promptlooper.adapter.providers.anthropic import AnthropicMessages
+
+    return AnthropicMessages(base_url)
+
+
+def _gemini(entry: ProviderEntry, base_url: str) -> Dialect:
+    from promptlooper.adapter.providers.gemini import GeminiGenerateContent
+
+    return GeminiGenerateContent(base_url)
+
+
 DIALECTS: Mapping[str, Callable[[ProviderEntry, str], Dialect]] = {
     "openai": _openai,
+    "anthropic": _anthropic,
+    "gemini": _gemini,
 }
