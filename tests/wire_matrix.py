@@ -13,7 +13,9 @@ from pathlib import Path
 
 from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 from promptlooper.testing.wires import Reply, Said, Wire
+from promptlooper.testing.wires.anthropic import AnthropicWire
 from promptlooper.testing.wires.azure import AzureWire
+from promptlooper.testing.wires.gemini import GeminiWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
 from promptlooper.testing.wires.openai_responses import OpenAIResponsesWire
 
@@ -44,6 +46,8 @@ DIALECTS = (
     Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
     Dialect(OpenAIResponsesWire(), "OpenAI Responses", "gpt-5"),
     Dialect(AzureWire(), "Azure OpenAI", "my-gpt-5", "api_version: 2024-10-21"),
+    Dialect(AnthropicWire(), "Anthropic", "claude-opus-5"),
+    Dialect(GeminiWire(), "Gemini", "gemini-3-flash"),
 )
 
 

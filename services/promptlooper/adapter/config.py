@@ -18,10 +18,10 @@ from promptlooper.document import Document, NotUtf8, decoded, read_document
 from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
 
-NOT_YET = ("anthropic", "bedrock", "cohere", "gemini", "google", "vertex")
+NOT_YET = ("bedrock", "cohere", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
-HTTP_TYPES = ("openai", "openai-responses", "azure")
+HTTP_TYPES = ("openai", "openai-responses", "azure", "anthropic", "gemini")
 _TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -103,7 +103,7 @@ class ProviderEntry(_Section):
     """One provider. What is not set is as the built-in provider of that name has it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    type: Literal["openai", "openai-responses", "azure", "local", "mock"]
+    type: Literal["openai", "openai-responses", "azure", "anthropic", "gemini", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
     quirks: Annotated[str, AfterValidator(_quirks)] | None = None
     api_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
@@ -152,10 +152,8 @@ _KEYS_OF_SOME_TYPES = {
 }
 _TYPE_OF_BUILT_IN = {
     **dict.fromkeys(quirks.ENDPOINTS, "openai"),
-    "azure": "azure",
     "ollama": "openai",
-    "local": "local",
-    "mock": "mock",
+    **{name: name for name in ("azure", "anthropic", "gemini", "local", "mock")},
 }
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,

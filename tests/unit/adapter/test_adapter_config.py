@@ -53,9 +53,7 @@ BAD = {
     "providers:\n- {name: a, type: mock, limits: {max_concurency: 1}}": [
         "2: provider 'a': unknown key 'max_concurency'; did you mean 'max_concurrency'?"
     ],
-    "providers:\n- name: a\n  type: anthropic": [
-        "3: provider 'a': type 'anthropic' is not available yet; use 'openai'"
-    ],
+    "providers:\n- name: a\n  type: vertex": ["3: provider 'a': type 'vertex' is not available yet; use 'openai'"],
     "providers:\n- name: a\n  type: groq": [
         "3: provider 'a': 'groq' speaks the OpenAI format; write 'type: openai' and 'base_url: https://api.groq.com/"
     ],
@@ -237,9 +235,9 @@ async def test_key_is_read_from_a_file_beside_the_providers_file(gateways, tmp_p
         (
             "zzz/gpt-4o",
             "UNKNOWN_PROVIDER",
-            "there is no provider 'zzz'; there are azure, cerebras, deepseek, fireworks, groq, ",
+            "there is no provider 'zzz'; there are anthropic, azure, cerebras, deepseek, fireworks, gemini, groq, ",
         ),
-        ("anthropic/claude", "UNKNOWN_PROVIDER", "provider 'anthropic' is not available yet; where"),
+        ("vertex/gemini", "UNKNOWN_PROVIDER", "provider 'vertex' is not available yet; where"),
         ("gpt-4o", "INVALID_ARGUMENT", "the model 'gpt-4o' names no provider; write it as PROVIDER/MODEL"),
         ("openai/", "INVALID_ARGUMENT", "the model 'openai/' names no provider"),
         ("/gpt-4o", "UNKNOWN_PROVIDER", "there is no provider ''"),

@@ -18,7 +18,7 @@ from promptlooper.errors import CompletionFailed, ProviderUnavailable
 WITH_ADDRESS = [
     name for name in get_args(ProviderEntry.model_fields["type"].annotation) if name not in ("local", "mock")
 ]
-BASE = "/tenant/7/v1"
+BASE = "/tenant/7"
 
 
 class Listener:

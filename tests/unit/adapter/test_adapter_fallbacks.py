@@ -120,7 +120,7 @@ async def test_a_model_without_a_key_is_answered_by_its_fallback(gateways, askin
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("opnai/m", "there is no provider 'opnai'; did you mean 'openai'"), ("anthropic/m", "is not available yet")],
+    [("opnai/m", "there is no provider 'opnai'; did you mean 'openai'"), ("vertex/m", "is not available yet")],
 )
 def test_a_fallback_that_nobody_serves_is_refused_at_the_start(gateways, name, said):
     with pytest.raises(InvalidArgument, match=f"provider 'openai': the fallback '{name}': .*{said}"):

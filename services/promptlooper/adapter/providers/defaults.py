@@ -22,19 +22,31 @@ class Default:
     type: str
     base_url: str = ""  # "" where there is none
     api_key_env: str = ""
+    older_api_key_env: str = ""  # comes first where it is set, as in its owner's tools
     base_url_env: str = ""
     listed: bool = False  # among the models also without a key
 
 
 DEFAULTS: Mapping[str, Default] = {
     **{name: Default("openai", known.base_url, known.api_key_env) for name, known in ENDPOINTS.items()},
-    "openai": Default("openai", ENDPOINTS["openai"].base_url, "OPENAI_API_KEY", "OPENAI_BASE_URL", listed=True),
-    "azure": Default("azure", "", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
-    "ollama": Default("openai", ollama_base_url(""), "", "OLLAMA_HOST", listed=True),
+    "openai": Default("openai", ENDPOINTS["openai"].base_url, "OPENAI_API_KEY", "", "OPENAI_BASE_URL", listed=True),
+    "azure": Default("azure", "", "AZURE_OPENAI_API_KEY", "", "AZURE_OPENAI_ENDPOINT"),
+    "anthropic": Default("anthropic", "https://api.anthropic.com", "ANTHROPIC_API_KEY", "", "ANTHROPIC_BASE_URL"),
+    "gemini": Default(
+        "gemini",
+        "https://generativelanguage.googleapis.com",
+        "GEMINI_API_KEY",
+        "GOOGLE_API_KEY",
+        "GOOGLE_GEMINI_BASE_URL",
+    ),
+    "ollama": Default("openai", ollama_base_url(""), "", "", "OLLAMA_HOST", listed=True),
     "local": Default("local", listed=True),
     "mock": Default("mock", listed=True),
 }
-_BY_TYPE = {"openai": DEFAULTS["openai"], "openai-responses": DEFAULTS["openai"]}
+_BY_TYPE = {
+    "openai-responses": DEFAULTS["openai"],
+    **{name: DEFAULTS[name] for name in ("openai", "anthropic", "gemini")},
+}
 _AS_WRITTEN: Mapping[str, Callable[[str], str]] = {"azure": azure_base_url}  # by type
 _IN_VARIABLE: Mapping[str, Callable[[str], str]] = {**_AS_WRITTEN, "ollama": ollama_base_url}
 
@@ -76,12 +88,18 @@ def key_at(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
     default = _default(entry)
     anywhere = not default.base_url  # each of its users has an address of their own
     theirs = (anywhere or entry.base_url is None) and not entry.deployments and default is DEFAULTS.get(entry.name)
-    if theirs and default.api_key_env and (anywhere or env.get(default.api_key_env, "").strip()):
-        return key_of(entry.name, KeyEntry(api_key_env=default.api_key_env), env)
+    variable = _variable(default, env)
+    if theirs and variable and (anywhere or env.get(variable, "").strip()):
+        return key_of(entry.name, KeyEntry(api_key_env=variable), env)
     owner = _owner(base_url)
     if owner is not None:
-        return key_of(entry.name, KeyEntry(api_key_env=owner.api_key_env), env)
+        return key_of(entry.name, KeyEntry(api_key_env=_variable(owner, env)), env)
     return Key(entry.name)
+
+
+def _variable(default: Default, env: Mapping[str, str]) -> str:
+    older = default.older_api_key_env
+    return older if older and env.get(older, "").strip() else default.api_key_env
 
 
 def key_of(provider: str, said: ProviderEntry | KeyEntry | Deployment, env: Mapping[str, str], name: str = "") -> Key:

@@ -17,6 +17,18 @@ def _openai(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dial
     return OpenAIChat(said or quirks.of_host(urlsplit(base_url).hostname or ""))
 
 
+def _anthropic(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.anthropic import AnthropicMessages
+
+    return AnthropicMessages(base_url)
+
+
+def _gemini(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.gemini import GeminiGenerateContent
+
+    return GeminiGenerateContent(base_url)
+
+
 def _azure(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
     from promptlooper.adapter.providers.azure import AzureChat
 
@@ -33,4 +45,6 @@ DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect
     "openai": _openai,
     "openai-responses": _responses,
     "azure": _azure,
+    "anthropic": _anthropic,
+    "gemini": _gemini,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import httpx
 
@@ -24,12 +25,19 @@ class Sent:
 
 
 class Headers:
-    """`own` are the operator's; `place` says in which header the key goes."""
+    """`own` are the operator's; `place` says in which header the key goes; `always` are the format's."""
 
-    def __init__(self, key: Key, own: Mapping[str, str], place: Callable[[str], Mapping[str, str]] = bearer) -> None:
+    def __init__(
+        self,
+        key: Key,
+        own: Mapping[str, str],
+        place: Callable[[str], Mapping[str, str]] = bearer,
+        always: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._key = key
         self._own = dict(own)
         self._place = place
+        self._always = always
         self._sent = self._made(None)
         self.redacted = Redactor(self._own.values())
 
@@ -46,7 +54,7 @@ class Headers:
             self._key.refuse(sent.key)
 
     def _made(self, key: str | None) -> Sent:
-        headers = httpx.Headers({"accept": "application/json", "user-agent": "promptlooper"})
+        headers = httpx.Headers({"accept": "application/json", "user-agent": "promptlooper", **self._always})
         headers.update(self._own)
         # Not the operator's: bodies are JSON, and a few KB can unpack to 300 MB.
         headers.update({"content-type": "application/json", "accept-encoding": "identity"})

@@ -38,6 +38,9 @@ class Gathering(Protocol):
 class Dialect(Protocol):
     """One wire format: bytes of a question, and what the bytes of an answer mean. No I/O."""
 
+    headers: Mapping[str, str]
+    """What every request has; the operator's headers come before these."""
+
     def path(self, model: str, *, stream: bool) -> str:
         """After the base URL."""
         ...
@@ -95,7 +98,7 @@ class HttpProvider:
         self._dialect = dialect
         self._clock = clock
         self._key = key or Key(name)
-        self._headers = Headers(self._key, headers or {}, dialect.place)
+        self._headers = Headers(self._key, headers or {}, dialect.place, dialect.headers)
         self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
     def problem(self, model: str) -> Problem | None:
@@ -127,7 +130,7 @@ class HttpProvider:
                     raise
                 status = hidden
         failure = self._dialect.failure(status, headers, answer, now=self._clock.now(), redacted=self._headers.redacted)
-        if status == 401:
+        if status == 401 or (failure.kind is Kind.CREDENTIALS and status == 400):
             self._headers.refused(sent)
         if failure.kind is Kind.CONTENT_FILTERED:
             return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)

@@ -18,6 +18,8 @@ from promptlooper.completion import Completion, CompletionRequest
 
 
 class OpenAIChat:
+    headers: Mapping[str, str] = {}
+
     def __init__(self, quirks: Quirks) -> None:
         self._quirks = quirks
 

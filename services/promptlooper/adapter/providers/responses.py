@@ -50,6 +50,8 @@ _SPECIAL = _OURS | _REFUSED | frozenset(_RENAMED) | {"logprobs", "include"}
 
 
 class OpenAIResponses:
+    headers: Mapping[str, str] = {}
+
     def path(self, model: str, *, stream: bool) -> str:
         return "/responses"
 

@@ -1,0 +1,55 @@
+"""What bodies of questions and answers have in common in all wire formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from promptlooper.adapter.providers.refusal import no_parameter, own_parameter, refusal
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
+from promptlooper.jsonvalue import Json
+
+_DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+);base64,", re.IGNORECASE)
+
+
+def answer_in(body: bytes) -> dict[str, Any]:
+    """The object of a 200 response. Raises AttemptFailed where it is none."""
+    try:
+        data = orjson.loads(body)
+    except ValueError:
+        raise malformed("the body is not JSON") from None
+    if not isinstance(data, dict):
+        raise malformed("the body is not a JSON object")
+    return data
+
+
+def malformed(message: str) -> AttemptFailed:
+    return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
+
+
+def check_params(params: Mapping[str, Json], *, ours: Iterable[str], missing: Iterable[str]) -> None:
+    """Raises AttemptFailed for those that are not the caller's to set, and those that the format has no word for."""
+    for name in ours:
+        if name in params:
+            raise own_parameter(name)
+    for name in missing:
+        if params.get(name) not in (None, False):  # false asks for nothing
+            raise no_parameter(name)
+
+
+def inline_image(uri: str) -> tuple[str, str] | None:
+    """Media type and base64 text of a data URI; None for an address. Raises AttemptFailed for other URIs."""
+    found = _DATA_URI.match(uri)
+    if found is not None:
+        return found[1].lower(), uri[found.end() :]
+    if uri.startswith("https://"):
+        return None
+    raise refusal(f"the image {uri[:40]!r} is neither an https address nor 'data:image/…;base64,…'")
+
+
+def stops(value: Json) -> list[Json]:
+    """The parameter `stop` as a list: it may be one text."""
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
