@@ -37,7 +37,7 @@ def call_bound(messages: Sequence[Message], params: JsonObject, price: Price | N
     if price is None:
         return Bound(0, tokens_in + tokens_out)
     parts = tokens_in * price.input_nanousd_per_mtok + tokens_out * price.output_nanousd_per_mtok
-    return Bound(min(-(-parts // MTOK), LARGEST), min(tokens_in + tokens_out, LARGEST))
+    return Bound(min(-(-parts // MTOK) + price.request_nanousd, LARGEST), min(tokens_in + tokens_out, LARGEST))
 
 
 def cheapest(

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from promptlooper.adapter.address import checked_base_url, ollama_base_url
-from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule
-from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
+from promptlooper.adapter.config import ProviderEntry, Rule
+from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.price_entries import dated
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
@@ -16,6 +17,7 @@ from promptlooper.adapter.providers.openai import PUBLIC_URL, OpenAIChat, is_pub
 from promptlooper.adapter.providers.provider import Provider
 from promptlooper.adapter.route_config import Deployment, KeyEntry
 from promptlooper.adapter.routes.route import Pool, Upstream
+from promptlooper.adapter.tariff import FREE
 from promptlooper.clock import Clock
 from promptlooper.errors import InvalidArgument
 
@@ -54,14 +56,9 @@ def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) ->
 
 
 def _without_address(entry: ProviderEntry, clock: Clock) -> Provider:
-    prices = Prices(_own_prices(entry) or {"*": FREE})
     if entry.type == "local":
-        return LocalProvider(entry.name, prices=prices, clock=clock)
-    return MockProvider(entry.name, [_rule(rule) for rule in entry.script], prices=prices, clock=clock)
-
-
-def _own_prices(entry: ProviderEntry) -> dict[str, Tariff]:
-    return {model: _tariff(price) for model, price in entry.prices.items()}
+        return LocalProvider(entry.name, prices=_prices(entry), clock=clock)
+    return MockProvider(entry.name, [_rule(rule) for rule in entry.script], prices=_prices(entry), clock=clock)
 
 
 def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock) -> Upstream:
@@ -69,7 +66,7 @@ def _upstream(entry: ProviderEntry, place: Deployment, key: Key, weight: float, 
         entry.name,
         place.base_url,
         OpenAIChat(place.base_url),
-        prices=Prices(_own_prices(entry), api_url=place.base_url),
+        prices=_prices(entry, place.base_url),
         clock=clock,
         key=key,
         headers=entry.headers,
@@ -118,13 +115,12 @@ def _key_of(provider: str, said: ProviderEntry | KeyEntry | Deployment, env: Map
     return Key.of_variable(provider, said.api_key_env, env, name=name)
 
 
-def _tariff(price: ModelPrice) -> Tariff:
-    cached = price.cached_input_usd_per_mtok
-    return Tariff(
-        input=rate_of(price.input_usd_per_mtok),
-        output=rate_of(price.output_usd_per_mtok),
-        cached_input=None if cached is None else rate_of(cached),
-    )
+def _prices(entry: ProviderEntry, api_url: str | None = None) -> Prices:
+    """What is on no public list, and without a price of the operator's, costs nothing."""
+    own = {model: dated(prices) for model, prices in entry.prices.items()}
+    if api_url is None and not own:
+        own = {"*": (Dated(FREE),)}
+    return Prices(own, api_url, unknown=entry.price_ceiling.price() if entry.price_ceiling else None)
 
 
 def _rule(rule: Rule) -> MockRule:
