@@ -5,7 +5,7 @@ UV = UV_DEFAULT_INDEX=$$($(BIN)/pip config get global.index-url 2>/dev/null) $(B
 PIN = $(UV) pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform linux
 PROTOS := $(sort $(wildcard protos/promptlooper/v1/*.proto))
 
-.PHONY: help setup toolchains run test check check-deploy fmt protos up bench faults test-images constraints pins released
+.PHONY: help setup toolchains run test check check-deploy fmt protos up bench bench-gateway faults test-images constraints pins released
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
@@ -61,6 +61,9 @@ bench: setup ## CPU per run, runs per second, memory, several Runners
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.execute
+
+bench-gateway: setup ## CPU per completion in the Adapter beside a Portkey gateway from npm, and 10,000 slow streams
+	$(BIN)/python -m benchmarks.gateway
 
 faults: setup ## kill, freeze and cut off real processes: about a quarter of an hour
 	$(BIN)/python -m pytest tests/faults -v -s

@@ -45,9 +45,9 @@ class Usage:
 
 
 @contextmanager
-def provider(delay: float = 0.0) -> Iterator[str]:
+def provider(delay: float = 0.0, pieces: int = 3) -> Iterator[str]:
     """A fast provider's base URL."""
-    command = [sys.executable, "-m", "benchmarks.provider", str(delay)]
+    command = [sys.executable, "-m", "benchmarks.provider", str(delay), str(pieces)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdin is not None
@@ -170,7 +170,7 @@ def _through_services(folder: Path, data: Path, database: str, runs: int, postma
         for title, group in (("ours", ours), ("theirs", theirs)):
             shown = ", ".join(f"{part} {cpu / runs * 1e3:.2f}" for part, cpu in group.items())
             print(f"  {title:<7} {sum(group.values()) / runs * 1e3:.2f} ms CPU per run ({shown})")
-    peaks = ", ".join(f"{part['name']} {_peak_mb(part['pid']):.0f}" for part in parts)
+    peaks = ", ".join(f"{part['name']} {peak_mb(part['pid']):.0f}" for part in parts)
     print(f"  peak memory, MB: {peaks}")
 
 
@@ -179,7 +179,7 @@ def cpu_of(pid: int) -> float:
     return float(times.user + times.system)
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
     """Of Linux: the most memory that the process ever had resident."""
     status = Path(f"/proc/{pid}/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))

@@ -110,6 +110,11 @@ class Price:
 
     input_nanousd_per_mtok: int
     output_nanousd_per_mtok: int
+    request_nanousd: int = 0  # for each call, beside its tokens
+
+    @property
+    def is_free(self) -> bool:
+        return not (self.input_nanousd_per_mtok or self.output_nanousd_per_mtok or self.request_nanousd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +124,11 @@ class ModelCheck:
     model: str
     problem_reason: str | None = None  # UNKNOWN_PROVIDER, PROVIDER_CREDENTIALS, INVALID_ARGUMENT
     problem: str | None = None
-    price: Price | None = None  # the most that a token may cost; None where unknown or with a fee per request
+    price: Price | None = None  # the most that a call may cost, to reserve by; None where nobody knows
     endpoint: str = ""  # identity of the provider's address, which may change the answer: part of the cache key
+    list_price: Price | None = None  # what a plain call costs now, for estimates; None where not said
+    price_version: str = ""  # of the list price
+    price_unknown: bool = False  # `price` is what the operator lets budgets reserve where nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,7 @@ class ModelInfo:
     available: bool
     problem: str | None = None
     price: Price | None = None
+    price_version: str = ""
 
 
 OnDelta: TypeAlias = Callable[[str], None]

@@ -21,6 +21,7 @@ class Validation:
     runs: int
     calls: int
     estimated_cost_nanousd: int | None  # None where a price or max_tokens is unknown
+    price_versions: tuple[str, ...] = ()  # the price lists of the estimate
 
 
 @dataclass(frozen=True, slots=True)

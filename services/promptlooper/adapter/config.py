@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from promptlooper.adapter.address import checked_base_url
+from promptlooper.adapter.price_entries import ModelPrice, ModelPrices, PriceCeiling, Tier
 from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.route_config import Deployment, Fallbacks, KeyEntry, Proxy, StreamSetting, Timeouts
 from promptlooper.document import Document, NotUtf8, decoded, read_document
@@ -26,7 +26,6 @@ _TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-_Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
 def _compiled(pattern: str) -> str:
@@ -49,12 +48,6 @@ class _Section(BaseModel):
 
 class Limits(_Section):
     max_concurrency: Annotated[int, Field(ge=1)] | None = None
-
-
-class ModelPrice(_Section):
-    input_usd_per_mtok: _Usd
-    output_usd_per_mtok: _Usd
-    cached_input_usd_per_mtok: _Usd | None = None
 
 
 class ScriptedError(_Section):
@@ -118,7 +111,8 @@ class ProviderEntry(_Section):
     proxy: Proxy | None = None
     headers: dict[_Text, str] = {}
     limits: Limits = Limits()
-    prices: dict[_Text, ModelPrice] = {}
+    prices: dict[_Text, ModelPrices] = {}
+    price_ceiling: PriceCeiling | None = None
     script: tuple[Rule, ...] = ()
 
     @model_validator(mode="after")
@@ -158,6 +152,8 @@ _TYPE_OF_BUILT_IN = {
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,
     "prices": ModelPrice,
+    "tiers": Tier,
+    "price_ceiling": PriceCeiling,
     "script": Rule,
     "error": ScriptedError,
     "tool_calls": ScriptedCall,
@@ -226,7 +222,7 @@ def _entries_of(document: Document) -> tuple[tuple[ProviderEntry, ...], list[tup
         return _ENTRIES.validate_python(entries), problems
     except ValidationError as error:
         for detail in error.errors():
-            location = detail["loc"]
+            location = _written(detail["loc"], entries)
             line = document.line((*paths[int(location[0])], *location[1:]))
             problems.append((line, _sentence(location, detail, entries)))
         return (), problems
@@ -267,11 +263,26 @@ def _sentence(location: DocumentPath, detail: Any, entries: list[Any]) -> str:
     return f"{who}: {where}: {detail['msg'].replace('Input should', 'it should')}"
 
 
+def _written(location: DocumentPath, entries: list[Any]) -> DocumentPath:
+    """The location as the file has it: one price stands there for a list of one."""
+    found: list[str | int] = []
+    value: Any = entries
+    for part in location:
+        if isinstance(part, int) and isinstance(value, dict):
+            continue
+        found.append(part)
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            value = None
+    return tuple(found)
+
+
 def _siblings(location: DocumentPath) -> list[str]:
     section: type[BaseModel] = ProviderEntry
     for part in location[1:-1]:
         section = _SECTIONS.get(str(part), section)
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import chain
 
+from promptlooper.adapter.cost import checked
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.genai import answered, asked, server
 from promptlooper.adapter.heard import Heard, streams, timed
@@ -27,7 +28,6 @@ from promptlooper.completion import (
     ModelCheck,
     ModelInfo,
     OnDelta,
-    Price,
 )
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 from promptlooper.tracing import span
@@ -114,12 +114,14 @@ class Gateway(CompletionGateway):
         way.answered()
         if on_delta is not None and not told and completion.output:  # it can't stream, or refused
             on_delta(completion.output)
+        cost = route.provider.prices.cost(route.model, completion)
         return replace(
             completion,
             model=route.name if way.is_fallback else completion.model,
             fallback=way.is_fallback,
             attempts=attempts,
-            cost_nanousd=route.provider.prices.cost_nanousd(route.model, completion),
+            cost_nanousd=cost.nanousd,
+            price_version=cost.version,
         )
 
     async def _attempt(self, route: Route, request: CompletionRequest, heard: Heard | None) -> Completion:
@@ -166,8 +168,7 @@ class Gateway(CompletionGateway):
         endpoints = sorted({route.provider.endpoint for route in models[0]})
         endpoint = hashlib.sha256("\n".join(endpoints).encode()).hexdigest()[:12]
         routes = chain(*models, *self._router.longer(name))
-        price = _dearest([route.provider.prices.ceiling(route.model) for route in routes])
-        return ModelCheck(name, price=price, endpoint=endpoint)
+        return checked(name, endpoint, [(route.provider.prices, route.model) for route in routes])
 
     async def list_models(self) -> list[ModelInfo]:
         """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""
@@ -180,13 +181,15 @@ class Gateway(CompletionGateway):
                 problem = None if None in problems else problems[0]
                 if problem is not None and not pool.listed:
                     continue
+                tariff = routes[0].provider.prices.tariff(model)
                 infos.append(
                     ModelInfo(
                         model=f"{name}/{model}",
                         provider=name,
                         available=problem is None,
                         problem=None if problem is None else problem.message,
-                        price=routes[0].provider.prices.price(model),
+                        price=tariff.price if tariff else None,
+                        price_version=tariff.version if tariff else "",
                     )
                 )
         return infos
@@ -202,16 +205,6 @@ class Gateway(CompletionGateway):
 def _estimated(request: CompletionRequest) -> int:
     """Tokens of a question whose provider did not say: four characters each, as in English."""
     return sum(len(message.content) for message in request.messages) // 4
-
-
-def _dearest(prices: Sequence[Price | None]) -> Price | None:
-    """What an answer costs at most, whoever gives it. None where a price is unknown."""
-    known = [price for price in prices if price is not None]
-    if len(known) < len(prices):
-        return None
-    return Price(
-        max(price.input_nanousd_per_mtok for price in known), max(price.output_nanousd_per_mtok for price in known)
-    )
 
 
 def _requests(attempts: int) -> str:

@@ -68,4 +68,6 @@ def _document(model: ModelInfo) -> dict[str, object]:
         "problem": model.problem,
         "input_usd_per_mtok": usd(model.price.input_nanousd_per_mtok if model.price else None),
         "output_usd_per_mtok": usd(model.price.output_nanousd_per_mtok if model.price else None),
+        "request_usd": usd(model.price.request_nanousd if model.price else None),
+        "price_version": model.price_version or None,
     }

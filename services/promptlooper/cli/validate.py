@@ -46,10 +46,14 @@ def validate(session: Session, file: Path, as_json: bool, **flags: Any) -> None:
                 "runs": found.runs,
                 "calls": found.calls,
                 "estimated_cost_usd": usd(found.estimated_cost_nanousd),
+                "price_versions": list(found.price_versions),
             }
         )
         return
-    why = ": a model has no price, or max_tokens is not set" if found.estimated_cost_nanousd is None else ""
+    if found.estimated_cost_nanousd is None:
+        why = ": a model has no price, or max_tokens is not set"
+    else:
+        why = f" (prices: {', '.join(found.price_versions)})" if found.price_versions else ""
     click.echo(
         f"{file} is valid: {count(found.runs, 'run')}, {count(found.calls, 'call')}, "
         f"estimated cost {money(found.estimated_cost_nanousd)}{why}"

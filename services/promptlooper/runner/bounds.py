@@ -45,7 +45,7 @@ def call_bound(
     if price is None:
         return Bound(0, tokens_in + tokens_out)
     parts = tokens_in * price.input_nanousd_per_mtok + tokens_out * price.output_nanousd_per_mtok
-    return Bound(min(-(-parts // MTOK), LARGEST), min(tokens_in + tokens_out, LARGEST))
+    return Bound(min(-(-parts // MTOK) + price.request_nanousd, LARGEST), min(tokens_in + tokens_out, LARGEST))
 
 
 def _besides(message: Message) -> int:

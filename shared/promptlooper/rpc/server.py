@@ -111,6 +111,9 @@ def _options(max_receive_bytes: int, connection_age: float) -> list[tuple[str, A
         # What a connection asks for beyond this waits, or is refused where it has many short calls (seen from 300 on at
         # a limit of 200): so more than any client of ours has.
         ("grpc.max_concurrent_streams", 1_000),
+        # Calls that Python has not taken yet. By default a burst is cut off from the 1,000th on, each call CANCELLED.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
         # Calls that run go on for as long as they take: there is no limit to the grace.
         ("grpc.max_connection_age_ms", int(connection_age * 1000)),
         # All three are needed: without ping_timeout a frozen peer is seen after a minute more.

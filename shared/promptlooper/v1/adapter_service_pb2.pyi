@@ -313,17 +313,21 @@ class Price(_message.Message):
 
     INPUT_NANOUSD_PER_MTOK_FIELD_NUMBER: _builtins.int
     OUTPUT_NANOUSD_PER_MTOK_FIELD_NUMBER: _builtins.int
+    REQUEST_NANOUSD_FIELD_NUMBER: _builtins.int
     input_nanousd_per_mtok: _builtins.int
     output_nanousd_per_mtok: _builtins.int
+    request_nanousd: _builtins.int
+    """Nano-USD for each call, beside its tokens."""
     def __init__(
         self,
         *,
         input_nanousd_per_mtok: _builtins.int = ...,
         output_nanousd_per_mtok: _builtins.int = ...,
+        request_nanousd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_nanousd_per_mtok", b"input_nanousd_per_mtok", "output_nanousd_per_mtok", b"output_nanousd_per_mtok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_nanousd_per_mtok", b"input_nanousd_per_mtok", "output_nanousd_per_mtok", b"output_nanousd_per_mtok", "request_nanousd", b"request_nanousd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,15 +344,25 @@ class ModelCheck(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
+    LIST_PRICE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    PRICE_UNKNOWN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     problem_reason: _builtins.str
     """Set where the model can't be asked: a reason of ErrorReason without its prefix, and a sentence that says what to do."""
     problem: _builtins.str
     endpoint: _builtins.str
     """Identity of the provider's address (12 hex digits of its SHA-256), which may change the answer: part of the cache key."""
+    price_version: _builtins.str
+    price_unknown: _builtins.bool
+    """The price is unknown, and `price` is what the operator lets budgets reserve for that."""
     @_builtins.property
     def price(self) -> Global___Price:
-        """The most that a token may cost, to reserve by. Unset where the price is unknown or has a fee per request."""
+        """The most that a call may cost, to reserve by; unset where nobody knows."""
+
+    @_builtins.property
+    def list_price(self) -> Global___Price:
+        """What a plain call costs now, for estimates, and the price list that says so. Unset where unknown."""
 
     def __init__(
         self,
@@ -358,13 +372,21 @@ class ModelCheck(_message.Message):
         problem: _builtins.str = ...,
         price: Global___Price | None = ...,
         endpoint: _builtins.str = ...,
+        list_price: Global___Price | None = ...,
+        price_version: _builtins.str = ...,
+        price_unknown: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_list_price", b"_list_price", "_price", b"_price", "list_price", b"list_price", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "endpoint", b"endpoint", "model", b"model", "price", b"price", "problem", b"problem", "problem_reason", b"problem_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_list_price", b"_list_price", "_price", b"_price", "endpoint", b"endpoint", "list_price", b"list_price", "model", b"model", "price", b"price", "price_unknown", b"price_unknown", "price_version", b"price_version", "problem", b"problem", "problem_reason", b"problem_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__list_price: _TypeAlias = _typing.Literal["list_price"]  # noqa: Y015
+    _WhichOneofArgType__list_price: _TypeAlias = _typing.Literal["_list_price", b"_list_price"]  # noqa: Y015
     _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
     _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__list_price) -> _WhichOneofReturnType__list_price | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__price) -> _WhichOneofReturnType__price | None: ...
 
 Global___ModelCheck: _TypeAlias = ModelCheck  # noqa: Y015
@@ -419,6 +441,7 @@ class ModelInfo(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`provider/model`."""
     provider: _builtins.str
@@ -426,6 +449,8 @@ class ModelInfo(_message.Message):
     """Whether the provider can be asked now: a key is there, or none is needed."""
     problem: _builtins.str
     """Why not, and what to do."""
+    price_version: _builtins.str
+    """The price list; empty where the price is unknown."""
     @_builtins.property
     def price(self) -> Global___Price: ...
     def __init__(
@@ -436,10 +461,11 @@ class ModelInfo(_message.Message):
         available: _builtins.bool = ...,
         problem: _builtins.str = ...,
         price: Global___Price | None = ...,
+        price_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available", b"available", "model", b"model", "price", b"price", "problem", b"problem", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available", b"available", "model", b"model", "price", b"price", "price_version", b"price_version", "problem", b"problem", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
     _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015

@@ -274,6 +274,7 @@ class ValidateExperimentResponse(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     ESTIMATED_COST_NANOUSD_FIELD_NUMBER: _builtins.int
+    PRICE_VERSIONS_FIELD_NUMBER: _builtins.int
     runs: _builtins.int
     calls: _builtins.int
     """Stages of all runs."""
@@ -281,6 +282,10 @@ class ValidateExperimentResponse(_message.Message):
     """A guess from the lengths of the prompts and max_tokens; unset where a price or max_tokens is unknown."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
+    @_builtins.property
+    def price_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The price lists that the estimate is from."""
+
     def __init__(
         self,
         *,
@@ -288,10 +293,11 @@ class ValidateExperimentResponse(_message.Message):
         runs: _builtins.int = ...,
         calls: _builtins.int = ...,
         estimated_cost_nanousd: _builtins.int | None = ...,
+        price_versions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd", "estimated_cost_nanousd", b"estimated_cost_nanousd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd", "calls", b"calls", "estimated_cost_nanousd", b"estimated_cost_nanousd", "problems", b"problems", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd", "calls", b"calls", "estimated_cost_nanousd", b"estimated_cost_nanousd", "price_versions", b"price_versions", "problems", b"problems", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_cost_nanousd: _TypeAlias = _typing.Literal["estimated_cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__estimated_cost_nanousd: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd"]  # noqa: Y015

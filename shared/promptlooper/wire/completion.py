@@ -240,12 +240,14 @@ def price_to_pb(price: Price | None) -> adapter_pb.Price | None:
     if price is None:
         return None
     return adapter_pb.Price(
-        input_nanousd_per_mtok=price.input_nanousd_per_mtok, output_nanousd_per_mtok=price.output_nanousd_per_mtok
+        input_nanousd_per_mtok=price.input_nanousd_per_mtok,
+        output_nanousd_per_mtok=price.output_nanousd_per_mtok,
+        request_nanousd=price.request_nanousd,
     )
 
 
 def price_from_pb(message: adapter_pb.Price) -> Price:
-    return Price(message.input_nanousd_per_mtok, message.output_nanousd_per_mtok)
+    return Price(message.input_nanousd_per_mtok, message.output_nanousd_per_mtok, message.request_nanousd)
 
 
 def check_to_pb(check: ModelCheck) -> adapter_pb.ModelCheck:
@@ -255,6 +257,9 @@ def check_to_pb(check: ModelCheck) -> adapter_pb.ModelCheck:
         problem=check.problem or "",
         price=price_to_pb(check.price),
         endpoint=check.endpoint,
+        list_price=price_to_pb(check.list_price),
+        price_version=check.price_version,
+        price_unknown=check.price_unknown,
     )
 
 
@@ -265,6 +270,9 @@ def check_from_pb(message: adapter_pb.ModelCheck) -> ModelCheck:
         message.problem or None,
         price_from_pb(message.price) if message.HasField("price") else None,
         message.endpoint,
+        price_from_pb(message.list_price) if message.HasField("list_price") else None,
+        message.price_version,
+        message.price_unknown,
     )
 
 
@@ -275,6 +283,7 @@ def model_to_pb(model: ModelInfo) -> adapter_pb.ModelInfo:
         available=model.available,
         problem=model.problem or "",
         price=price_to_pb(model.price),
+        price_version=model.price_version,
     )
 
 
@@ -285,4 +294,5 @@ def model_from_pb(message: adapter_pb.ModelInfo) -> ModelInfo:
         message.available,
         message.problem or None,
         price_from_pb(message.price) if message.HasField("price") else None,
+        message.price_version,
     )

@@ -211,6 +211,7 @@ def validation_to_pb(validation: Validation) -> runner_pb.ValidateExperimentResp
         runs=validation.runs,
         calls=validation.calls,
         estimated_cost_nanousd=validation.estimated_cost_nanousd,
+        price_versions=validation.price_versions,
     )
 
 
@@ -220,6 +221,7 @@ def validation_from_pb(message: runner_pb.ValidateExperimentResponse) -> Validat
         message.runs,
         message.calls,
         message.estimated_cost_nanousd if message.HasField("estimated_cost_nanousd") else None,
+        tuple(message.price_versions),
     )
 
 

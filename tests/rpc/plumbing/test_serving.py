@@ -239,3 +239,14 @@ async def test_stream_generator_is_closed_when_its_reader_goes() -> None:
             assert await call.read()
             call.cancel()
         await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_a_burst_of_calls_is_served_whole() -> None:
+    """grpc itself cuts off what a busy server has not taken yet, from the 1,000th call on."""
+    async with AsyncExitStack() as stack:
+        port = (await stack.enter_async_context(serving("127.0.0.1:0", {}, health_listen="127.0.0.1:0"))).port
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(5)]
+        stubs = [health_pb2_grpc.HealthStub(await stack.enter_async_context(channel)) for channel in channels]
+        calls = [stubs[n % 5].Check(health_pb2.HealthCheckRequest()) for n in range(4_000)]
+        assert {answer.status for answer in await asyncio.gather(*calls)} == {SERVING}

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from promptlooper.adapter.cost import FREE, Prices
+from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits import LocalLimiter
 from promptlooper.adapter.providers.local import MODEL, LocalProvider
 from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.adapter.routes.router import Router
+from promptlooper.adapter.tariff import FREE
 from promptlooper.clock import SystemClock
 from promptlooper.completion import CompletionRequest, Message
 from promptlooper.errors import ContextTooLong
@@ -40,7 +41,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.fixture
 async def local() -> AsyncIterator[LocalProvider]:
-    provider = LocalProvider("local", prices=Prices({"*": FREE}), clock=SystemClock())
+    provider = LocalProvider("local", prices=Prices({"*": [Dated(FREE)]}), clock=SystemClock())
     yield provider
     pid = provider.pid
     await provider.aclose()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 import pytest
 
 from promptlooper.adapter.address import checked_base_url, ollama_base_url
 from promptlooper.adapter.config import read_providers_file
-from promptlooper.completion import Price
+from promptlooper.adapter.price_entries import dated
+from promptlooper.completion import Completion, Price
 from promptlooper.errors import InvalidArgument, ProviderCredentials, ProviderRejected, UnknownProvider
 
 GOOD = """
@@ -98,6 +101,36 @@ BAD = {
     "providers: [{name: a, type: openai, stream: sometimes}]": ["stream: it should be 'auto', 'always' or 'never'"],
     "providers: [{name: a, type: openai, proxy: 'http://me:sk-canary@p:3128'}]": ["holds no user or password"],
     "providers: [{name: a, type: openai, proxy: 'https://p:3128'}]": ["is not a proxy's address; write it as"],
+    "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: 1, cached_usd_per_mtok: 1}}}]": [
+        "provider 'a': unknown key 'cached_usd_per_mtok'; did you mean 'cached_input_usd_per_mtok'?"
+    ],
+    "providers:\n- name: a\n  type: mock\n  prices:\n    m:\n    - {form: 2026-01-01, input_usd_per_mtok: 1}": [
+        "6: provider 'a': unknown key 'form'; did you mean 'from'?"
+    ],
+    "providers: [{name: a, type: mock, prices: {m: {from: 2026-02-30, input_usd_per_mtok: 1}}}]": [
+        "prices.m.from: '2026-02-30' is not a day; write it as YYYY-MM-DD"
+    ],
+    "providers: [{name: a, type: mock, prices: {m: {from: 2026-02-01, until: 2026-02-01, input_usd_per_mtok: 1}}}]": [
+        "prices.m: 'until' (2026-02-01) is not after 'from' (2026-02-01)"
+    ],
+    "providers:\n- name: a\n  type: mock\n  prices:\n    m:\n    - {until: 2026-03-02, input_usd_per_mtok: 1}\n"
+    "    - {from: 2026-03-01, input_usd_per_mtok: 1}": [
+        "5: provider 'a': prices.m: the price until 2026-03-02 and the one from 2026-03-01 hold at once; end the first"
+    ],
+    "providers: [{name: a, type: mock, prices: {m: [{input_usd_per_mtok: 1}, {input_usd_per_mtok: 2}]}}]": [
+        "prices.m: two prices are without 'from'; give each a day of its own"
+    ],
+    "providers: [{name: a, type: mock, prices: {m: []}}]": ["prices.m: has no price; write one, or remove the model"],
+    "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: 1, tiers: [{above_tokens: 9}]}}}]": [
+        "prices.m.tiers.0.input_usd_per_mtok' is missing"
+    ],
+    "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: 1, output_usd_per_mtok: 1, "
+    "tiers: [{above_tokens: 9, input_usd_per_mtok: 2}]}}}]": [
+        "prices.m: the tier above 9 tokens lacks 'output_usd_per_mtok', which the other has; say it in both"
+    ],
+    "providers: [{name: a, type: mock, price_ceiling: {input_usd_per_mtok: 1}}]": [
+        "'price_ceiling.output_usd_per_mtok' is missing"
+    ],
     "providers: 7": ["1: the file needs a list 'providers'"],
     "": ["1: the file needs a list 'providers'"],
     "providers: [7]": ["1: provider 1: the entry must be a mapping"],
@@ -127,7 +160,7 @@ def test_providers_file_is_yaml_as_experiment_files_are(tmp_path):
         b"\xef\xbb\xbfproviders: {no: {type: mock, prices: {0x10: {input_usd_per_mtok: 1, output_usd_per_mtok: 0o17}}}}"
     )
     (entry,) = read_providers_file(path)
-    assert (entry.name, list(entry.prices), int(entry.prices["0x10"].output_usd_per_mtok)) == ("no", ["0x10"], 15)
+    assert (entry.name, list(entry.prices), int(entry.prices["0x10"][0].output_usd_per_mtok)) == ("no", ["0x10"], 15)
     for text, said in [
         (b"a: 1\n---\nb: 2", "2: there is a second YAML document; a file has one"),
         (b"a: !secret b", "1: the tag '!secret' is not allowed; remove it"),
@@ -137,6 +170,34 @@ def test_providers_file_is_yaml_as_experiment_files_are(tmp_path):
         with pytest.raises(InvalidArgument) as caught:
             read_providers_file(path)
         assert str(caught.value) == f"{path}:{said}"
+
+
+def test_prices_of_the_file_are_dated_and_complete(tmp_path):
+    path = tmp_path / "providers.yaml"
+    path.write_text("""
+providers:
+  - name: vllm
+    type: openai
+    base_url: http://gpu:8000/v1
+    price_ceiling: {input_usd_per_mtok: 10, output_usd_per_mtok: 50, request_usd: 0.01}
+    prices:
+      llama:
+        - {from: 2026-06-01, input_usd_per_mtok: 2, output_usd_per_mtok: 4, request_usd: 0.001}
+        - input_usd_per_mtok: 1
+          output_usd_per_mtok: 3
+          cached_input_usd_per_mtok: 0.1
+          tiers: [{above_tokens: 100, input_usd_per_mtok: 2, output_usd_per_mtok: 6, cached_input_usd_per_mtok: 0.2}]
+""")
+    (entry,) = read_providers_file(path)
+    first, second = dated(entry.prices["llama"])
+    june = datetime(2026, 6, 1, tzinfo=UTC)
+    assert (first.start, first.end, second.start, second.end) == (None, june, june, None)
+    assert (first.tariff.version, second.tariff.version) == ("providers-file", "providers-file 2026-06-01")
+    answers = [Completion("", "m", "stop", tokens, 10, tokens_cached_in=50) for tokens in (100, 101)]
+    assert [first.tariff.cost_nanousd(a) for a in answers] == [50_000 + 5_000 + 30_000, 102_000 + 10_000 + 60_000]
+    assert second.tariff.cost_nanousd(answers[0]) == 200_000 + 40_000 + 1_000_000
+    assert entry.price_ceiling is not None
+    assert entry.price_ceiling.price() == Price(10 * 10**9, 50 * 10**9, 10**7)
 
 
 def test_missing_providers_file_is_named(tmp_path):
@@ -266,7 +327,8 @@ async def test_local_model_that_is_not_installed_says_how_to_install_it(gateways
 async def test_check_brings_price_and_endpoint(gateways):
     gateway = gateways(OPENAI_API_KEY="k-1")
     openai, local, mock = await gateway.check_models(["openai/gpt-4o-mini", "local/smollm2-135m-instruct", "mock/echo"])
-    assert (openai.price, openai.endpoint) == (Price(150_000_000, 600_000_000), hashed("https://api.openai.com/v1"))
+    assert openai.list_price == Price(150_000_000, 600_000_000)
+    assert openai.endpoint == hashed("https://api.openai.com/v1")
     assert (local.price, local.endpoint) == (Price(0, 0), hashed("SmolLM2-135M-Instruct.Q4_1.gguf"))
     assert (mock.price, mock.endpoint) == (Price(0, 0), hashed(""))
 
@@ -280,12 +342,16 @@ async def test_endpoint_is_twelve_hex_digits_and_tells_addresses_apart_without_n
     assert one != other
 
 
-async def test_model_with_a_fee_per_request_has_no_price_to_reserve_by(gateways):
+async def test_fee_per_request_is_shown_and_reserved(gateways):
     gateway = gateways(OPENAI_API_KEY="k-1", OPENAI_BASE_URL="https://api.perplexity.ai")
     (check,) = await gateway.check_models(["openai/sonar-pro"])
-    assert (check.problem, check.price) == (None, None)  # it has a fee per request
-    shown = {info.model: info.price for info in await gateway.list_models()}
-    assert shown["openai/sonar-pro"] == Price(3 * 10**9, 15 * 10**9)
+    assert check.problem is None
+    assert check.list_price == Price(3 * 10**9, 15 * 10**9, 14_000_000)
+    assert check.price is not None
+    assert check.price.request_nanousd >= 14_000_000
+    shown = {info.model: info for info in await gateway.list_models()}
+    assert shown["openai/sonar-pro"].price == check.list_price
+    assert shown["openai/sonar-pro"].price_version == check.price_version == f"genai-prices {version('genai-prices')}"
 
 
 def hashed(address: str) -> str:

@@ -4,45 +4,62 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, date, datetime, time
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from genai_prices import Usage, data_snapshot
+from genai_prices import data_snapshot
 from genai_prices.types import ModelPrice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptlooper.adapter.cost import FREE, Prices, Rate, Tariff, rate_of
-from promptlooper.completion import Completion, Price
+from promptlooper.adapter.cost import UNKNOWN, Dated, Prices, checked
+from promptlooper.adapter.tariff import FREE, Billed, BilledCompletion, Rate, Tariff, rate_of
+from promptlooper.completion import Completion, ModelCheck, Price
+
+OPENAI = "https://api.openai.com/v1"
 
 
 def answered(tokens_in, tokens_out, *, cached=None, reasoning=None, model="m") -> Completion:
     return Completion("text", model, "stop", tokens_in, tokens_out, tokens_cached_in=cached, tokens_reasoning=reasoning)
 
 
+def always(**tariffs: Tariff) -> dict[str, list[Dated]]:
+    return {name: [Dated(tariff)] for name, tariff in tariffs.items()}
+
+
+def price_of(prices: Prices, model: str) -> Price | None:
+    tariff = prices.tariff(model)
+    return None if tariff is None else tariff.price
+
+
+def nanousd_of(prices: Prices, model: str, completion: Completion) -> int | None:
+    return prices.cost(model, completion).nanousd
+
+
 def test_cost_of_a_public_model_is_known_to_the_nano_dollar():
-    prices = Prices({}, "https://api.openai.com/v1")
+    prices = Prices({}, OPENAI)
     # gpt-4o-mini: 0.15 and 0.60 USD per million tokens, 0.075 for cached ones.
-    assert prices.price("gpt-4o-mini") == Price(150_000_000, 600_000_000)
-    assert prices.cost_nanousd("gpt-4o-mini", answered(1000, 100)) == 150_000 + 60_000
-    assert prices.cost_nanousd("gpt-4o-mini", answered(1000, 100, cached=600)) == 60_000 + 45_000 + 60_000
+    assert price_of(prices, "gpt-4o-mini") == Price(150_000_000, 600_000_000)
+    assert nanousd_of(prices, "gpt-4o-mini", answered(1000, 100)) == 150_000 + 60_000
+    assert nanousd_of(prices, "gpt-4o-mini", answered(1000, 100, cached=600)) == 60_000 + 45_000 + 60_000
 
 
 @pytest.mark.parametrize("api_url", ["https://api.openai.com/v1", "http://127.0.0.1:8000/v1", None])
 def test_unknown_price_is_unknown_and_never_zero(api_url):
     prices = Prices({}, api_url)
-    assert prices.price("no-such-model-at-all") is None
-    assert prices.cost_nanousd("no-such-model-at-all", answered(1, 1, model="neither-this")) is None
+    assert price_of(prices, "no-such-model-at-all") is None
+    assert nanousd_of(prices, "no-such-model-at-all", answered(1, 1, model="neither-this")) is None
 
 
 def test_public_price_is_not_taken_for_another_address():
-    assert Prices({}, "http://127.0.0.1:8000/v1").price("gpt-4o-mini") is None
+    assert Prices({}, "http://127.0.0.1:8000/v1").tariff("gpt-4o-mini") is None
 
 
 @pytest.mark.parametrize(("tokens_in", "tokens_out"), [(None, 5), (5, None), (None, None)])
 def test_cost_is_unknown_where_the_provider_did_not_count(tokens_in, tokens_out):
     assert FREE.cost_nanousd(answered(tokens_in, tokens_out)) is None
+    assert Prices(always(m=FREE)).cost("m", answered(tokens_in, tokens_out)) == UNKNOWN
 
 
 def test_free_is_zero():
@@ -51,19 +68,19 @@ def test_free_is_zero():
 
 def test_operators_prices_go_before_the_public_ones():
     dear = Tariff(rate_of(Decimal(1000)), rate_of(Decimal(2000)))
-    prices = Prices({"gpt-4o-mini": dear}, "https://api.openai.com/v1")
-    assert prices.price("gpt-4o-mini") == Price(1000 * 10**9, 2000 * 10**9)
-    assert prices.price("gpt-4o") == Prices({}, "https://api.openai.com/v1").price("gpt-4o")
+    prices = Prices({"gpt-4o-mini": [Dated(dear)]}, OPENAI)
+    assert price_of(prices, "gpt-4o-mini") == Price(1000 * 10**9, 2000 * 10**9)
+    assert price_of(prices, "gpt-4o") == price_of(Prices({}, OPENAI), "gpt-4o")
 
 
 def test_star_prices_every_other_model():
-    prices = Prices({"a": Tariff(Rate(10**15), Rate(0)), "*": FREE})
-    assert (prices.price("a"), prices.price("b")) == (Price(10**9, 0), Price(0, 0))
+    prices = Prices({**always(a=Tariff(Rate(10**15), Rate(0))), "*": [Dated(FREE)]})
+    assert (price_of(prices, "a"), price_of(prices, "b")) == (Price(10**9, 0), Price(0, 0))
 
 
 def test_model_that_answered_is_priced_where_the_one_asked_is_unknown():
-    prices = Prices({"small": Tariff(Rate(10**15), Rate(10**15))})
-    assert prices.cost_nanousd("auto", answered(10**6, 0, model="small")) == 10**9
+    prices = Prices(always(small=Tariff(Rate(10**15), Rate(10**15))))
+    assert nanousd_of(prices, "auto", answered(10**6, 0, model="small")) == 10**9
 
 
 def test_part_of_a_nano_dollar_is_rounded_up():
@@ -97,35 +114,13 @@ def test_cost_is_the_exact_sum_rounded_up(usd, tokens_in, tokens_out):
     assert exact <= cost < exact + 1
 
 
-@pytest.mark.parametrize("provider_id", ["openai", "google", "perplexity", "deepseek", "groq"])
-def test_every_public_price_agrees_with_the_price_list_itself(provider_id):
-    snapshot = data_snapshot.get_snapshot()
-    provider = snapshot.find_provider(None, provider_id, None)
-    prices = Prices({}, None)
-    now = datetime.now(UTC)
-    compared = 0
-    for model in provider.models:
-        tariff = prices._public_tariff(model)
-        price = model.get_prices(now)
-        if tariff is None:
-            assert price.input_mtok is None or price.output_mtok is None
-            continue
-        for tokens_in, cached in ((1234, None), (1234, 1000), (300_001, 7)):
-            # Their list adds a fee per request by itself.
-            usage = Usage(input_tokens=tokens_in, output_tokens=777, cache_read_tokens=cached)
-            theirs = ModelPrice(**price.__dict__).calc_price(usage)["total_price"]
-            exact = (theirs * 10**9).quantize(Decimal(1), ROUND_CEILING)
-            assert tariff.cost_nanousd(answered(tokens_in, 777, cached=cached)) == exact, model.id
-            compared += 1
-    assert compared
-
-
 def test_ceiling_is_of_the_dearest_tier_and_kind_of_token():
     rate, dearer = Rate(10**15), Rate(10**15, ((200, 3 * 10**15), (100, 2 * 10**15)))
     assert Tariff(dearer, rate).ceiling == Price(3 * 10**9, 10**9)
     assert Tariff(rate, rate, cached_input=dearer, reasoning=Rate(5 * 10**15)).ceiling == Price(3 * 10**9, 5 * 10**9)
     assert Tariff(dearer, rate).price == Price(10**9, 10**9)
-    assert Tariff(rate, rate, per_request=1).ceiling is None
+    assert Tariff(rate, rate, per_request=10**12 + 1).ceiling == Price(10**9, 10**9, 2)
+    assert Tariff(rate, rate, image_output=dearer, cache_write_1h=dearer).ceiling == Price(3 * 10**9, 3 * 10**9)
 
 
 def test_ceiling_knows_the_price_of_other_hours_and_days(monkeypatch):
@@ -142,9 +137,9 @@ def test_ceiling_knows_the_price_of_other_hours_and_days(monkeypatch):
         return ModelPrice(input_mtok=Decimal(usd), output_mtok=Decimal(usd))
 
     def ceiling(*later):
-        prices = Prices({}, "https://api.openai.com/v1")
+        prices = Prices({}, OPENAI)
         conditional = [types.ConditionalPrice(prices=price(1)), *later]
-        prices._models["m"] = types.ModelInfo("m", types.ClauseEquals("m"), prices=conditional)
+        prices._public._models["m"] = types.ModelInfo("m", types.ClauseEquals("m"), prices=conditional)
         return prices.ceiling("m")
 
     monkeypatch.setattr(cost, "datetime", Clock)
@@ -164,7 +159,7 @@ def test_no_usage_of_any_public_model_costs_more_than_its_ceiling():
     for provider in data_snapshot.get_snapshot().providers:
         prices = Prices({}, "known")
         for model in provider.models:
-            prices._models[model.id] = model
+            prices._public._models[model.id] = model
             ceiling = prices.ceiling(model.id)
             if ceiling is None:
                 continue
@@ -177,16 +172,90 @@ def test_no_usage_of_any_public_model_costs_more_than_its_ceiling():
                     reasoning=drawn.choice((None, drawn.randint(0, tokens_out))),
                 )
                 parts = tokens_in * ceiling.input_nanousd_per_mtok + tokens_out * ceiling.output_nanousd_per_mtok
-                cost = prices.cost_nanousd(model.id, usage)
+                cost = nanousd_of(prices, model.id, usage)
                 assert cost is not None
-                assert cost <= -(-parts // 10**6), (provider.id, model.id, usage)
+                assert cost <= -(-parts // 10**6) + ceiling.request_nanousd, (provider.id, model.id, usage)
                 compared += 1
     assert compared > 1000
 
 
 def test_known_models_are_those_with_a_price():
-    models = Prices({"mine": FREE, "*": FREE}, "https://api.openai.com/v1").known_models()
+    models = Prices({**always(mine=FREE), "*": [Dated(FREE)]}, OPENAI).known_models()
     assert "mine" in models
     assert "gpt-4o-mini" in models
     assert "*" not in models
     assert models == sorted(models)
+
+
+def told(prices: Prices, model: str) -> ModelCheck:
+    return checked(f"p/{model}", "", [(prices, model)])
+
+
+def test_check_tells_the_list_price_its_version_and_the_ceiling():
+    dearer = Tariff(Rate(10**15), Rate(10**15), cache_write=Rate(2 * 10**15), version="list 7")
+    check = told(Prices(always(m=dearer)), "m")
+    assert (check.price, check.list_price) == (Price(2 * 10**9, 10**9), Price(10**9, 10**9))
+    assert (check.price_version, check.price_unknown) == ("list 7", False)
+    check = told(Prices(always(m=dearer)), "n")
+    assert (check.price, check.list_price, check.price_version, check.price_unknown) == (None, None, "", True)
+
+
+def test_unknown_price_is_reserved_by_the_configured_ceiling_and_stays_unknown():
+    prices = Prices({}, OPENAI, unknown=Price(30 * 10**9, 150 * 10**9))
+    check = told(prices, "no-such-model-at-all")
+    assert (check.price, check.list_price, check.price_unknown) == (Price(30 * 10**9, 150 * 10**9), None, True)
+    assert prices.cost("no-such-model-at-all", answered(1, 1, model="neither-this")) == UNKNOWN
+    known = told(prices, "gpt-4o-mini")
+    assert known.price is not None
+    assert known.price.input_nanousd_per_mtok < 10**9
+
+
+def test_model_that_only_embeds_has_a_price_for_what_goes_in():
+    prices = Prices({}, OPENAI)
+    assert nanousd_of(prices, "text-embedding-3-small", answered(1_000_000, 0)) == 20_000_000
+    assert nanousd_of(prices, "text-embedding-3-small", answered(10, 1)) is None
+    assert prices.ceiling("text-embedding-3-small") is None
+    assert "text-embedding-3-small" not in prices.known_models()
+
+
+@pytest.mark.parametrize(
+    ("counts", "apart"),
+    [
+        ({"tokens_cached_in": 8, "tokens_cache_write_in": 3}, Billed()),
+        ({"tokens_cached_in": 1}, Billed(tokens_cached_image_in=2)),
+        ({"tokens_cache_write_in": 1}, Billed(tokens_cache_write_1h_in=2)),
+    ],
+)
+def test_parts_that_are_more_than_the_whole_have_no_price(counts, apart):
+    rate = Rate(10**15)
+    tariff = Tariff(rate, rate, cached_input=rate, cache_write=rate, cached_image_input=rate)
+    assert tariff.cost_nanousd(BilledCompletion("", "m", "stop", 10, 0, **counts, billed=apart)) is None
+
+
+def test_operators_price_holds_from_a_day_on_and_until_another(monkeypatch):
+    from promptlooper.adapter import cost
+
+    class Clock(datetime):
+        now_ = datetime(2030, 5, 1, tzinfo=UTC)
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls.now_
+
+    def flat(rate: int) -> Tariff:
+        return Tariff(Rate(rate * 10**15), Rate(rate * 10**15))
+
+    monkeypatch.setattr(cost, "datetime", Clock)
+    first, second, end = (datetime(2030, *day, tzinfo=UTC) for day in ((5, 10), (6, 1), (6, 20)))
+    own = {"m": [Dated(flat(1), first, second), Dated(flat(2), second, end)]}
+    prices = Prices(own, unknown=Price(9 * 10**9, 9 * 10**9))
+    seen = []
+    for day in ((5, 9), (5, 10), (5, 31), (6, 1), (6, 19), (6, 20)):
+        Clock.now_ = datetime(2030, *day, tzinfo=UTC)
+        cost_, ceiling = prices.cost("m", answered(10**6, 0)).nanousd, prices.ceiling("m")
+        seen.append((cost_ and cost_ // 10**9, ceiling and ceiling.input_nanousd_per_mtok // 10**9))
+    # The ceiling sees a month ahead: the dearer price to come, and the time when nobody knows one.
+    assert seen == [(None, 9), (1, 2), (1, 9), (2, 9), (2, 9), (None, 9)]
+    with_rest = Prices({**own, "*": [Dated(flat(3))]})
+    Clock.now_ = end
+    assert price_of(with_rest, "m") == Price(3 * 10**9, 3 * 10**9)

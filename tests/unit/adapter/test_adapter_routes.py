@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from promptlooper.adapter.cost import FREE, Prices
+from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.providers.mock import MockProvider
 from promptlooper.adapter.retrying import Decision, Failure, Kind
 from promptlooper.adapter.routes.health import FAILURES, LONGEST_REST, REST, Health
 from promptlooper.adapter.routes.route import Route, Upstream
 from promptlooper.adapter.routes.way import Way
+from promptlooper.adapter.tariff import FREE
 from promptlooper.testing.clock import ManualClock
 
 CLOCK = ManualClock()
-PROVIDER = MockProvider("mock", (), prices=Prices({"*": FREE}), clock=CLOCK)
+PROVIDER = MockProvider("mock", (), prices=Prices({"*": [Dated(FREE)]}), clock=CLOCK)
 DEAD = Failure(Kind.TRANSIENT, "no")
 
 

@@ -239,7 +239,7 @@ class FakeRunner:
     async def validate(self, spec: ExperimentSpec) -> Validation:
         self._reach()
         calls = len(spec.inputs) * sum(len(p.stages) for p in spec.pipelines)
-        return Validation(self.problems, len(spec.inputs) * len(spec.pipelines), calls, 12_000_000)
+        return Validation(self.problems, len(spec.inputs) * len(spec.pipelines), calls, 12_000_000, ("list 7",))
 
     async def get(self, experiment_id: str) -> Experiment:
         return self._find(experiment_id)
@@ -386,7 +386,7 @@ class FakeRunner:
     async def list_models(self) -> list[ModelInfo]:
         self._reach()
         return [
-            ModelInfo("local/smollm2-135m-instruct", "local", True, None, Price(0, 0)),
+            ModelInfo("local/smollm2-135m-instruct", "local", True, None, Price(0, 0), "free"),
             ModelInfo("openai/gpt-4.1-mini", "openai", False, "OPENAI_API_KEY is not set", None),
         ]
 

@@ -208,8 +208,11 @@ def test_models_say_price_and_problem(promptlooper: Any) -> None:
         "problem": None,
         "input_usd_per_mtok": 0.0,
         "output_usd_per_mtok": 0.0,
+        "request_usd": 0.0,
+        "price_version": "free",
     }
     assert listed[1]["input_usd_per_mtok"] is None
+    assert listed[1]["price_version"] is None
 
 
 def test_scorers_are_listed_with_their_settings(promptlooper: Any) -> None:

@@ -221,9 +221,15 @@ def test_server_lost_for_good_says_how_to_watch_again(promptlooper: Any, runner:
 
 
 def test_validate_says_runs_calls_and_cost(promptlooper: Any, runner: Any, experiment: Path) -> None:
-    assert promptlooper("validate").stdout == "promptlooper.yaml is valid: 4 runs, 4 calls, estimated cost $0.012\n"
+    assert (
+        promptlooper("validate").stdout
+        == "promptlooper.yaml is valid: 4 runs, 4 calls, estimated cost $0.012 (prices: list 7)\n"
+    )
     document = json.loads(promptlooper("validate", "--json").stdout)
-    assert document == {"valid": True, "name": "capitals", "runs": 4, "calls": 4, "estimated_cost_usd": 0.012}
+    assert document == {
+        **{"valid": True, "name": "capitals", "runs": 4, "calls": 4},
+        **{"estimated_cost_usd": 0.012, "price_versions": ["list 7"]},
+    }
     assert runner.created == []
 
 

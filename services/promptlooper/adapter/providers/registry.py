@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from promptlooper.adapter.config import ModelPrice, ProviderEntry, Rule, ScriptedCall
-from promptlooper.adapter.cost import FREE, Prices, Tariff, rate_of
+from promptlooper.adapter.config import ProviderEntry, Rule, ScriptedCall
+from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.price_entries import dated
 from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
 from promptlooper.adapter.providers.dialects import DIALECTS
 from promptlooper.adapter.providers.http import HttpProvider
@@ -17,6 +18,7 @@ from promptlooper.adapter.providers.provider import Provider
 from promptlooper.adapter.providers.unready import UnreadyProvider
 from promptlooper.adapter.route_config import Deployment
 from promptlooper.adapter.routes.route import Pool, Upstream
+from promptlooper.adapter.tariff import FREE
 from promptlooper.clock import Clock
 from promptlooper.jsonvalue import json_text
 
@@ -43,21 +45,16 @@ def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) ->
             _upstream(entry, place, key, weight, clock, env)
             for place in places_of(entry, env)
             for key, weight in _keys_at(place, entry, env) or shared or [(key_at(entry, place.base_url, env), 1.0)]
-        ] or [Upstream(UnreadyProvider(entry.name, no_address(entry), prices=Prices(_own_prices(entry))))]
+        ] or [Upstream(UnreadyProvider(entry.name, no_address(entry), prices=_prices(entry)))]
     bare = entry.model_fields_set <= {"name", "type"} and entry.name in DEFAULTS
     listed = not bare or DEFAULTS[entry.name].listed
     return Pool(tuple(upstreams), entry.fallbacks, entry.context_window_fallbacks, listed)
 
 
 def _without_address(entry: ProviderEntry, clock: Clock) -> Provider:
-    prices = Prices(_own_prices(entry) or {"*": FREE})
     if entry.type == "local":
-        return LocalProvider(entry.name, prices=prices, clock=clock)
-    return MockProvider(entry.name, [_rule(rule) for rule in entry.script], prices=prices, clock=clock)
-
-
-def _own_prices(entry: ProviderEntry) -> dict[str, Tariff]:
-    return {model: _tariff(price) for model, price in entry.prices.items()}
+        return LocalProvider(entry.name, prices=_prices(entry), clock=clock)
+    return MockProvider(entry.name, [_rule(rule) for rule in entry.script], prices=_prices(entry), clock=clock)
 
 
 def _upstream(
@@ -67,7 +64,7 @@ def _upstream(
         entry.name,
         place.base_url,
         DIALECTS[entry.type](entry, place.base_url, env),
-        prices=Prices(_own_prices(entry), api_url=place.base_url),
+        prices=_prices(entry, place.base_url),
         clock=clock,
         key=key,
         headers=entry.headers,
@@ -86,13 +83,12 @@ def _keys_at(place: Deployment, entry: ProviderEntry, env: Mapping[str, str]) ->
     return [(key_of(entry.name, place, env, name=place.label), 1.0)]
 
 
-def _tariff(price: ModelPrice) -> Tariff:
-    cached = price.cached_input_usd_per_mtok
-    return Tariff(
-        input=rate_of(price.input_usd_per_mtok),
-        output=rate_of(price.output_usd_per_mtok),
-        cached_input=None if cached is None else rate_of(cached),
-    )
+def _prices(entry: ProviderEntry, api_url: str | None = None) -> Prices:
+    """What is on no public list, and without a price of the operator's, costs nothing."""
+    own = {model: dated(prices) for model, prices in entry.prices.items()}
+    if api_url is None and not own:
+        own = {"*": (Dated(FREE),)}
+    return Prices(own, api_url, unknown=entry.price_ceiling.price() if entry.price_ceiling else None)
 
 
 def _rule(rule: Rule) -> MockRule:

@@ -34,11 +34,14 @@ async def check(
             problems.append(Problem(field, one.problem))
     problems += await _scorer_problems(spec, scoring, renderer)
     problems += _budget_problems(spec, found, checks)
+    estimate = None if problems else _estimate(spec, found, checks, renderer)
+    versions = {one.price_version for one in checks.values() if one.price_version}
     return Validation(
         problems=tuple(dict.fromkeys(problems)),
         runs=shape(spec).total,
         calls=total_calls(spec),
-        estimated_cost_nanousd=None if problems else _estimate(spec, found, checks, renderer),
+        estimated_cost_nanousd=estimate,
+        price_versions=() if estimate is None else tuple(sorted(versions)),
     )
 
 
@@ -72,10 +75,6 @@ def _calls(found: Sequence[Variant]) -> Iterator[tuple[Variant, int, Stage, str,
             yield variant, index, stage, stage_model(variant, stage), stage_params(variant, stage)
 
 
-def _free(one: ModelCheck) -> bool:
-    return one.price is not None and one.price.input_nanousd_per_mtok == one.price.output_nanousd_per_mtok == 0
-
-
 def _budget_problems(
     spec: ExperimentSpec, found: Sequence[Variant], checks: Mapping[str, ModelCheck]
 ) -> Iterator[Problem]:
@@ -86,11 +85,11 @@ def _budget_problems(
         if spec.limits.budget_nanousd is not None and one is not None and one.problem is None:
             if one.price is None:
                 message = (
-                    f"a budget_usd needs a price of {model!r} that goes by tokens alone, and none is known;"
-                    " add it to the providers file"
+                    f"a budget_usd needs a price of {model!r}, and none is known; add one to the providers file, or a"
+                    " 'price_ceiling' for what has no price"
                 )
                 yield Problem("limits.budget_usd", message)
-            elif not bounded and not _free(one):
+            elif not bounded and not one.price.is_free:
                 message = f"a budget_usd needs 'max_tokens' for every call; stage {index} with {model!r} has none"
                 yield Problem("limits.budget_usd", message)
         if spec.limits.budget_tokens is not None and not bounded:
@@ -101,17 +100,18 @@ def _budget_problems(
 def _estimate(
     spec: ExperimentSpec, found: Sequence[Variant], checks: Mapping[str, ModelCheck], renderer: Renderer
 ) -> int | None:
-    """Nano-USD: prompts at 4 characters a token, answers of max_tokens, nothing cached. None where a price or
-    max_tokens is unknown."""
+    """Nano-USD at list prices: prompts at 4 characters a token, answers of max_tokens, nothing cached. None where a
+    price or max_tokens is unknown."""
     step = max(1, len(spec.inputs) // _ROWS_TRIED)
     rows = spec.inputs[::step][:_ROWS_TRIED]
     rendered: dict[tuple[int, int], float] = {}
     total = 0.0
     for variant, index, stage, model, params in _calls(found):
         one = checks.get(model)
-        if one is None or one.price is None:
+        price = None if one is None or one.price_unknown else one.list_price or one.price
+        if price is None:
             return None
-        if _free(one):
+        if price.is_free:
             continue
         most = params.get("max_tokens")
         if not isinstance(most, int):
@@ -124,7 +124,8 @@ def _estimate(
             earlier = stage_params(variant, variant.pipeline.stages[index - 1]).get("max_tokens")
             before = earlier if isinstance(earlier, int) else 0
         tokens_in = rendered[key] / CHARACTERS_PER_TOKEN + before
-        total += (tokens_in * one.price.input_nanousd_per_mtok + most * one.price.output_nanousd_per_mtok) / 1e6
+        total += (tokens_in * price.input_nanousd_per_mtok + most * price.output_nanousd_per_mtok) / 1e6
+        total += price.request_nanousd
     return round(total * len(spec.inputs) * spec.repeats)
 
 
