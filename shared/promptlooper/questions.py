@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from promptlooper.caching import CacheEntry, Found, LookupStatus
+from promptlooper.caching import CacheEntry, Found, LookupStatus, Worth
 from promptlooper.completion import Completion, CompletionRequest, ToolCall, form_of
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import CachePolicy
@@ -82,7 +82,10 @@ def entry_of(key: str, request: CompletionRequest, completion: Completion) -> Ca
         return None
     # Only what is set: versions that lack a field can read what does not use it.
     value = orjson.dumps({name: said for name, plain in _FIELDS if (said := getattr(completion, name)) != plain})
-    return CacheEntry(key, value, current.get()) if len(value) <= LARGEST_VALUE else None
+    if len(value) > LARGEST_VALUE:
+        return None
+    worth = Worth(completion.tokens_in or 0, completion.tokens_out or 0, completion.latency_ms, completion.cost_nanousd)
+    return CacheEntry(key, value, current.get(), request.model, worth)
 
 
 def completion_of(found: Found) -> Completion | None:
