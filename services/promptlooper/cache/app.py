@@ -25,10 +25,12 @@ async def run(settings: CacheSettings) -> None:
         ca_file=settings.redis_ca_file,
         value_ttl=settings.cache_ttl_days * DAY,
         timeout=settings.redis_timeout,
+        cluster=settings.redis_cluster,
     ) as store:
         core = CacheCore(store)
         services = {servicer.SERVICE_NAME: partial(servicer.register, core=core)}
         async with (
+            core.counts.told(),
             exposed("cache", settings, CacheMetrics(core, store)) as calls,
             service(settings, services, log=log, calls=calls),
         ):

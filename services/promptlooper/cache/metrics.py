@@ -18,10 +18,21 @@ class CacheMetrics(Collector):
         self._core, self._store = core, store
 
     def collect(self) -> Iterator[Metric]:
-        core, store = self._core, self._store
-        found = {status.value: core.found[status] for status in LookupStatus}
+        counts, store = self._core.counts.here, self._store
+        found = {status.value: counts[status.value] for status in LookupStatus}
+        saved = {"in": counts["saved_tokens_in"], "out": counts["saved_tokens_out"]}
         yield counters("cache_lookups", "Keys looked up: hit, lead, busy or miss.", ("result",), found)
-        yield counter("cache_stored", "Answers stored.", core.stored)
-        yield counter("cache_stored_bytes", "Bytes of answers stored, before packing.", core.stored_bytes)
+        yield counter("cache_stored", "Answers stored.", counts["stored"])
+        yield counter("cache_stored_bytes", "Bytes of answers stored, before packing.", counts["stored_bytes"])
+        yield counter(
+            "cache_hits_usd", "What the answers of hits had cost, where known.", counts["saved_nanousd"] / 1e9
+        )
+        yield counter("cache_hits_unpriced", "Hits whose price is unknown.", counts["saved_unpriced"])
+        yield counters("cache_hits_tokens", "Tokens that hits saved.", ("direction",), saved)
+        yield counter(
+            "cache_hits_seconds", "What providers took for the answers of hits.", counts["saved_latency_ms"] / 1e3
+        )
+        yield counter("cache_errors", "Calls that Redis did not answer, or refused.", counts["errors"])
+        yield counter("cache_unreadable", "Stored values that were damaged or not their key's.", counts["unreadable"])
         yield gauge("redis_up", "0 while Redis does not answer: the breaker is open, calls fail at once.", store.is_up)
         yield counter("redis_refusals", "Calls that Redis answered with an error.", store.refusals)

@@ -39,7 +39,8 @@ class CacheServicer(CacheServiceServicer):
 
     async def Store(self, request: pb.StoreRequest, context: Context) -> pb.StoreResponse:
         refuse_too_many(request.entries, "entries")
-        await self._core.store([entry_from_pb(entry) for entry in request.entries], request.claimant_id)
+        entries = [entry_from_pb(entry, f"entries[{i}]") for i, entry in enumerate(request.entries)]
+        await self._core.store(entries, request.claimant_id)
         return pb.StoreResponse()
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
@@ -48,7 +49,7 @@ class CacheServicer(CacheServiceServicer):
         return pb.ReleaseResponse()
 
     async def Purge(self, request: pb.PurgeRequest, context: Context) -> pb.PurgeResponse:
-        return pb.PurgeResponse(deleted=await self._core.purge(request.scope))
+        return pb.PurgeResponse(deleted=await self._core.purge(request.scope, request.model))
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         return stats_to_pb(await self._core.stats())

@@ -17,4 +17,5 @@ class CacheSettings(ServiceSettings):
     redis_password_file: Path | None = None  # read at each connection
     redis_ca_file: Path | None = None  # for rediss://
     cache_ttl_days: float = Field(default=30.0, gt=0)  # after which Redis forgets a value
-    redis_timeout: float = Field(default=0.25, gt=0)  # seconds that one answer of Redis may take
+    redis_timeout: float = Field(default=0.1, gt=0)  # seconds that one answer of Redis may take
+    redis_cluster: bool = False  # Redis Cluster: redis_url is one of its nodes

@@ -93,6 +93,7 @@ async def _opened(home: Path, providers: Path | None, slots: int) -> AsyncIterat
                 await database.write(bury)
         gateway = await stack.enter_async_context(gateway_from(providers))
         cache = CacheCore(await stack.enter_async_context(LocalStore(home / CACHE)))
+        await stack.enter_async_context(cache.counts.told())
         await stack.enter_async_context(Retention(database, SystemClock(), 0, relayed=False).running())
         core = runner_core(database, gateway, cache, ScorerCore(), slots=slots, own_only=True, registered=living.hold)
         yield await stack.enter_async_context(core)

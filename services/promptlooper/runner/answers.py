@@ -17,7 +17,8 @@ from promptlooper.completion import Completion, CompletionGateway, CompletionReq
 from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailable
 from promptlooper.experiment import CacheMode
 from promptlooper.failpoints import Failpoints
-from promptlooper.runner.questions import Question, cache_key, completion_of, entry_of, storable_completion
+from promptlooper.questions import Question, cache_key, completion_of, entry_of
+from promptlooper.runner.store.rows import storable
 from promptlooper.tracing import current, span
 
 log = logging.getLogger("runner.answers")
@@ -214,7 +215,7 @@ class Answers:
                 within = replace(request, timeout=left)
                 completion = await self._gateway.complete(within, None if on_delta is None else tell)
                 self._failpoints.hit("call_after")
-                return storable_completion(completion)
+                return _storable(completion)
             except ServiceUnavailable as error:
                 if told or (error.sent and request.once):
                     raise
@@ -286,3 +287,11 @@ class Answers:
 
 def _too_late(request: CompletionRequest) -> DeadlineExceeded:
     return DeadlineExceeded(f"{request.model!r} gave no answer in time; raise limits.stage_timeout or ask for less")
+
+
+def _storable(completion: Completion) -> Completion:
+    """The answer without characters that no database or JSON can keep."""
+    output, reasoning = storable(completion.output), completion.reasoning
+    if output is completion.output and not reasoning:
+        return completion
+    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))

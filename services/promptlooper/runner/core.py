@@ -272,8 +272,8 @@ class RunnerCore:
     async def cache_stats(self) -> CacheStats:
         return await self._cache.stats()
 
-    async def purge_cache(self, scope: str) -> int:
-        return await self._cache.purge(scope)
+    async def purge_cache(self, scope: str, model: str = "") -> int:
+        return await self._cache.purge(scope, model)
 
 
 def _no_experiment(experiment_id: str) -> ExperimentNotFound:

@@ -20,12 +20,12 @@ from promptlooper.errors import (
 from promptlooper.experiment import ExperimentSpec, InputRow, Stage
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import JsonObject
+from promptlooper.questions import Question
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answers
 from promptlooper.runner.bounds import Bound, call_bound
 from promptlooper.runner.calls import Call, Conversation
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
-from promptlooper.runner.questions import Question
 from promptlooper.runner.render import Renderer, scorer_variables
 from promptlooper.runner.results import failed_stage, stage_result
 from promptlooper.runner.scores import Scores

@@ -7,7 +7,7 @@ from promptlooper.errors import OutputInvalid
 from promptlooper.run import RunError, StageResult
 from promptlooper.runner.answers import Answer
 from promptlooper.runner.calls import Call
-from promptlooper.runner.validity import why_unusable
+from promptlooper.validity import why_unusable
 
 
 def failed_stage(request: CompletionRequest, call: Call, error: RunError) -> StageResult:

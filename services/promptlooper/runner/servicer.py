@@ -189,7 +189,7 @@ class RunnerServicer(RunnerServiceServicer):
         return runner_stats_to_pb(await self._core.cache_stats())
 
     async def PurgeCache(self, request: pb.PurgeCacheRequest, context: Context) -> pb.PurgeCacheResponse:
-        return pb.PurgeCacheResponse(deleted=await self._core.purge_cache(request.scope))
+        return pb.PurgeCacheResponse(deleted=await self._core.purge_cache(request.scope, request.model))
 
 
 def _closing(iterator: AsyncIterator[Any]) -> Any:

@@ -20,7 +20,7 @@ from promptlooper.rpc.client import domain_errors, open_channel
 from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.v1 import cache_service_pb2 as pb
 from promptlooper.v1.cache_service_pb2_grpc import CacheServiceStub
-from promptlooper.wire.caching import entry_to_pb, found_from_pb, lookup_to_pb, stats_from_pb
+from promptlooper.wire.caching import entry_to_pb, found_from_pb, lookup_to_pb, scope_for, stats_from_pb
 from promptlooper.wire.limits import MAX_ITEMS, MAX_MESSAGE, chunks
 
 AnswerT = TypeVar("AnswerT")
@@ -86,9 +86,9 @@ class CacheClient(ResponseCache):
                 request = pb.ReleaseRequest(keys=some, claimant_id=claimant_id)
                 await self._stub.Release(request, timeout=self._deadline)
 
-    async def purge(self, scope: str) -> int:
+    async def purge(self, scope: str, model: str = "") -> int:
         with self._errors():
-            return (await self._stub.Purge(pb.PurgeRequest(scope=scope))).deleted
+            return (await self._stub.Purge(pb.PurgeRequest(scope=scope_for(scope, model), model=model))).deleted
 
     async def stats(self) -> CacheStats:
         with self._errors():

@@ -36,7 +36,7 @@ from promptlooper.sources import ExperimentSource, FilePiece, RenderedRun, RunTa
 from promptlooper.v1 import run_pb2
 from promptlooper.v1 import runner_service_pb2 as pb
 from promptlooper.v1.runner_service_pb2_grpc import RunnerServiceStub
-from promptlooper.wire.caching import stats_from_pb
+from promptlooper.wire.caching import scope_for, stats_from_pb
 from promptlooper.wire.completion import model_from_pb
 from promptlooper.wire.experiment import spec_to_pb
 from promptlooper.wire.experiments import (
@@ -304,9 +304,11 @@ class RunnerClient(Experiments):
         with domain_errors(self._address, "runner"):
             return stats_from_pb(await self._stub.GetCacheStats(pb.GetCacheStatsRequest()))
 
-    async def purge_cache(self, scope: str) -> int:
+    async def purge_cache(self, scope: str, model: str = "") -> int:
         with domain_errors(self._address, "runner"):
-            return (await self._stub.PurgeCache(pb.PurgeCacheRequest(scope=scope))).deleted
+            return (
+                await self._stub.PurgeCache(pb.PurgeCacheRequest(scope=scope_for(scope, model), model=model))
+            ).deleted
 
     def _resumed(self) -> ResumedStream:
         return ResumedStream(self._address, self._reconnect_for, listener=self._listener)

@@ -6,12 +6,13 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from promptlooper.backing import NatsServer, PostgresServer, RedisServer, Server
+from promptlooper.backing import BackingUnavailable, NatsServer, PostgresServer, RedisServer, Server, free_port
 
 S = TypeVar("S", bound=Server)
 _numbers = itertools.count(1)
@@ -29,6 +30,46 @@ def redis_server() -> Iterator[RedisServer]:
     """An empty Redis, running; it forgets everything when it is stopped."""
     with _temporary_folder() as data, _running(RedisServer(data, durable=False)) as server:
         yield server
+
+
+class ClusterNode(RedisServer):
+    """A Redis in cluster mode, which knows no other yet and serves no slot."""
+
+    def __init__(self, data: Path) -> None:
+        super().__init__(data, durable=False)
+        self.bus_port = free_port()
+
+    def _command(self) -> Sequence[str | Path]:
+        return [*super()._command(), "--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
+
+
+@contextmanager
+def redis_cluster(size: int = 3) -> Iterator[list[ClusterNode]]:
+    """An empty Redis Cluster of so many servers without replicas. Takes two seconds: that long they take to agree."""
+    from redis import Redis  # only here: not everyone who tests with us has it
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(_temporary_folder())
+        nodes = [stack.enter_context(_running(ClusterNode(folder / str(n)))) for n in range(size)]
+        clients = [stack.enter_context(Redis.from_url(node.url, decode_responses=True)) for node in nodes]
+        for n, client in enumerate(clients):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", _SLOTS * n // size, _SLOTS * (n + 1) // size - 1)
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", n + 1)
+            client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port, nodes[0].bus_port)
+        until = time.monotonic() + 30
+        while not all(_knows_all(client, size) for client in clients):
+            if time.monotonic() > until:
+                raise BackingUnavailable(f"the {size} servers of a Redis Cluster did not agree in time")
+            time.sleep(0.02)
+        yield nodes
+
+
+_SLOTS = 16384
+
+
+def _knows_all(client: Any, size: int) -> bool:
+    said = client.execute_command("CLUSTER INFO")
+    return said["cluster_state"] == "ok" and int(said["cluster_known_nodes"]) == size
 
 
 @contextmanager

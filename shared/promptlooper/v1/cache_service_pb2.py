@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#promptlooper/v1/cache_service.proto\x12\x0fpromptlooper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"B\n\nLookupItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nmax_age_ms\x18\x02 \x01(\x03\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"P\n\rLookupRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.LookupItem\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"{\n\x0cLookupResult\x12-\n\x06status\x18\x01 \x01(\x0e\x32\x1d.promptlooper.v1.LookupStatus\x12\r\n\x05value\x18\x02 \x01(\x0c\x12-\n\tstored_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x0eLookupResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.promptlooper.v1.LookupResult\x12\x10\n\x08lease_ms\x18\x02 \x01(\x03\"1\n\x0cRenewRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x1d\n\rRenewResponse\x12\x0c\n\x04held\x18\x01 \x03(\x08\"=\n\nCacheEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"Q\n\x0cStoreRequest\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.CacheEntry\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x0f\n\rStoreResponse\"3\n\x0eReleaseRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse\"\x1d\n\x0cPurgeRequest\x12\r\n\x05scope\x18\x01 \x01(\t\" \n\rPurgeResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"a\n\x10GetStatsResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03*\x8c\x01\n\x0cLookupStatus\x12\x1d\n\x19LOOKUP_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11LOOKUP_STATUS_HIT\x10\x01\x12\x16\n\x12LOOKUP_STATUS_LEAD\x10\x02\x12\x16\n\x12LOOKUP_STATUS_BUSY\x10\x03\x12\x16\n\x12LOOKUP_STATUS_MISS\x10\x04\x32\xee\x03\n\x0c\x43\x61\x63heService\x12N\n\x06Lookup\x12\x1e.promptlooper.v1.LookupRequest\x1a\x1f.promptlooper.v1.LookupResponse\"\x03\x90\x02\x02\x12K\n\x05Renew\x12\x1d.promptlooper.v1.RenewRequest\x1a\x1e.promptlooper.v1.RenewResponse\"\x03\x90\x02\x02\x12K\n\x05Store\x12\x1d.promptlooper.v1.StoreRequest\x1a\x1e.promptlooper.v1.StoreResponse\"\x03\x90\x02\x02\x12Q\n\x07Release\x12\x1f.promptlooper.v1.ReleaseRequest\x1a .promptlooper.v1.ReleaseResponse\"\x03\x90\x02\x02\x12K\n\x05Purge\x12\x1d.promptlooper.v1.PurgeRequest\x1a\x1e.promptlooper.v1.PurgeResponse\"\x03\x90\x02\x02\x12T\n\x08GetStats\x12 .promptlooper.v1.GetStatsRequest\x1a!.promptlooper.v1.GetStatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#promptlooper/v1/cache_service.proto\x12\x0fpromptlooper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"B\n\nLookupItem\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nmax_age_ms\x18\x02 \x01(\x03\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"P\n\rLookupRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.LookupItem\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"{\n\x0cLookupResult\x12-\n\x06status\x18\x01 \x01(\x0e\x32\x1d.promptlooper.v1.LookupStatus\x12\r\n\x05value\x18\x02 \x01(\x0c\x12-\n\tstored_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x0eLookupResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.promptlooper.v1.LookupResult\x12\x10\n\x08lease_ms\x18\x02 \x01(\x03\"1\n\x0cRenewRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x1d\n\rRenewResponse\x12\x0c\n\x04held\x18\x01 \x03(\x08\"s\n\nCacheEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12%\n\x05worth\x18\x05 \x01(\x0b\x32\x16.promptlooper.v1.Worth\"n\n\x05Worth\x12\x11\n\ttokens_in\x18\x01 \x01(\x03\x12\x12\n\ntokens_out\x18\x02 \x01(\x03\x12\x12\n\nlatency_ms\x18\x03 \x01(\x03\x12\x19\n\x0c\x63ost_nanousd\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x0f\n\r_cost_nanousd\"Q\n\x0cStoreRequest\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.CacheEntry\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x0f\n\rStoreResponse\"3\n\x0eReleaseRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x63laimant_id\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse\",\n\x0cPurgeRequest\x12\r\n\x05scope\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\" \n\rPurgeResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xd0\x02\n\x10GetStatsResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03\x12\x0c\n\x04\x62usy\x18\x06 \x01(\x03\x12\x0e\n\x06stored\x18\x07 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x08 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\t \x01(\x03\x12\x12\n\nunreadable\x18\n \x01(\x03\x12%\n\x05saved\x18\x0b \x01(\x0b\x32\x16.promptlooper.v1.Worth\x12\x16\n\x0esaved_unpriced\x18\x0c \x01(\x03\x12\x0f\n\x07\x62reaker\x18\r \x01(\t\x12\x31\n\rcounted_since\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nstore_away\x18\x0f \x01(\x08*\x8c\x01\n\x0cLookupStatus\x12\x1d\n\x19LOOKUP_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11LOOKUP_STATUS_HIT\x10\x01\x12\x16\n\x12LOOKUP_STATUS_LEAD\x10\x02\x12\x16\n\x12LOOKUP_STATUS_BUSY\x10\x03\x12\x16\n\x12LOOKUP_STATUS_MISS\x10\x04\x32\xee\x03\n\x0c\x43\x61\x63heService\x12N\n\x06Lookup\x12\x1e.promptlooper.v1.LookupRequest\x1a\x1f.promptlooper.v1.LookupResponse\"\x03\x90\x02\x02\x12K\n\x05Renew\x12\x1d.promptlooper.v1.RenewRequest\x1a\x1e.promptlooper.v1.RenewResponse\"\x03\x90\x02\x02\x12K\n\x05Store\x12\x1d.promptlooper.v1.StoreRequest\x1a\x1e.promptlooper.v1.StoreResponse\"\x03\x90\x02\x02\x12Q\n\x07Release\x12\x1f.promptlooper.v1.ReleaseRequest\x1a .promptlooper.v1.ReleaseResponse\"\x03\x90\x02\x02\x12K\n\x05Purge\x12\x1d.promptlooper.v1.PurgeRequest\x1a\x1e.promptlooper.v1.PurgeResponse\"\x03\x90\x02\x02\x12T\n\x08GetStats\x12 .promptlooper.v1.GetStatsRequest\x1a!.promptlooper.v1.GetStatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,8 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHESERVICE'].methods_by_name['Purge']._serialized_options = b'\220\002\002'
   _globals['_CACHESERVICE'].methods_by_name['GetStats']._loaded_options = None
   _globals['_CACHESERVICE'].methods_by_name['GetStats']._serialized_options = b'\220\002\001'
-  _globals['_LOOKUPSTATUS']._serialized_start=949
-  _globals['_LOOKUPSTATUS']._serialized_end=1089
+  _globals['_LOOKUPSTATUS']._serialized_start=1370
+  _globals['_LOOKUPSTATUS']._serialized_end=1510
   _globals['_LOOKUPITEM']._serialized_start=89
   _globals['_LOOKUPITEM']._serialized_end=155
   _globals['_LOOKUPREQUEST']._serialized_start=157
@@ -59,23 +59,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWRESPONSE']._serialized_start=499
   _globals['_RENEWRESPONSE']._serialized_end=528
   _globals['_CACHEENTRY']._serialized_start=530
-  _globals['_CACHEENTRY']._serialized_end=591
-  _globals['_STOREREQUEST']._serialized_start=593
-  _globals['_STOREREQUEST']._serialized_end=674
-  _globals['_STORERESPONSE']._serialized_start=676
-  _globals['_STORERESPONSE']._serialized_end=691
-  _globals['_RELEASEREQUEST']._serialized_start=693
-  _globals['_RELEASEREQUEST']._serialized_end=744
-  _globals['_RELEASERESPONSE']._serialized_start=746
-  _globals['_RELEASERESPONSE']._serialized_end=763
-  _globals['_PURGEREQUEST']._serialized_start=765
-  _globals['_PURGEREQUEST']._serialized_end=794
-  _globals['_PURGERESPONSE']._serialized_start=796
-  _globals['_PURGERESPONSE']._serialized_end=828
-  _globals['_GETSTATSREQUEST']._serialized_start=830
-  _globals['_GETSTATSREQUEST']._serialized_end=847
-  _globals['_GETSTATSRESPONSE']._serialized_start=849
-  _globals['_GETSTATSRESPONSE']._serialized_end=946
-  _globals['_CACHESERVICE']._serialized_start=1092
-  _globals['_CACHESERVICE']._serialized_end=1586
+  _globals['_CACHEENTRY']._serialized_end=645
+  _globals['_WORTH']._serialized_start=647
+  _globals['_WORTH']._serialized_end=757
+  _globals['_STOREREQUEST']._serialized_start=759
+  _globals['_STOREREQUEST']._serialized_end=840
+  _globals['_STORERESPONSE']._serialized_start=842
+  _globals['_STORERESPONSE']._serialized_end=857
+  _globals['_RELEASEREQUEST']._serialized_start=859
+  _globals['_RELEASEREQUEST']._serialized_end=910
+  _globals['_RELEASERESPONSE']._serialized_start=912
+  _globals['_RELEASERESPONSE']._serialized_end=929
+  _globals['_PURGEREQUEST']._serialized_start=931
+  _globals['_PURGEREQUEST']._serialized_end=975
+  _globals['_PURGERESPONSE']._serialized_start=977
+  _globals['_PURGERESPONSE']._serialized_end=1009
+  _globals['_GETSTATSREQUEST']._serialized_start=1011
+  _globals['_GETSTATSREQUEST']._serialized_end=1028
+  _globals['_GETSTATSRESPONSE']._serialized_start=1031
+  _globals['_GETSTATSRESPONSE']._serialized_end=1367
+  _globals['_CACHESERVICE']._serialized_start=1513
+  _globals['_CACHESERVICE']._serialized_end=2007
 # @@protoc_insertion_point(module_scope)

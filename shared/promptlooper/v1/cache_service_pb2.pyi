@@ -217,25 +217,69 @@ class CacheEntry(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WORTH_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     value: _builtins.bytes
     """At most 1 MiB; the cache does not look inside."""
     traceparent: _builtins.str
     """W3C trace context of the run that asks; empty where its trace is not recorded."""
+    model: _builtins.str
+    """As it was asked for: Purge finds the value by it. Empty where not known."""
+    @_builtins.property
+    def worth(self) -> Global___Worth:
+        """What the answer took, and a hit saves."""
+
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
         value: _builtins.bytes = ...,
         traceparent: _builtins.str = ...,
+        model: _builtins.str = ...,
+        worth: Global___Worth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worth", b"worth"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "traceparent", b"traceparent", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "model", b"model", "traceparent", b"traceparent", "value", b"value", "worth", b"worth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheEntry: _TypeAlias = CacheEntry  # noqa: Y015
+
+@_typing.final
+class Worth(_message.Message):
+    """What an answer took, and a hit saves; of statistics, what hits saved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_IN_FIELD_NUMBER: _builtins.int
+    TOKENS_OUT_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    COST_NANOUSD_FIELD_NUMBER: _builtins.int
+    tokens_in: _builtins.int
+    tokens_out: _builtins.int
+    latency_ms: _builtins.int
+    """What the provider took for it."""
+    cost_nanousd: _builtins.int
+    """Absent where the price is unknown."""
+    def __init__(
+        self,
+        *,
+        tokens_in: _builtins.int = ...,
+        tokens_out: _builtins.int = ...,
+        latency_ms: _builtins.int = ...,
+        cost_nanousd: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "cost_nanousd", b"cost_nanousd"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "cost_nanousd", b"cost_nanousd", "latency_ms", b"latency_ms", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_nanousd: _TypeAlias = _typing.Literal["cost_nanousd"]  # noqa: Y015
+    _WhichOneofArgType__cost_nanousd: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_nanousd) -> _WhichOneofReturnType__cost_nanousd | None: ...
+
+Global___Worth: _TypeAlias = Worth  # noqa: Y015
 
 @_typing.final
 class StoreRequest(_message.Message):
@@ -328,16 +372,22 @@ class PurgeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCOPE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
-    """`<project>.<namespace>`, or empty for everything."""
+    """`<project>.<namespace>`, either of which may be `*` for all; or empty for everything. With `model` never empty: a
+    Cache that does not know that field would forget everything.
+    """
+    model: _builtins.str
+    """As it was asked for, such as `openai/gpt-4.1-mini`; empty for any."""
     def __init__(
         self,
         *,
         scope: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,7 +395,7 @@ Global___PurgeRequest: _TypeAlias = PurgeRequest  # noqa: Y015
 
 @_typing.final
 class PurgeResponse(_message.Message):
-    """How much was deleted."""
+    """How much was deleted. Of one model nothing is at once: its values give back their room in time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -383,7 +433,9 @@ Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
 
 @_typing.final
 class GetStatsResponse(_message.Message):
-    """What the cache holds and did."""
+    """What the cache holds and did. Counts are those of all Caches on its store since `counted_since`; where the store is away,
+    those of this process.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -392,14 +444,46 @@ class GetStatsResponse(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     HITS_FIELD_NUMBER: _builtins.int
     MISSES_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
+    SAVED_UNPRICED_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
+    COUNTED_SINCE_FIELD_NUMBER: _builtins.int
+    STORE_AWAY_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """Where values are kept: `redis` or `file`."""
     entries: _builtins.int
     bytes: _builtins.int
     """Bytes that the values take; of a Redis that is shared, the server's whole memory."""
     hits: _builtins.int
-    """Since this service started."""
     misses: _builtins.int
+    busy: _builtins.int
+    """Looks at what another was asking."""
+    stored: _builtins.int
+    stored_bytes: _builtins.int
+    """Before packing."""
+    errors: _builtins.int
+    """Calls that the store did not answer, or refused."""
+    unreadable: _builtins.int
+    """Values that were damaged, of another key or of another version: they counted as none."""
+    saved_unpriced: _builtins.int
+    """Hits whose price is unknown."""
+    breaker: _builtins.str
+    """`closed`, `open` (the store does not answer and is not asked) or `half_open` (it is tried), of this process."""
+    store_away: _builtins.bool
+    """The store is away: entries and bytes are not known."""
+    @_builtins.property
+    def saved(self) -> Global___Worth:
+        """By hits; of hits whose price is unknown, all but the cost."""
+
+    @_builtins.property
+    def counted_since(self) -> _timestamp_pb2.Timestamp:
+        """Absent where the store is away."""
+
     def __init__(
         self,
         *,
@@ -408,10 +492,20 @@ class GetStatsResponse(_message.Message):
         bytes: _builtins.int = ...,
         hits: _builtins.int = ...,
         misses: _builtins.int = ...,
+        busy: _builtins.int = ...,
+        stored: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        unreadable: _builtins.int = ...,
+        saved: Global___Worth | None = ...,
+        saved_unpriced: _builtins.int = ...,
+        breaker: _builtins.str = ...,
+        counted_since: _timestamp_pb2.Timestamp | None = ...,
+        store_away: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counted_since", b"counted_since", "saved", b"saved"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "bytes", b"bytes", "entries", b"entries", "hits", b"hits", "misses", b"misses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "breaker", b"breaker", "busy", b"busy", "bytes", b"bytes", "counted_since", b"counted_since", "entries", b"entries", "errors", b"errors", "hits", b"hits", "misses", b"misses", "saved", b"saved", "saved_unpriced", b"saved_unpriced", "store_away", b"store_away", "stored", b"stored", "stored_bytes", b"stored_bytes", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

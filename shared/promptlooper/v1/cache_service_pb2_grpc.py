@@ -104,14 +104,15 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Purge(self, request, context):
-        """Deletes the values of a scope, or all. Usual deadline: 60 s.
+        """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s,
+        after which some of their room may not have been given back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """Counts entries, bytes, hits and misses. Usual deadline: 10 s.
+        """What there is, and what it did. It answers also while its store is away. Usual deadline: 10 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

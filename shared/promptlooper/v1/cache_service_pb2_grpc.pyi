@@ -30,9 +30,11 @@ class CacheServiceStub:
     Release: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.ReleaseRequest, _cache_service_pb2.ReleaseResponse]
     """Ends this claimant's leases without a value, so that another may ask. Usual deadline: 1 s."""
     Purge: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.PurgeRequest, _cache_service_pb2.PurgeResponse]
-    """Deletes the values of a scope, or all. Usual deadline: 60 s."""
+    """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s,
+    after which some of their room may not have been given back.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.GetStatsRequest, _cache_service_pb2.GetStatsResponse]
-    """Counts entries, bytes, hits and misses. Usual deadline: 10 s."""
+    """What there is, and what it did. It answers also while its store is away. Usual deadline: 10 s."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """Remembers answers, and makes sure one question is asked once. Every call takes lists and answers at once: none waits.
@@ -80,7 +82,9 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_service_pb2.PurgeRequest,
         context: _aio.ServicerContext[_cache_service_pb2.PurgeRequest, _abc.Awaitable[_cache_service_pb2.PurgeResponse]],
     ) -> _abc.Awaitable[_cache_service_pb2.PurgeResponse]:
-        """Deletes the values of a scope, or all. Usual deadline: 60 s."""
+        """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s,
+        after which some of their room may not have been given back.
+        """
 
     @_abc_1.abstractmethod
     def GetStats(
@@ -88,6 +92,6 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_service_pb2.GetStatsRequest,
         context: _aio.ServicerContext[_cache_service_pb2.GetStatsRequest, _abc.Awaitable[_cache_service_pb2.GetStatsResponse]],
     ) -> _abc.Awaitable[_cache_service_pb2.GetStatsResponse]:
-        """Counts entries, bytes, hits and misses. Usual deadline: 10 s."""
+        """What there is, and what it did. It answers also while its store is away. Usual deadline: 10 s."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _aio.Server) -> None: ...

@@ -7,8 +7,10 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from promptlooper.v1 import adapter_service_pb2 as _adapter_service_pb2
+from promptlooper.v1 import cache_service_pb2 as _cache_service_pb2
 from promptlooper.v1 import completion_pb2 as _completion_pb2
 from promptlooper.v1 import events_pb2 as _events_pb2
 from promptlooper.v1 import experiment_pb2 as _experiment_pb2
@@ -1634,7 +1636,9 @@ Global___GetCacheStatsRequest: _TypeAlias = GetCacheStatsRequest  # noqa: Y015
 
 @_typing.final
 class GetCacheStatsResponse(_message.Message):
-    """What the cache holds and did."""
+    """What the cache holds and did. Counts are those of all Caches on its store since `counted_since`; where the store is away,
+    those of this process.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1643,11 +1647,46 @@ class GetCacheStatsResponse(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     HITS_FIELD_NUMBER: _builtins.int
     MISSES_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
+    SAVED_UNPRICED_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
+    COUNTED_SINCE_FIELD_NUMBER: _builtins.int
+    STORE_AWAY_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
+    """Where values are kept: `redis` or `file`."""
     entries: _builtins.int
     bytes: _builtins.int
+    """Bytes that the values take; of a Redis that is shared, the server's whole memory."""
     hits: _builtins.int
     misses: _builtins.int
+    busy: _builtins.int
+    """Looks at what another was asking."""
+    stored: _builtins.int
+    stored_bytes: _builtins.int
+    """Before packing."""
+    errors: _builtins.int
+    """Calls that the store did not answer, or refused."""
+    unreadable: _builtins.int
+    """Values that were damaged, of another key or of another version: they counted as none."""
+    saved_unpriced: _builtins.int
+    """Hits whose price is unknown."""
+    breaker: _builtins.str
+    """`closed`, `open` (the store does not answer and is not asked) or `half_open` (it is tried), of this process."""
+    store_away: _builtins.bool
+    """The store is away: entries and bytes are not known."""
+    @_builtins.property
+    def saved(self) -> _cache_service_pb2.Worth:
+        """By hits; of hits whose price is unknown, all but the cost."""
+
+    @_builtins.property
+    def counted_since(self) -> _timestamp_pb2.Timestamp:
+        """Absent where the store is away."""
+
     def __init__(
         self,
         *,
@@ -1656,10 +1695,20 @@ class GetCacheStatsResponse(_message.Message):
         bytes: _builtins.int = ...,
         hits: _builtins.int = ...,
         misses: _builtins.int = ...,
+        busy: _builtins.int = ...,
+        stored: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        unreadable: _builtins.int = ...,
+        saved: _cache_service_pb2.Worth | None = ...,
+        saved_unpriced: _builtins.int = ...,
+        breaker: _builtins.str = ...,
+        counted_since: _timestamp_pb2.Timestamp | None = ...,
+        store_away: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counted_since", b"counted_since", "saved", b"saved"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "bytes", b"bytes", "entries", b"entries", "hits", b"hits", "misses", b"misses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "breaker", b"breaker", "busy", b"busy", "bytes", b"bytes", "counted_since", b"counted_since", "entries", b"entries", "errors", b"errors", "hits", b"hits", "misses", b"misses", "saved", b"saved", "saved_unpriced", b"saved_unpriced", "store_away", b"store_away", "stored", b"stored", "stored_bytes", b"stored_bytes", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1672,16 +1721,22 @@ class PurgeCacheRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCOPE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
-    """`<project>.<namespace>`, or empty for everything."""
+    """`<project>.<namespace>`, either of which may be `*` for all; or empty for everything. With `model` never empty: a
+    Runner that does not know that field would forget everything.
+    """
+    model: _builtins.str
+    """As it was asked for, such as `openai/gpt-4.1-mini`; empty for any."""
     def __init__(
         self,
         *,
         scope: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1689,7 +1744,7 @@ Global___PurgeCacheRequest: _TypeAlias = PurgeCacheRequest  # noqa: Y015
 
 @_typing.final
 class PurgeCacheResponse(_message.Message):
-    """How much was deleted."""
+    """How much was deleted. Of one model nothing is at once: its values give back their room in time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -383,7 +383,7 @@ class RunnerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeCache(self, request, context):
-        """Deletes cached answers, of one scope or all. Usual deadline: 60 s.
+        """Forgets cached answers: of one scope, of one model, or all. Usual deadline: 60 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -118,7 +118,7 @@ class RunnerServiceStub:
     GetCacheStats: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.GetCacheStatsRequest, _runner_service_pb2.GetCacheStatsResponse]
     """What the Cache's GetStats says. Usual deadline: 10 s."""
     PurgeCache: _aio.UnaryUnaryMultiCallable[_runner_service_pb2.PurgeCacheRequest, _runner_service_pb2.PurgeCacheResponse]
-    """Deletes cached answers, of one scope or all. Usual deadline: 60 s."""
+    """Forgets cached answers: of one scope, of one model, or all. Usual deadline: 60 s."""
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores experiments, runs them, and tells how they go. What a caller may retry is said by each RPC's idempotency level;
@@ -380,6 +380,6 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runner_service_pb2.PurgeCacheRequest,
         context: _aio.ServicerContext[_runner_service_pb2.PurgeCacheRequest, _abc.Awaitable[_runner_service_pb2.PurgeCacheResponse]],
     ) -> _abc.Awaitable[_runner_service_pb2.PurgeCacheResponse]:
-        """Deletes cached answers, of one scope or all. Usual deadline: 60 s."""
+        """Forgets cached answers: of one scope, of one model, or all. Usual deadline: 60 s."""
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _aio.Server) -> None: ...

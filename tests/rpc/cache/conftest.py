@@ -49,8 +49,8 @@ class DictCache(ResponseCache):
     async def release(self, keys: Sequence[str], claimant_id: str) -> None:
         self._called("release", list(keys), claimant_id)
 
-    async def purge(self, scope: str) -> int:
-        self._called("purge", scope)
+    async def purge(self, scope: str, model: str = "") -> int:
+        self._called("purge", scope, model)
         return 7
 
     async def stats(self) -> CacheStats:

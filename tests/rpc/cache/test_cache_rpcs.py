@@ -51,8 +51,9 @@ async def test_leases_are_renewed_and_released(cache: Any) -> None:
 
 async def test_cache_is_purged_and_counted(cache: Any) -> None:
     assert await cache.client.purge("default.default") == 7
+    assert await cache.client.purge("", "openai/m") == 7  # a Cache that knows no models must not take it for all
     assert await cache.client.stats() == CacheStats("redis", 1, 2, 3, 4)
-    assert cache.core.calls == [("purge", "default.default"), ("stats",)]
+    assert cache.core.calls == [("purge", "default.default", ""), ("purge", "*.*", "openai/m"), ("stats",)]
 
 
 async def test_long_lists_take_several_messages(cache: Any) -> None:
@@ -155,8 +156,9 @@ async def test_wrong_number_of_answers_counts_as_none(cache: Any) -> None:
         ("Store", pb.StoreRequest(entries=[pb.CacheEntry()] * 1001), "entries"),
         ("Release", pb.ReleaseRequest(keys=["k"] * 1001), "keys"),
         ("Lookup", pb.LookupRequest(items=[pb.LookupItem(max_age_ms=-1)]), "items[0].max_age_ms"),
+        ("Store", pb.StoreRequest(entries=[pb.CacheEntry(worth=pb.Worth(tokens_in=-1))]), "entries[0].worth.tokens_in"),
     ],
-    ids=["lookup", "renew", "store", "release", "age"],
+    ids=["lookup", "renew", "store", "release", "age", "worth"],
 )
 async def test_request_that_is_wrong_is_refused_by_name_of_its_field(
     cache: Any, method: str, request_message: Any, field: str

@@ -286,8 +286,8 @@ class ScriptedExperiments(Experiments):
         self._called("cache_stats")
         return CacheStats("redis", 1, 2, 3, 4)
 
-    async def purge_cache(self, scope: str) -> int:
-        self._called("purge_cache", scope)
+    async def purge_cache(self, scope: str, model: str = "") -> int:
+        self._called("purge_cache", scope, model)
         return 5
 
 

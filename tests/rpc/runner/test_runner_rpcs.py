@@ -102,7 +102,7 @@ async def test_models_scorers_and_cache_are_told(runner: Any) -> None:
         assert await client.list_scorers() == [ScorerInfo("exact", "equal", {}, {}, True)]
         assert await client.cache_stats() == CacheStats("redis", 1, 2, 3, 4)
         assert await client.purge_cache("default.default") == 5
-    assert runner.core.calls[-1] == ("purge_cache", "default.default")
+    assert runner.core.calls[-1] == ("purge_cache", "default.default", "")
 
 
 @pytest.mark.parametrize("reason", sorted(set(ERRORS_BY_REASON) - {"INVALID_EXPERIMENT"}))

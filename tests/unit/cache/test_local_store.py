@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import struct
+import zlib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,30 @@ def size_of(path: Path) -> int:
 async def filled(path: Path, count: int = 50) -> None:
     async with LocalStore(path) as store:
         await CacheCore(store).store([CacheEntry(key(n), os.urandom(1000)) for n in range(count)], "a")
+
+
+async def test_file_of_version_0_1_0_is_used_as_it_is(path: Path) -> None:
+    value = struct.pack(">4sQBHI", b"PLC1", 1_000_000, 0, len(key()), 1) + key().encode() + b"v"
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE entries(key TEXT PRIMARY KEY, data BLOB NOT NULL, used_at REAL NOT NULL)")
+        file.execute("CREATE INDEX entries_used_at ON entries(used_at)")
+        file.execute(
+            "CREATE TABLE leases(key TEXT PRIMARY KEY, claimant TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID"
+        )
+        data = value + struct.pack(">I", zlib.crc32(value))
+        file.execute("INSERT INTO entries VALUES(?1, ?2, ?3)", (key(), data, 1.0))
+        file.execute("PRAGMA user_version = 1")
+        file.commit()
+    async with LocalStore(path) as store:
+        cache = CacheCore(store)
+        assert await statuses(cache, 0) == [LookupStatus.HIT]
+        await cache.store([CacheEntry(key(1), b"v")], "a")
+        await cache.purge("", "a/m")
+        assert await statuses(cache, 0, 1) == [LookupStatus.MISS] * 2  # of which model they are is not known
+        assert (await cache.stats()).entries == 2
+    with closing(sqlite3.connect(path)) as file:  # and 0.1.0 writes into it
+        file.execute("INSERT INTO entries VALUES(?1, ?2, ?3)", (key(2), data, 1.0))
+    assert not broken_files(path)
 
 
 async def test_values_outlive_the_process(path: Path) -> None:

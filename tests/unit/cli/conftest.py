@@ -194,7 +194,8 @@ class FakeRunner:
     first_event_seq: int = 1  # those before it are no longer kept
     event_pages: list[tuple[int, int]] = field(default_factory=list)  # asked for: after_event_seq and page_size
     deleted: list[str] = field(default_factory=list)
-    purged: list[str] = field(default_factory=list)
+    purged: list[tuple[str, str]] = field(default_factory=list)
+    cached: CacheStats = field(default_factory=lambda: CacheStats("file", 3, 2_000_000, 0, 0))
     targets: list[Target] = field(default_factory=list)
     watches: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
     on_watch: Callable[[], None] = lambda: None
@@ -395,10 +396,10 @@ class FakeRunner:
         return [ScorerInfo("contains", "The value stands in the output.", {"type": "string"}, settings, True)]
 
     async def cache_stats(self) -> CacheStats:
-        return CacheStats("file", 3, 2_000_000, 5, 5)
+        return self.cached
 
-    async def purge_cache(self, scope: str) -> int:
-        self.purged.append(scope)
+    async def purge_cache(self, scope: str, model: str = "") -> int:
+        self.purged.append((scope, model))
         return 3
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from promptlooper.caching import CacheStats, Worth
 from promptlooper.cli.main import main
 from promptlooper.errors import NotAvailableYet, ServiceUnavailable
 from promptlooper.experiment import ExperimentState, GateResult, RunCounts
@@ -180,21 +182,85 @@ def test_delete_of_a_running_experiment_says_to_cancel_it(promptlooper: Any, run
     assert "cancel it first" in result.stderr
 
 
-def test_cache_stats_and_clear(promptlooper: Any, runner: Any) -> None:
-    stats = {"backend": "file", "entries": 3, "bytes": 2_000_000, "hits": 5, "misses": 5}
-    server = ("--server", "127.0.0.1:7051")
-    assert json.loads(promptlooper("cache", "stats", "--json", *server).stdout) == stats
-    assert promptlooper("cache", "stats", *server).stdout == (
-        "3 answers in a file store, 2.0 MB\n5 hits (50%), 5 misses since the Cache started\n"
+def test_cache_stats_say_what_was_saved(promptlooper: Any, runner: Any) -> None:
+    runner.cached = CacheStats(
+        "redis",
+        3,
+        2_000_000,
+        hits=5,
+        misses=5,
+        busy=1,
+        stored=4,
+        stored_bytes=9_000,
+        errors=2,
+        unreadable=1,
+        saved=Worth(12_000, 3_000, 250_000, 1_230_000_000),
+        saved_unpriced=1,
+        breaker="half_open",
+        counted_since=1_700_000_000.0,
     )
-    # Embedded, the process that counts is the one that asks.
-    embedded = json.loads(promptlooper("cache", "stats", "--json").stdout)
-    assert embedded == {**stats, "hits": None, "misses": None}
-    assert promptlooper("cache", "stats").stdout == "3 answers in a file store, 2.0 MB\n"
+    assert json.loads(promptlooper("cache", "stats", "--json").stdout) == {
+        "backend": "redis",
+        "entries": 3,
+        "bytes": 2_000_000,
+        "hits": 5,
+        "misses": 5,
+        "busy": 1,
+        "stored": 4,
+        "stored_bytes": 9_000,
+        "errors": 2,
+        "unreadable": 1,
+        "saved_usd": 1.23,
+        "saved_unpriced": 1,
+        "saved_tokens_in": 12_000,
+        "saved_tokens_out": 3_000,
+        "saved_ms": 250_000,
+        "breaker": "half_open",
+        "counted_since": "2023-11-14T22:13:20.000000Z",
+    }
+    since = datetime.fromtimestamp(1_700_000_000).strftime("%Y-%m-%d %H:%M:%S")
+    assert promptlooper("cache", "stats").stdout == (
+        "3 answers in a redis store, 2.0 MB\n"
+        "The breaker is half open: one call tries whether the store answers again.\n"
+        f"5 hits (50%), 5 misses, 4 stored since {since}\n"
+        "saved over $1.23, 12,000 tokens in and 3,000 out, 4 min 10 s of the models' time\n"
+        "2 calls failed, 1 stored answer could not be read\n"
+    )
+
+
+def test_cache_stats_are_short_where_nothing_happened_yet(promptlooper: Any, runner: Any) -> None:
+    assert promptlooper("cache", "stats").stdout == ("3 answers in a file store, 2.0 MB\n0 hits, 0 misses, 0 stored\n")
+
+
+def test_cache_stats_say_that_the_store_is_away(promptlooper: Any, runner: Any) -> None:
+    runner.cached = CacheStats("redis", None, None, 0, 2, errors=2, breaker="open")
+    assert promptlooper("cache", "stats").stdout == (
+        "The redis store is away: every question is asked anew. What this Cache did:\n"
+        "The breaker is open: the store did not answer, and is not asked for a moment.\n"
+        "0 hits (0%), 2 misses, 0 stored\n"
+        "2 calls failed, 0 stored answers could not be read\n"
+    )
+    document = json.loads(promptlooper("cache", "stats", "--json").stdout)
+    assert (document["entries"], document["bytes"], document["breaker"]) == (None, None, "open")
+
+
+def test_cache_is_cleared_of_what_the_options_say(promptlooper: Any, runner: Any) -> None:
     assert promptlooper("cache", "clear").exit_code == 2
-    assert promptlooper("cache", "clear", "--yes").exit_code == 0
-    assert promptlooper("cache", "clear", "--yes", "--namespace", "n1").exit_code == 0
-    assert runner.purged == ["", "default.n1"]
+    for options in ((), ("--namespace", "n1"), ("--project", "p"), ("--project", "p", "--namespace", "n")):
+        assert promptlooper("cache", "clear", "--yes", *options).stderr == "Deleted 3 remembered answers.\n"
+    told = promptlooper("cache", "clear", "--yes", "--model", "openai/m", "--project", "p").stderr
+    assert told == (
+        "Forgot the remembered answers of project p and model openai/m. Their room is given back in time.\n"
+    )
+    assert promptlooper("cache", "clear", "-m", "openai/m", "--yes").exit_code == 0
+    assert runner.purged == [
+        ("", ""),
+        ("*.n1", ""),
+        ("p.*", ""),
+        ("p.n", ""),
+        ("p.*", "openai/m"),
+        ("*.*", "openai/m"),
+    ]
 
 
 def test_models_say_price_and_problem(promptlooper: Any) -> None:

@@ -22,13 +22,12 @@ from promptlooper.completion import (
     ModelCheck,
     ModelInfo,
     OnDelta,
-    Tool,
     ToolCall,
 )
 from promptlooper.errors import CacheUnavailable, DeadlineExceeded, ProviderRejected, ServiceUnavailable
 from promptlooper.experiment import CacheMode, CachePolicy
+from promptlooper.questions import Question, cache_key
 from promptlooper.runner.answers import Answer, Answers
-from promptlooper.runner.questions import Question, cache_key
 
 
 class Model:
@@ -149,7 +148,6 @@ async def test_a_stored_answer_keeps_everything_of_the_original(tmp_path: Path) 
         "tokens_cache_write_in": 1,
         "logprobs": [{"token": "a", "logprob": -0.5, "top": []}],
         "provider_data": '{"signature": "s"}',
-        "price_version": "2026-11-01",
     }
     async with cache_in(tmp_path) as cache:
         async with answering(model, cache) as answers:
@@ -344,43 +342,3 @@ async def test_one_who_has_time_left_asks_again_when_the_adapter_was_away_for_al
         first, second = await asyncio.gather(answers.ask(hurried), answers.ask(patient), return_exceptions=True)
     assert isinstance(first, ServiceUnavailable)
     assert isinstance(second, Answer)
-
-
-def test_the_key_covers_all_that_can_change_the_answer_and_nothing_else() -> None:
-    """A new field of a question must be put into one of the two lists."""
-    in_key = {
-        "request.model": dataclasses.replace(question().request, model="mock/other"),
-        "request.messages": dataclasses.replace(question().request, messages=(Message("user", "what?"),)),
-        "request.params": dataclasses.replace(question().request, params={"temperature": 0.6}),
-        "request.tools": dataclasses.replace(question().request, tools=(Tool("weather"),)),
-        "request.tool_choice": dataclasses.replace(question().request, tool_choice="none"),
-        "request.response_schema": dataclasses.replace(question().request, response_schema={}),
-    }
-    not_in_key = {
-        "request.timeout": dataclasses.replace(question().request, timeout=1),
-        "request.once": dataclasses.replace(question().request, once=True),
-    }
-    base = question()
-    for name, request in in_key.items():
-        assert cache_key(dataclasses.replace(base, request=request)) != cache_key(base), name
-    (said,) = base.request.messages
-    call = ToolCall("1", "weather", "{}")
-    besides = {"images": ("https://a/b.png",), "tool_calls": (call,)}
-    besides |= dict.fromkeys(("tool_call_id", "name", "provider_data"), "x")  # type: ignore[arg-type]
-    for name, value in besides.items():
-        request = dataclasses.replace(base.request, messages=(dataclasses.replace(said, **{name: value}),))
-        assert cache_key(dataclasses.replace(base, request=request)) != cache_key(base), name
-    assert {f.name for f in dataclasses.fields(Message)} == {"role", "content", *besides}
-    for name, request in not_in_key.items():
-        assert cache_key(dataclasses.replace(base, request=request)) == cache_key(base), name
-    assert {f"request.{f.name}" for f in dataclasses.fields(CompletionRequest)} == in_key.keys() | not_in_key.keys()
-    for change in ({"endpoint": "there"}, {"repeat": 1}, {"project": "p"}, {"policy": CachePolicy(namespace="n")}):
-        assert cache_key(dataclasses.replace(base, **change)) != cache_key(base), change  # type: ignore[arg-type]
-    same = {"policy": CachePolicy(CacheMode.REFRESH, max_age=5)}
-    assert cache_key(dataclasses.replace(base, **same)) == cache_key(base)
-    assert {f.name for f in dataclasses.fields(Question)} == {"request", "endpoint", "repeat", "project", "policy"}
-
-
-def test_the_key_of_a_known_question_never_changes() -> None:
-    """Stored answers are found by it in every later version; a change must raise KEY_VERSION."""
-    assert cache_key(question()) == ("default.default:41ef9a2311a5d2cfa2aab8daa87684ed8fb8d71b3700828f5a99804cfd8c220d")

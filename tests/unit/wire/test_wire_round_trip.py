@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from promptlooper import caching, completion, experiment, experiments, run, scoring, sources
 from promptlooper.digest import canonical
 from promptlooper.errors import Problem
+from promptlooper.v1 import cache_service_pb2 as cache_pb
 from promptlooper.wire import caching as caching_wire
 from promptlooper.wire import completion as completion_wire
 from promptlooper.wire import events as events_wire
@@ -31,6 +32,7 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     caching.Lookup: (caching_wire.lookup_to_pb, caching_wire.lookup_from_pb),
     caching.Found: (caching_wire.found_to_pb, caching_wire.found_from_pb),
     caching.CacheEntry: (caching_wire.entry_to_pb, caching_wire.entry_from_pb),
+    caching.Worth: (caching_wire.worth_to_pb, caching_wire.worth_from_pb),
     caching.CacheStats: (caching_wire.stats_to_pb, caching_wire.stats_from_pb),
     completion.Message: (completion_wire.message_to_pb, completion_wire.message_from_pb),
     completion.ToolCall: (completion_wire.tool_call_to_pb, completion_wire.tool_call_from_pb),
@@ -141,6 +143,10 @@ run_facts = st.fixed_dictionaries(
 # Where a field takes less than its type says, or None stands for what is not said.
 OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (caching.Lookup, "max_age"): st.none() | durations,
+    (caching.CacheStats, "entries"): integers,  # None together with bytes: below
+    (caching.CacheStats, "bytes"): integers,
+    (caching.CacheStats, "breaker"): st.sampled_from(("closed", "open", "half_open")),
+    (caching.CacheStats, "counted_since"): st.just(0.0) | st.integers(1, 4_000_000_000).map(float),
     (caching.Found, "stored_at"): st.just(0.0) | st.floats(1e9, 4e9),
     (completion.CompletionRequest, "params"): parameters,
     (completion.CompletionRequest, "timeout"): durations,
@@ -269,3 +275,10 @@ def test_every_shared_dataclass_has_a_conversion() -> None:
         if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.__name__
     }
     assert defined - CONVERSIONS.keys() == set()
+
+
+def test_cache_whose_store_is_away_says_so_and_one_of_the_first_version_is_understood() -> None:
+    away = caching.CacheStats("redis", None, None, 1, 2, breaker="open")
+    assert caching_wire.stats_from_pb(caching_wire.stats_to_pb(away)) == away
+    first = cache_pb.GetStatsResponse(backend="redis", entries=1, bytes=2, hits=3, misses=4)
+    assert caching_wire.stats_from_pb(first) == caching.CacheStats("redis", 1, 2, 3, 4)

@@ -6,12 +6,13 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from promptlooper.cache.store.contract import Claim, Lease, Wanted
+from promptlooper.cache.purges import NUMBER, Purge
+from promptlooper.cache.store.contract import Claim, Claims, Lease, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ _TABLES = (
     "CREATE TABLE leases(key TEXT PRIMARY KEY, claimant TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID",
     f"PRAGMA user_version = {_VERSION}",
 )
+_LATER = (  # what files of the same version may lack
+    "CREATE TABLE IF NOT EXISTS tallies(kind TEXT, name TEXT, number INTEGER, PRIMARY KEY(kind, name)) WITHOUT ROWID",
+)
+_PURGES, _COUNTS = "purge", "count"  # kinds of tallies
 _FIND = "SELECT CAST(data AS BLOB), used_at FROM entries WHERE key = ?"
 _USE = "UPDATE entries SET used_at = ? WHERE key = ?"
 _PUT = "INSERT INTO entries VALUES(?1, ?2, ?3) ON CONFLICT(key) DO UPDATE SET data = ?2, used_at = ?3"
@@ -37,6 +42,11 @@ _TAKE = (
 )
 _RENEW = "UPDATE leases SET expires_at = ?3 WHERE key = ?1 AND claimant = ?2 AND expires_at > ?4"
 _RELEASE = "DELETE FROM leases WHERE key = ? AND claimant = ?"
+_ADD = (
+    "INSERT INTO tallies VALUES(?1, ?2, ?3) ON CONFLICT(kind, name) DO UPDATE SET number = number + ?3 RETURNING number"
+)
+_OF_SCOPE = "DELETE FROM entries WHERE key >= ? AND key < ?"
+_OF_NAMESPACE = "DELETE FROM entries WHERE substr(key, instr(key, '.') + 1, length(?1)) = ?1"
 _EVICT = "DELETE FROM entries WHERE key IN (SELECT key FROM entries ORDER BY used_at LIMIT ?)"
 
 
@@ -88,30 +98,49 @@ class CacheFile:
             self._connection.executescript("PRAGMA incremental_vacuum")
             self._purged = False
 
-    def claim(self, wanted: Sequence[Wanted], claimant_id: str, now: float, lease_ttl: float) -> list[Claim]:
-        return [self._claimed(one, claimant_id, now, lease_ttl) for one in wanted]
+    def claim(self, wanted: Sequence[Wanted], claimant_id: str, now: float, lease_ttl: float) -> Claims:
+        return [self._claimed(one, claimant_id, now, lease_ttl) for one in wanted], self._purge_number()
 
     def renew(self, keys: Sequence[str], claimant_id: str, now: float, lease_ttl: float) -> list[bool]:
         execute = self._connection.execute
         return [execute(_RENEW, (key, claimant_id, now + lease_ttl, now)).rowcount > 0 for key in keys]
 
-    def store(self, entries: Sequence[tuple[str, bytes]], claimant_id: str, now: float) -> None:
+    def store(self, entries: Sequence[tuple[str, bytes]], claimant_id: str, now: float) -> int:
         self._connection.executemany(_PUT, [(key, data, now) for key, data in entries])
         if claimant_id:
             self.release([key for key, _ in entries], claimant_id)
         self._make_room()
+        return self._purge_number()
 
     def release(self, keys: Sequence[str], claimant_id: str) -> None:
         self._connection.executemany(_RELEASE, [(key, claimant_id) for key in keys])
 
-    def purge(self, scope: str) -> int:
-        if scope:  # ";" comes right after ":"
-            bounds = (f"{scope}:", f"{scope};")
-            deleted = self._connection.execute("DELETE FROM entries WHERE key >= ? AND key < ?", bounds).rowcount
-        else:
-            deleted = self._connection.execute("DELETE FROM entries").rowcount
+    def purge(self, purge: Purge) -> int:
+        execute = self._connection.execute
+        number = execute(_ADD, (_PURGES, NUMBER, 1)).fetchone()[0]
+        if purge == Purge():
+            execute("DELETE FROM tallies WHERE kind = ? AND name <> ?", (_PURGES, NUMBER))
+        execute(_ADD, (_PURGES, purge.pattern, number if purge == Purge() else 1)).fetchone()
+        if purge.model:  # their values are not told by their keys: they go when room is needed
+            return 0
         self._purged = True
-        return deleted
+        if purge == Purge():
+            return execute("DELETE FROM entries").rowcount
+        if not purge.project:
+            return execute(_OF_NAMESPACE, (f"{purge.namespace}:",)).rowcount
+        scope = f"{purge.project}.{purge.namespace}" + (":" if purge.namespace else "")
+        return execute(_OF_SCOPE, (scope, scope[:-1] + chr(ord(scope[-1]) + 1))).rowcount
+
+    def purges(self) -> Mapping[str, int]:
+        return self._tallies(_PURGES)
+
+    def add(self, counts: Mapping[str, int], now: int) -> None:
+        self._connection.execute("INSERT OR IGNORE INTO tallies VALUES(?, 'since', ?)", (_COUNTS, now))
+        for name, number in counts.items():
+            self._connection.execute(_ADD, (_COUNTS, name, number)).fetchone()
+
+    def counts(self) -> Mapping[str, int]:
+        return self._tallies(_COUNTS)
 
     def size(self) -> tuple[int, int]:
         """Entries, and the bytes in use."""
@@ -136,6 +165,12 @@ class CacheFile:
         while self._used_bytes() > self._max_bytes * _SHRINK_TO:
             if not self._connection.execute(_EVICT, (_EVICTED_AT_ONCE,)).rowcount:
                 return
+
+    def _tallies(self, kind: str) -> Mapping[str, int]:
+        return dict(self._connection.execute("SELECT name, number FROM tallies WHERE kind = ?", (kind,)).fetchall())
+
+    def _purge_number(self) -> int:
+        return self._number(f"SELECT total(number) FROM tallies WHERE kind = '{_PURGES}' AND name = '{NUMBER}'")
 
     def _used_bytes(self) -> int:
         pages = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
@@ -168,6 +203,8 @@ class CacheFile:
                     connection.execute(statement)
             elif version != _VERSION:
                 raise BrokenFile(f"it is of version {version}, and this program knows version {_VERSION}")
+            for statement in _LATER:
+                connection.execute(statement)
             connection.execute("DELETE FROM leases WHERE expires_at <= ?", (now,))
         except BaseException:
             connection.close()

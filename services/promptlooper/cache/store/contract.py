@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from promptlooper.cache.breaker import BreakerState
+from promptlooper.cache.purges import Purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ Claim = bytes | Lease
 """A value, or what became of the lease where there is none."""
 
 
+Claims = tuple[list[Claim], int]
+"""In the order of what was wanted, and how many purges there were."""
+
+
 class Store(Protocol):
     """Every method raises CacheUnavailable where the store cannot be reached or has no room.
 
@@ -36,17 +43,32 @@ class Store(Protocol):
     @property
     def backend(self) -> str: ...
 
-    async def claim(self, wanted: Sequence[Wanted], claimant_id: str, lease_ttl: float) -> list[Claim]: ...
+    @property
+    def breaker(self) -> BreakerState: ...
+
+    async def claim(self, wanted: Sequence[Wanted], claimant_id: str, lease_ttl: float) -> Claims: ...
 
     async def renew(self, keys: Sequence[str], claimant_id: str, lease_ttl: float) -> list[bool]: ...
 
-    async def store(self, entries: Sequence[tuple[str, bytes]], claimant_id: str) -> None:
-        """Keeps the bytes and ends this claimant's leases on their keys."""
+    async def store(self, entries: Sequence[tuple[str, bytes]], claimant_id: str) -> int:
+        """Keeps the bytes and ends this claimant's leases on their keys. Returns how many purges there were."""
         ...
 
     async def release(self, keys: Sequence[str], claimant_id: str) -> None: ...
 
-    async def purge(self, scope: str) -> int: ...
+    async def purge(self, purge: Purge) -> int:
+        """Counts the purge for all who read, and deletes what can be told by its key. Returns how many that were."""
+        ...
+
+    async def purges(self) -> Mapping[str, int]:
+        """What Purges is made of."""
+        ...
+
+    async def add(self, counts: Mapping[str, int], now: int) -> None:
+        """Adds to counts that outlive processes, beginning with `since`: the first `now`."""
+        ...
+
+    async def counts(self) -> Mapping[str, int]: ...
 
     async def size(self) -> tuple[int, int]:
         """Entries and bytes."""

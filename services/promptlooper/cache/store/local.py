@@ -7,15 +7,16 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from promptlooper.cache.breaker import Breaker
+from promptlooper.cache.breaker import Breaker, BreakerState
+from promptlooper.cache.purges import Purge
 from promptlooper.cache.store.cachefile import BrokenFile, CacheFile, is_broken
-from promptlooper.cache.store.contract import Claim, Wanted
+from promptlooper.cache.store.contract import Claims, Wanted
 from promptlooper.clock import Clock, SystemClock
 from promptlooper.errors import CacheUnavailable
 
@@ -53,6 +54,10 @@ class LocalStore:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._file: CacheFile | None = None  # the thread's
 
+    @property
+    def breaker(self) -> BreakerState:
+        return self._breaker.state
+
     async def __aenter__(self) -> LocalStore:
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
@@ -67,20 +72,29 @@ class LocalStore:
         await asyncio.shield(self._ended)
         self._thread.join()
 
-    async def claim(self, wanted: Sequence[Wanted], claimant_id: str, lease_ttl: float) -> list[Claim]:
+    async def claim(self, wanted: Sequence[Wanted], claimant_id: str, lease_ttl: float) -> Claims:
         return await self._run(lambda file: file.claim(wanted, claimant_id, self._now(), lease_ttl))
 
     async def renew(self, keys: Sequence[str], claimant_id: str, lease_ttl: float) -> list[bool]:
         return await self._run(lambda file: file.renew(keys, claimant_id, self._now(), lease_ttl))
 
-    async def store(self, entries: Sequence[tuple[str, bytes]], claimant_id: str) -> None:
-        await self._run(lambda file: file.store(entries, claimant_id, self._now()))
+    async def store(self, entries: Sequence[tuple[str, bytes]], claimant_id: str) -> int:
+        return await self._run(lambda file: file.store(entries, claimant_id, self._now()))
 
     async def release(self, keys: Sequence[str], claimant_id: str) -> None:
         await self._run(lambda file: file.release(keys, claimant_id))
 
-    async def purge(self, scope: str) -> int:
-        return await self._run(lambda file: file.purge(scope))
+    async def purge(self, purge: Purge) -> int:
+        return await self._run(lambda file: file.purge(purge))
+
+    async def purges(self) -> Mapping[str, int]:
+        return await self._run(lambda file: file.purges())
+
+    async def add(self, counts: Mapping[str, int], now: int) -> None:
+        await self._run(lambda file: file.add(counts, now))
+
+    async def counts(self) -> Mapping[str, int]:
+        return await self._run(lambda file: file.counts())
 
     async def size(self) -> tuple[int, int]:
         return await self._run(lambda file: file.size())

@@ -1,22 +1,22 @@
-"""Questions to models, and how their answers are kept in the cache."""
+"""Questions to models, and how their answers are kept in the cache: for stages, judges and whoever else asks."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
 
-from promptlooper.caching import CacheEntry, Found, LookupStatus
+from promptlooper.caching import CacheEntry, Found, LookupStatus, Worth
 from promptlooper.completion import Completion, CompletionRequest, ToolCall, form_of
 from promptlooper.digest import sha256_hex
 from promptlooper.experiment import CachePolicy
-from promptlooper.runner.store.rows import storable
-from promptlooper.runner.validity import why_unusable
 from promptlooper.tracing import current
+from promptlooper.validity import why_unusable
 
-log = logging.getLogger("runner.answers")
+log = logging.getLogger("questions")
 KEY_VERSION = 1
 STORED_FINISH_REASONS = frozenset({"stop", "length", "tool_calls"})
 LARGEST_VALUE = 1024 * 1024 - 1024  # bytes: what the Cache takes, less its envelope
@@ -34,7 +34,7 @@ class Question:
 def cache_key(question: Question) -> str:
     """`<project>.<namespace>:<sha256>` over all that can change the answer. Timeouts, retries, labels and ids are not
     in it; the repeat is, so that repeats of a question differ within an experiment and are shared across
-    experiments."""
+    experiments. Who asks is not in it: a judge and a stage that ask the same share the answer."""
     request = question.request
     meaning = [
         KEY_VERSION,
@@ -47,7 +47,13 @@ def cache_key(question: Question) -> str:
         question.policy.namespace,
         *_asked_besides(request),
     ]
-    return f"{question.project}.{question.policy.namespace}:{sha256_hex(meaning)}"
+    return key_in(question.project, question.policy.namespace, meaning)
+
+
+def key_in(project: str, namespace: str, meaning: Any) -> str:
+    """The key of what is asked otherwise, such as an embedding. `meaning`: JSON of all that can change the answer,
+    beginning with a word for the kind of question, which keeps it apart from completions."""
+    return f"{project}.{namespace}:{sha256_hex(meaning)}"
 
 
 def _plain(form: list[Any]) -> list[Any]:
@@ -64,15 +70,8 @@ def _asked_besides(request: CompletionRequest) -> list[Any]:
     return [{"tools": tools, "tool_choice": request.tool_choice, "response_schema": request.response_schema}]
 
 
-_FIELDS = tuple((field.name, field.default) for field in fields(Completion))
-
-
-def storable_completion(completion: Completion) -> Completion:
-    """The answer without characters that no database or JSON can keep."""
-    output, reasoning = storable(completion.output), completion.reasoning
-    if output is completion.output and not reasoning:
-        return completion
-    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))
+# Not the price list: a remembered answer costs nothing, and 0.1.0 could not read what every answer has.
+_FIELDS = tuple((field.name, field.default) for field in fields(Completion) if field.name != "price_version")
 
 
 def entry_of(key: str, request: CompletionRequest, completion: Completion) -> CacheEntry | None:
@@ -84,7 +83,10 @@ def entry_of(key: str, request: CompletionRequest, completion: Completion) -> Ca
         return None
     # Only what is set: versions that lack a field can read what does not use it.
     value = orjson.dumps({name: said for name, plain in _FIELDS if (said := getattr(completion, name)) != plain})
-    return CacheEntry(key, value, current.get()) if len(value) <= LARGEST_VALUE else None
+    if len(value) > LARGEST_VALUE:
+        return None
+    worth = Worth(completion.tokens_in or 0, completion.tokens_out or 0, completion.latency_ms, completion.cost_nanousd)
+    return CacheEntry(key, value, current.get(), request.model, worth)
 
 
 def completion_of(found: Found) -> Completion | None:
@@ -92,9 +94,9 @@ def completion_of(found: Found) -> Completion | None:
     if found.status is not LookupStatus.HIT:
         return None
     try:
-        values = orjson.loads(found.value)
-        calls = tuple(ToolCall(**call) for call in values.pop("tool_calls", ()))
-        return Completion(**values, tool_calls=calls)
-    except (ValueError, TypeError) as error:  # of another version, say: its answer is paid for again
+        values: Mapping[str, Any] = orjson.loads(found.value)
+        calls = tuple(ToolCall(**call) for call in values.get("tool_calls", ()))
+        return Completion(**{**values, "tool_calls": calls})
+    except (ValueError, TypeError, AttributeError) as error:  # of another version, say: its answer is paid for again
         log.warning("an answer in the cache can't be read, its question is asked anew: %s", type(error).__name__)
         return None

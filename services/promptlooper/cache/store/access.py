@@ -1,0 +1,157 @@
+"""The way to Redis: asked for no longer than a bound, and not at all while it is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from redis.asyncio import Redis
+from redis.exceptions import ClusterCrossSlotError, ClusterDownError, MovedError, NoScriptError, RedisError
+from redis.exceptions import ConnectionError as NoConnection
+from redis.exceptions import TimeoutError as NoAnswer
+
+from promptlooper.cache.breaker import Breaker
+from promptlooper.cache.store.servers import ClusterServers, OneServer, Opener, Servers
+from promptlooper.clock import Clock
+from promptlooper.errors import CacheUnavailable
+from promptlooper.settings import masked
+
+log = logging.getLogger(__name__)
+
+FAILURES = 3  # in a row, then the breaker opens: one answer that came late is no reason to pay for all that follow
+_SCAN_COUNT = 1000
+_SILENT = (NoConnection, NoAnswer, ClusterDownError, TimeoutError)
+
+Call: TypeAlias = Callable[[Redis], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What Redis runs as one step."""
+
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisAccess:
+    """Raises CacheUnavailable from every call that Redis refuses or does not answer within `timeout` seconds, the wait
+    for a connection included; InvalidArgument where the URL or a file can't be taken. Nothing is tried twice."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cluster: bool,
+        timeout: float,
+        clock: Clock,
+        password_file: Path | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        self.breaker = Breaker(clock, failures=FAILURES)
+        self.refusals = 0
+        """Calls that Redis answered with an error, such as out of memory."""
+        self.is_cluster = cluster
+        self._address = masked(url)
+        self._timeout = timeout
+        opener = Opener(url, timeout, password_file, ca_file)
+        self._servers: Servers = ClusterServers(opener) if cluster else OneServer(opener.opened())
+
+    async def aclose(self) -> None:
+        await self._servers.aclose()
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """All keys are of one slot where there is a cluster."""
+
+        async def ran(server: Redis) -> Any:
+            try:
+                return await server.evalsha(script.sha, len(keys), *keys, *args)
+            except NoScriptError:  # it was restarted, or has not run it yet
+                return await server.eval(script.text, len(keys), *keys, *args)
+
+        return await self._ask(keys[0], ran)
+
+    async def hash_of(self, name: str) -> dict[str, int]:
+        """A hash whose values are numbers."""
+        found = await self._ask(name, lambda server: server.hgetall(name))
+        return {key.decode(): int(value) for key, value in found.items()}
+
+    async def field_of(self, name: str, key: str) -> int:
+        return int(await self._ask(name, lambda server: server.hget(name, key)) or 0)
+
+    async def pages(self, match: str) -> AsyncIterator[list[bytes]]:
+        """Keys. One may come twice where Redis is changing the size of its table."""
+        for server in await self._bounded(self._servers.all_of_them):
+            cursor = 0
+            while True:
+                cursor, keys = await self._page(server, cursor, match)
+                if keys:
+                    yield keys
+                if not cursor:
+                    break
+
+    async def _page(self, server: Redis, cursor: int, match: str) -> tuple[int, list[bytes]]:
+        page: tuple[int, list[bytes]] = await self._bounded(lambda: server.scan(cursor, match=match, count=_SCAN_COUNT))
+        return page
+
+    async def unlink(self, keys: Sequence[bytes]) -> int:
+        """Deletes keys, of one slot where there is a cluster."""
+        return int(await self._ask(keys[0].decode(), lambda server: server.unlink(*keys)))
+
+    async def memory(self) -> int:
+        """Bytes that all servers have in use."""
+        servers = await self._bounded(self._servers.all_of_them)
+        said = [await self._bounded(partial(server.info, "memory")) for server in servers]
+        return sum(int(one["used_memory"]) for one in said)
+
+    async def _ask(self, name: str, call: Call) -> Any:
+        async def asked() -> Any:
+            try:
+                return await call(await self._servers.holding(name))
+            except MovedError:
+                self._servers.forget()
+                return await call(await self._servers.holding(name))
+
+        return await self._bounded(asked)
+
+    async def _bounded(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        if not self.breaker.admits():
+            raise self.unavailable("it did not answer a moment ago")
+        try:
+            # Around it all: each step of a connection that is made anew has the bound of one answer.
+            async with asyncio.timeout(self._timeout):
+                answer = await ask()
+        except _SILENT as error:
+            self._servers.forget()
+            if self.breaker.failed():
+                log.warning("Redis at %s does not answer: the cache is off until it does (%s)", self._address, error)
+            raise self.unavailable(str(error) or "no answer in time") from error
+        except RedisError as error:  # it is out of memory, read only, ...: it answers, and refuses
+            self._refused(error)
+            raise self.unavailable(f"{error}{self._advice(error)}") from error
+        if self.breaker.succeeded():
+            log.info("Redis at %s answers again", self._address)
+        return answer
+
+    def _refused(self, error: Exception) -> None:
+        self.refusals += 1
+        if self.refusals in (1, 10, 100) or self.refusals % 1000 == 0:
+            log.warning("Redis at %s refused %d calls so far: %s", self._address, self.refusals, error)
+
+    def _advice(self, error: Exception) -> str:
+        if not self.is_cluster and ("CROSSSLOT" in str(error) or isinstance(error, MovedError | ClusterCrossSlotError)):
+            return "; it is a cluster: set PROMPTLOOPER_REDIS_CLUSTER=true"
+        if self.is_cluster and "cluster support disabled" in str(error):
+            return "; it is no cluster: set PROMPTLOOPER_REDIS_CLUSTER=false"
+        return ""
+
+    def unavailable(self, reason: str) -> CacheUnavailable:
+        return CacheUnavailable(f"the cache cannot use Redis at {self._address!r}: {reason}")
