@@ -30,6 +30,7 @@ class _Address(Strict):
 class _TextBlock(Strict):
     type: Literal["text"]
     text: _Text
+    citations: list[dict[str, Any]] | None = None
     cache_control: dict[str, str] | None = None
 
 
@@ -214,8 +215,11 @@ def _check_schema(schema: Any) -> None:
     if isinstance(schema, dict):
         if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
             raise Refused(400, "output_config.format.schema: For 'object' type, 'additionalProperties' must be false")
-        for each in schema.values():
-            _check_schema(each)
+        for name, part in schema.items():
+            if name in ("properties", "$defs") and isinstance(part, dict):
+                _check_schema(list(part.values()))
+            elif name not in ("const", "enum", "default"):
+                _check_schema(part)
 
 
 def _message(asked: Asked, **fields: Any) -> dict[str, Any]:
