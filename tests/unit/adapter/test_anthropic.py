@@ -59,10 +59,12 @@ async def test_request_holds_what_is_set_and_a_limit_of_tokens(gateway, server, 
 
 
 async def test_operator_may_set_another_version(gateways, server):
-    settings = f"type: anthropic, base_url: '{server.base_url}/v1', headers: {{Anthropic-Version: '2023-01-01'}}"
+    settings = f"type: anthropic, base_url: '{server.base_url}/v1', headers: {{Anthropic-Version: '2026-10-21'}}"
     gateway = gateways(f"providers: [{{name: a, {settings}, api_key_env: KEY}}]", KEY="k")
     await gateway.complete(replace(asking(), model="a/claude"))
-    assert (server.asked[0].path, server.asked[0].headers["anthropic-version"]) == ("/v1/messages", "2023-01-01")
+    assert (server.asked[0].path, server.asked[0].headers["anthropic-version"]) == ("/v1/messages", "2026-10-21")
+    with pytest.raises(ProviderRejected, match="temperature: removed in this version"):
+        await gateway.complete(replace(asking(temperature=1), model="a/claude"))
 
 
 @pytest.mark.parametrize(
