@@ -119,7 +119,8 @@ _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "bil
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
 _TOO_LONG = re.compile(
     r"maximum context length|context (?:length|window|size)|prompt is too long|input is too long|"
-    r"reduce the length of the (?:messages|prompt|input)|exceeds? the available context",
+    r"reduce the length of the (?:messages|prompt|input)|exceeds? the available context|"
+    r"exceeds? context limit|exceeds the maximum number of (?:input )?tokens",
     re.IGNORECASE,
 )
 

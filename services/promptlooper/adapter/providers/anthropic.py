@@ -14,7 +14,7 @@ from promptlooper.adapter.providers.sse import events_of
 from promptlooper.adapter.retrying import Failure
 from promptlooper.completion import Completion, CompletionRequest
 
-VERSION = "2023-06-01"
+VERSION = "2023-06-01"  # the next, 2026-10-21, has no temperature, which older models take
 
 
 class AnthropicMessages:

@@ -30,6 +30,7 @@ class _Address(Strict):
 class _TextBlock(Strict):
     type: Literal["text"]
     text: _Text
+    citations: list[dict[str, Any]] | None = None
     cache_control: dict[str, str] | None = None
 
 
@@ -123,6 +124,8 @@ class _Request(Strict):
     cache_control: dict[str, str] | None = None
 
 
+_VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
+_REMOVED = frozenset({"temperature", "top_p", "top_k"})  # in the last of them
 _STOP_REASONS: Mapping[str, str] = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -149,9 +152,14 @@ class AnthropicWire:
     paths = ("/v1/messages",)
 
     def check(self, asked: Asked) -> None:
-        needed(asked, "x-api-key")
-        if needed(asked, "anthropic-version", 400) not in ("2023-06-01", "2023-01-01"):
-            raise Refused(400, "anthropic-version: this is not a version")
+        # Their SDK has sent the key as a bearer token since its version 2.
+        if not asked.headers.get("authorization", "").startswith("Bearer "):
+            needed(asked, "x-api-key")
+        version = needed(asked, "anthropic-version", 400)
+        if version not in _VERSIONS:
+            raise Refused(400, f"anthropic-version: {version!r} is not a valid version")
+        if version == _VERSIONS[-1] and (removed := _REMOVED & set(asked.body)):
+            raise Refused(400, f"{', '.join(sorted(removed))}: removed in this version")
         request = checked(_Request, asked.body)
         if request.thinking and request.thinking.type == "enabled":
             if request.thinking.budget_tokens is None or request.thinking.budget_tokens >= request.max_tokens:
@@ -214,8 +222,11 @@ def _check_schema(schema: Any) -> None:
     if isinstance(schema, dict):
         if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
             raise Refused(400, "output_config.format.schema: For 'object' type, 'additionalProperties' must be false")
-        for each in schema.values():
-            _check_schema(each)
+        for name, part in schema.items():
+            if name in ("properties", "$defs") and isinstance(part, dict):
+                _check_schema(list(part.values()))
+            elif name not in ("const", "enum", "default"):
+                _check_schema(part)
 
 
 def _message(asked: Asked, **fields: Any) -> dict[str, Any]:
