@@ -104,8 +104,8 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Purge(self, request, context):
-        """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s,
-        after which some of their room may not have been given back.
+        """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s.
+        After it some of their room may not have been given back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,8 +30,8 @@ class CacheServiceStub:
     Release: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.ReleaseRequest, _cache_service_pb2.ReleaseResponse]
     """Ends this claimant's leases without a value, so that another may ask. Usual deadline: 1 s."""
     Purge: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.PurgeRequest, _cache_service_pb2.PurgeResponse]
-    """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s,
-    after which some of their room may not have been given back.
+    """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s.
+    After it some of their room may not have been given back.
     """
     GetStats: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.GetStatsRequest, _cache_service_pb2.GetStatsResponse]
     """What there is, and what it did. It answers also while its store is away. Usual deadline: 10 s."""
@@ -82,8 +82,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_service_pb2.PurgeRequest,
         context: _aio.ServicerContext[_cache_service_pb2.PurgeRequest, _abc.Awaitable[_cache_service_pb2.PurgeResponse]],
     ) -> _abc.Awaitable[_cache_service_pb2.PurgeResponse]:
-        """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s,
-        after which some of their room may not have been given back.
+        """Forgets the values of a scope, of a model, or all: from its first step on no Cache finds them. Usual deadline: 60 s.
+        After it some of their room may not have been given back.
         """
 
     @_abc_1.abstractmethod

@@ -41,7 +41,7 @@ def ca(tmp_path: Path) -> Authority:
 
 # As docs/security.md has them.
 RIGHTS = (
-    "on ~promptlooper:* +evalsha +script|load +get +set +del +pexpire +scan +unlink +info"
+    "on ~promptlooper:* +eval +evalsha +get +mget +set +del +pexpire +pttl +hget +hgetall +hset +hincrby +scan +unlink +info"
     " +auth +hello +ping +select +client|setinfo +client|setname"
 )
 

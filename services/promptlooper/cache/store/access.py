@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as NoAnswer
 from promptlooper.cache.breaker import Breaker
 from promptlooper.cache.store.servers import ClusterServers, OneServer, Opener, Servers
 from promptlooper.clock import Clock
-from promptlooper.errors import CacheUnavailable
+from promptlooper.errors import CacheUnavailable, InvalidArgument
 from promptlooper.settings import masked
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,12 @@ class RedisAccess:
         self.refusals = 0
         """Calls that Redis answered with an error, such as out of memory."""
         self.is_cluster = cluster
-        self._address = masked(url)
         self._timeout = timeout
-        opener = Opener(url, timeout, password_file, ca_file)
+        try:
+            self._address = masked(url)
+            opener = Opener(url, timeout, password_file, ca_file)
+        except ValueError as error:
+            raise InvalidArgument(f"the Redis URL of PROMPTLOOPER_REDIS_URL is wrong: {error}") from None
         self._servers: Servers = ClusterServers(opener) if cluster else OneServer(opener.opened())
 
     async def aclose(self) -> None:
