@@ -96,7 +96,7 @@ async def test_redis_by_tls_and_a_password_that_is_rotated(ca: Authority, redis:
             assert await store.renew(["key"], "a", 1) == [False]
             assert (await store.size())[0] == 1
             assert await store.purge(Purge()) == 1
-            assert await store.claim([Wanted("key")], "a", 1) == [Lease.HELD]
+            assert (await store.claim([Wanted("key")], "a", 1))[0] == [Lease.HELD]
             await store.release(["key"], "a")
             await store.store([("key", b"value")], "a")
         put(password, NEXT.encode())
