@@ -35,4 +35,5 @@ class CacheMetrics(Collector):
         yield counter("cache_errors", "Calls that Redis did not answer, or refused.", counts["errors"])
         yield counter("cache_unreadable", "Stored values that were damaged or not their key's.", counts["unreadable"])
         yield gauge("redis_up", "0 while Redis does not answer: the breaker is open, calls fail at once.", store.is_up)
+        yield counter("redis_failures", "Calls that Redis did not answer, or not in time.", store.failures)
         yield counter("redis_refusals", "Calls that Redis answered with an error.", store.refusals)

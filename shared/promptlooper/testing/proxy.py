@@ -35,6 +35,7 @@ class FaultProxy:
     """Passes bytes between its port and a target on this machine, until told otherwise.
 
     `delay` is seconds that each piece waits, in both directions. `cut_at` ends connections by what is said on them.
+    `garble` says what the client hears in place of what the target says.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -46,6 +47,7 @@ class FaultProxy:
         self.port = 0
         self.delay = 0.0
         self.cut_at: Cut | None = None
+        self.garble: Callable[[bytes], bytes] | None = None
         self.accepted = 0
         self._dropping = False
         self._robbed: set[asyncio.Task[None]] = set()
@@ -103,7 +105,7 @@ class FaultProxy:
                 said, heard = _Tail(), _Tail()
                 await asyncio.gather(
                     self._pass(task, reader, target_writer, lambda piece: self._said(said, piece)),
-                    self._pass(task, target_reader, writer, lambda piece: self._is_cut(said, heard, piece)),
+                    self._pass(task, target_reader, writer, lambda piece: self._is_cut(said, heard, piece), self._told),
                 )
         finally:
             for each in writers:
@@ -115,6 +117,9 @@ class FaultProxy:
         if self.cut_at is not None and self.cut_at.after:
             said.look_for(self.cut_at.after, piece)
         return False
+
+    def _told(self, piece: bytes) -> bytes:
+        return piece if self.garble is None else self.garble(piece)
 
     def _is_cut(self, said: _Tail, heard: _Tail, piece: bytes) -> bool:
         """Whether the connection ends here, in place of passing the piece on."""
@@ -132,6 +137,7 @@ class FaultProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         is_cut: Callable[[bytes], bool],
+        told: Callable[[bytes], bytes] = bytes,
     ) -> None:
         while piece := await reader.read(65536):
             if self.delay:
@@ -142,7 +148,7 @@ class FaultProxy:
                 continue
             if is_cut(piece):
                 raise ConnectionResetError
-            writer.write(piece)
+            writer.write(told(piece))
             await writer.drain()
         if connection not in self._robbed and writer.can_write_eof():
             writer.write_eof()

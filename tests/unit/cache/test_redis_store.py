@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from redis.asyncio import Redis
@@ -103,6 +104,58 @@ async def test_redis_without_memory_refuses_and_is_counted_but_not_shut_out() ->
                     await cache.store([CacheEntry(KEY, b"v" * 100_000)], "a")
             assert store.refusals == 2
             assert await status(cache) is LookupStatus.HIT
+
+
+GARBAGE = [
+    b"junk",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"\xff\xfe\x00\r\n",
+    b"+OK\r\n",
+    b":7\r\n",
+    b":x\r\n",
+    b"_\r\n",
+    b"*0\r\n",
+    b"%1\r\n+a\r\n:1\r\n",
+    b"$5\r\nhello\r\n",
+    b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n",
+    b"*2\r\n:9\r\n:0\r\n",
+    b"*1\r\n*1\r\n:1\r\n",
+    b"-MOVED x\r\n",
+    b"-NOSCRIPT\r\n",
+    b"$99999999999\r\n",
+]
+
+
+@pytest.mark.parametrize("when", ["at once", "on a connection that worked"])
+@pytest.mark.parametrize("garbage", GARBAGE, ids=repr)
+async def test_garbage_is_unavailable_and_never_anything_else(
+    proxy: FaultProxy, clock: ManualClock, garbage: bytes, when: str
+) -> None:
+    async with RedisStore(f"redis://{proxy.address}/0", timeout=0.05, clock=clock) as store:
+        cache = CacheCore(store)
+        if when != "at once":
+            await status(cache)
+        proxy.garble = lambda said: garbage
+        for ask in (status(cache), cache.store([CacheEntry(KEY, b"v")], "a"), cache.renew([KEY], "a"), cache.purge("")):
+            [said] = await asyncio.gather(ask, return_exceptions=True)
+            assert isinstance(said, CacheUnavailable) or said in (LookupStatus.BUSY, LookupStatus.LEAD, None, [False])
+            assert len(str(said)) < 400
+            clock.advance(1.0)  # the breaker's rest
+        await cache.stats()
+
+
+async def test_garbage_for_a_time_leaves_nothing_wrong_behind(proxy: FaultProxy, clock: ManualClock) -> None:
+    async with RedisStore(f"redis://{proxy.address}/0", timeout=5.0, clock=clock) as store:
+        cache = CacheCore(store)
+        await cache.store([CacheEntry(KEY, b"v")], "a")
+        for garbage in (b":1\r\n", b"*2\r\n:1\r\n:0\r\n", b"*2\r\n$1\r\nw\r\n:0\r\n", b"+OK\r\n+OK\r\n"):
+            proxy.garble = lambda said, garbage=garbage: garbage + garbage  # type: ignore[misc]
+            with suppress(CacheUnavailable):
+                await status(cache)
+            proxy.garble = None
+            clock.advance(1.0)
+            [found] = await cache.lookup([Lookup(KEY)], "a")
+            assert (found.status, found.value) == (LookupStatus.HIT, b"v"), garbage
 
 
 async def test_values_end_after_their_time_and_leases_after_theirs(own_redis: RedisServer) -> None:

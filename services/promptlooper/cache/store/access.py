@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
-from redis.exceptions import ClusterCrossSlotError, ClusterDownError, MovedError, NoScriptError, RedisError
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    ClusterDownError,
+    InvalidResponse,
+    MovedError,
+    NoScriptError,
+    RedisError,
+)
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as NoAnswer
 
@@ -26,7 +33,8 @@ log = logging.getLogger(__name__)
 
 FAILURES = 3  # in a row, then the breaker opens: one answer that came late is no reason to pay for all that follow
 _SCAN_COUNT = 1000
-_SILENT = (NoConnection, NoAnswer, ClusterDownError, TimeoutError)
+_SILENT = (NoConnection, NoAnswer, InvalidResponse, ClusterDownError, TimeoutError)
+_LONGEST = 200  # characters of what Redis says that are passed on
 
 Call: TypeAlias = Callable[[Redis], Awaitable[Any]]
 
@@ -57,6 +65,8 @@ class RedisAccess:
         ca_file: Path | None = None,
     ) -> None:
         self.breaker = Breaker(clock, failures=FAILURES)
+        self.failures = 0
+        """Calls that Redis did not answer, or not in time: those that the breaker refused are not among them."""
         self.refusals = 0
         """Calls that Redis answered with an error, such as out of memory."""
         self.is_cluster = cluster
@@ -84,36 +94,45 @@ class RedisAccess:
 
     async def hash_of(self, name: str) -> dict[str, int]:
         """A hash whose values are numbers."""
-        found = await self._ask(name, lambda server: server.hgetall(name))
-        return {key.decode(): int(value) for key, value in found.items()}
+
+        async def read(server: Redis) -> dict[str, int]:
+            said: Any = await server.hgetall(name)
+            return {key.decode(): int(value) for key, value in said.items()}
+
+        found: dict[str, int] = await self._ask(name, read)
+        return found
 
     async def field_of(self, name: str, key: str) -> int:
-        return int(await self._ask(name, lambda server: server.hget(name, key)) or 0)
+        async def read(server: Redis) -> int:
+            return int(await server.hget(name, key) or 0)
+
+        number: int = await self._ask(name, read)
+        return number
 
     async def pages(self, match: str) -> AsyncIterator[list[bytes]]:
         """Keys. One may come twice where Redis is changing the size of its table."""
         for server in await self._bounded(self._servers.all_of_them):
             cursor = 0
             while True:
-                cursor, keys = await self._page(server, cursor, match)
+                cursor, keys = await self._bounded(partial(_page, server, cursor, match))
                 if keys:
                     yield keys
                 if not cursor:
                     break
 
-    async def _page(self, server: Redis, cursor: int, match: str) -> tuple[int, list[bytes]]:
-        page: tuple[int, list[bytes]] = await self._bounded(lambda: server.scan(cursor, match=match, count=_SCAN_COUNT))
-        return page
-
     async def unlink(self, keys: Sequence[bytes]) -> int:
         """Deletes keys, of one slot where there is a cluster."""
-        return int(await self._ask(keys[0].decode(), lambda server: server.unlink(*keys)))
+
+        async def unlinked(server: Redis) -> int:
+            return int(await server.unlink(*keys))
+
+        number: int = await self._ask(keys[0].decode(), unlinked)
+        return number
 
     async def memory(self) -> int:
         """Bytes that all servers have in use."""
         servers = await self._bounded(self._servers.all_of_them)
-        said = [await self._bounded(partial(server.info, "memory")) for server in servers]
-        return sum(int(one["used_memory"]) for one in said)
+        return sum([await self._bounded(partial(_memory, server)) for server in servers])
 
     async def _ask(self, name: str, call: Call) -> Any:
         async def asked() -> Any:
@@ -133,21 +152,29 @@ class RedisAccess:
             async with asyncio.timeout(self._timeout):
                 answer = await ask()
         except _SILENT as error:
-            self._servers.forget()
-            if self.breaker.failed():
-                log.warning("Redis at %s does not answer: the cache is off until it does (%s)", self._address, error)
-            raise self.unavailable(str(error) or "no answer in time") from error
+            raise self._failed(str(error) or "no answer in time") from error
         except RedisError as error:  # it is out of memory, read only, ...: it answers, and refuses
-            self._refused(error)
-            raise self.unavailable(f"{error}{self._advice(error)}") from error
+            raise self._refused(f"{error}{self._advice(error)}") from error
+        except Exception as error:  # redis-py, or who asked, can make nothing of what it says
+            raise self._failed(f"what it says can't be read: {type(error).__name__}: {error}") from error
         if self.breaker.succeeded():
             log.info("Redis at %s answers again", self._address)
         return answer
 
-    def _refused(self, error: Exception) -> None:
+    def _failed(self, reason: str) -> CacheUnavailable:
+        self.failures += 1
+        self._servers.forget()
+        if self.breaker.failed():
+            log.warning(
+                "Redis at %s does not answer: the cache is off until it does (%s)", self._address, reason[:_LONGEST]
+            )
+        return self.unavailable(reason)
+
+    def _refused(self, reason: str) -> CacheUnavailable:
         self.refusals += 1
         if self.refusals in (1, 10, 100) or self.refusals % 1000 == 0:
-            log.warning("Redis at %s refused %d calls so far: %s", self._address, self.refusals, error)
+            log.warning("Redis at %s refused %d calls so far: %s", self._address, self.refusals, reason[:_LONGEST])
+        return self.unavailable(reason)
 
     def _advice(self, error: Exception) -> str:
         if not self.is_cluster and ("CROSSSLOT" in str(error) or isinstance(error, MovedError | ClusterCrossSlotError)):
@@ -157,4 +184,16 @@ class RedisAccess:
         return ""
 
     def unavailable(self, reason: str) -> CacheUnavailable:
-        return CacheUnavailable(f"the cache cannot use Redis at {self._address!r}: {reason}")
+        return CacheUnavailable(f"the cache cannot use Redis at {self._address!r}: {reason[:_LONGEST]}")
+
+
+async def _page(server: Redis, cursor: int, match: str) -> tuple[int, list[bytes]]:
+    said: Any = await server.scan(cursor, match=match, count=_SCAN_COUNT)
+    following, keys = said
+    if not isinstance(keys, list):
+        raise TypeError(f"keys are {type(keys).__name__}")
+    return following, keys
+
+
+async def _memory(server: Redis) -> int:
+    return int((await server.info("memory"))["used_memory"])

@@ -67,6 +67,11 @@ class RedisStore:
         return self._access.breaker.is_closed
 
     @property
+    def failures(self) -> int:
+        """Calls that Redis did not answer, or not in time: those that the breaker refused are not among them."""
+        return self._access.failures
+
+    @property
     def refusals(self) -> int:
         """Calls that Redis answered with an error, such as out of memory."""
         return self._access.refusals
