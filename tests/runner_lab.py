@@ -12,6 +12,7 @@ from typing import Any
 
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
+from promptlooper.caching import ResponseCache
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck, ModelInfo, OnDelta, Price
 from promptlooper.experiment import (
     CachePolicy,
@@ -113,6 +114,7 @@ class Lab:
     folder: Path
     model: ScriptedModel = field(default_factory=ScriptedModel)
     failpoints: Failpoints = field(default_factory=Failpoints)
+    cache: ResponseCache | None = None  # in place of a file
 
     @asynccontextmanager
     async def runner(self, *, nats_url: str = "", **settings: Any) -> AsyncIterator[RunnerCore]:
@@ -123,7 +125,7 @@ class Lab:
                 await stack.enter_async_context(Relay(database, hub, nats_url).running())
             store = await stack.enter_async_context(LocalStore(self.folder / "cache.db"))
             settings = {"failpoints": self.failpoints, "hub": hub, **settings}
-            core = runner_core(database, self.model, CacheCore(store), ScorerCore(), **settings)
+            core = runner_core(database, self.model, self.cache or CacheCore(store), ScorerCore(), **settings)
             yield await stack.enter_async_context(core)
 
     async def ran(self, spec: ExperimentSpec) -> tuple[Experiment, list[Run]]:

@@ -134,7 +134,8 @@ async def test_garbage_is_unavailable_and_never_anything_else(
     async with RedisStore(f"redis://{proxy.address}/0", timeout=0.05, clock=clock) as store:
         cache = CacheCore(store)
         if when != "at once":
-            await status(cache)
+            with suppress(CacheUnavailable):  # on a slow machine
+                await status(cache)
         proxy.garble = lambda said: garbage
         for ask in (status(cache), cache.store([CacheEntry(KEY, b"v")], "a"), cache.renew([KEY], "a"), cache.purge("")):
             [said] = await asyncio.gather(ask, return_exceptions=True)

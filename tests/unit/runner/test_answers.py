@@ -13,7 +13,7 @@ import pytest
 
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.store.local import LocalStore
-from promptlooper.caching import Found, Lookup, LookupStatus, ResponseCache
+from promptlooper.caching import CacheEntry, Found, Lookup, LookupStatus, ResponseCache
 from promptlooper.clock import SystemClock
 from promptlooper.completion import (
     Completion,
@@ -84,6 +84,21 @@ class SlowLookup:
         self.asked.set()
         await self.go.wait()
         return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+class SlowStore:
+    """A cache that stores when it may."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache = cache
+        self.go = asyncio.Event()
+
+    async def store(self, entries: Sequence[CacheEntry], claimant_id: str) -> None:
+        await self.go.wait()
+        await self._cache.store(entries, claimant_id)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
@@ -209,6 +224,36 @@ async def test_modes_read_and_write_as_they_say(
             for _ in range(2):
                 await answers.ask(question("warm", mode=mode))
     assert len(model.calls) == calls_when_warm
+
+
+@pytest.mark.parametrize("mode", [CacheMode.READ_ONLY, CacheMode.WRITE_ONLY, CacheMode.REFRESH])
+async def test_modes_that_do_not_share_a_call_wait_for_nobody_and_leave_leases_alone(
+    tmp_path: Path, mode: CacheMode
+) -> None:
+    model, key = Model(), cache_key(question())
+    async with LocalStore(tmp_path / "cache.db") as store:
+        cache = CacheCore(store, lease_ttl=60)
+        [led] = await cache.lookup([Lookup(key)], "another")
+        async with answering(model, cache) as answers:
+            await answers.ask(question(mode=mode))
+        assert (led.status, await cache.renew([key], "another")) == (LookupStatus.LEAD, [True])
+        [found] = await cache.lookup([Lookup(key)], "third")
+    assert len(model.calls) == 1
+    # What was written ends the wait of those who look again, also while the leader still asks.
+    assert found.status is (LookupStatus.HIT if mode.writes else LookupStatus.BUSY)
+
+
+@pytest.mark.parametrize("mode", [CacheMode.READ_WRITE, CacheMode.WRITE_ONLY, CacheMode.REFRESH])
+async def test_an_answer_does_not_wait_until_it_is_stored(tmp_path: Path, mode: CacheMode) -> None:
+    model = Model()
+    async with cache_in(tmp_path) as cache:
+        slow = SlowStore(cache)
+        async with answering(model, slow) as answers:  # type: ignore[arg-type]
+            assert (await answers.ask(question(mode=mode))).completion.output == "answer 1"
+            assert not slow.go.is_set()
+            slow.go.set()
+        [found] = await cache.lookup([Lookup(cache_key(question()))], "")
+    assert found.status is LookupStatus.HIT
 
 
 @pytest.mark.parametrize("finish_reason", ["content_filter", "other"])

@@ -111,7 +111,7 @@ class RedisAccess:
 
     async def pages(self, match: str) -> AsyncIterator[list[bytes]]:
         """Keys. One may come twice where Redis is changing the size of its table."""
-        for server in await self._bounded(self._servers.all_of_them):
+        for server in await self._bounded(self._answering):
             cursor = 0
             while True:
                 cursor, keys = await self._bounded(partial(_page, server, cursor, match))
@@ -131,8 +131,14 @@ class RedisAccess:
 
     async def memory(self) -> int:
         """Bytes that all servers have in use."""
-        servers = await self._bounded(self._servers.all_of_them)
+        servers = await self._bounded(self._answering)
         return sum([await self._bounded(partial(_memory, server)) for server in servers])
+
+    async def _answering(self) -> Sequence[Redis]:
+        """All servers, once each has answered: what only looks them up must not close the breaker."""
+        servers = await self._servers.all_of_them()
+        await asyncio.gather(*(server.ping() for server in servers))
+        return servers
 
     async def _ask(self, name: str, call: Call) -> Any:
         async def asked() -> Any:
