@@ -19,6 +19,8 @@ from promptlooper.testing.servers import (
 
 # Before grpc is imported: its handlers of fork crash one child in ten, as its threads run on in us.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# On a machine that does much else, an answer of Redis that comes late would be an answer that is paid for twice.
+os.environ["PROMPTLOOPER_REDIS_TIMEOUT"] = "0.5"
 # Output is for a pipe. Workers inherit the size of a terminal that there is none of: readline in pytest sets it.
 os.environ.pop("COLUMNS", None)
 os.environ.pop("LINES", None)

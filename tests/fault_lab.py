@@ -287,7 +287,8 @@ async def cluster(
             url, port = servers[kind].url, servers[kind].port
             return url.replace(f":{port}", f":{proxies[kind][number].port}") if kind in proxies else url
 
-        cache = Node("cache", "promptlooper.cache", folder, {"PROMPTLOOPER_REDIS_URL": url_of("redis")})
+        patient = {"PROMPTLOOPER_REDIS_URL": url_of("redis"), "PROMPTLOOPER_REDIS_TIMEOUT": "0.5"}
+        cache = Node("cache", "promptlooper.cache", folder, patient)
         scorer = Node("scorer", "promptlooper.scorer", folder, {})
         asking = {"PROMPTLOOPER_PROVIDERS": priced(folder, provider.base_url)}
         names = [f"runner-{number}" for number in range(runners)]

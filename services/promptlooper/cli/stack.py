@@ -62,6 +62,7 @@ _SET_BY_STACK = {"OTEL_SERVICE_NAME"} | frozenset(
         "NATS_TLS_FIRST",
         "REDIS_PASSWORD_FILE",
         "REDIS_CA_FILE",
+        "REDIS_CLUSTER",
         "PROVIDERS",
         "REPLICA",
         "HOME",

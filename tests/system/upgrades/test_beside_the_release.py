@@ -39,7 +39,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Version:
 def services(version: Version, name: str, backs: Backing, provider: FakeProvider, asker: str) -> Mapping[str, Node]:
     """All but the Runner. The provider knows the Adapter as `asker`."""
     asking = {"PROMPTLOOPER_PROVIDERS": priced(backs.folder, provider.base_url), "OPENAI_API_KEY": asker}
-    settings = {"adapter": asking, "cache": {"PROMPTLOOPER_REDIS_URL": backs.redis.url}, "scorer": {}}
+    remembering = {"PROMPTLOOPER_REDIS_URL": backs.redis.url, "PROMPTLOOPER_REDIS_TIMEOUT": "0.5"}
+    settings = {"adapter": asking, "cache": remembering, "scorer": {}}
     return {kind: version.node(f"{name}-{kind}", kind, backs.folder, env) for kind, env in settings.items()}
 
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from promptlooper.backing import RedisServer
 from promptlooper.cache.core import CacheCore
+from promptlooper.cache.settings import CacheSettings
 from promptlooper.cache.store.access import FAILURES
 from promptlooper.cache.store.redis import RedisStore
 from promptlooper.caching import CacheEntry, Lookup, LookupStatus
@@ -49,6 +50,20 @@ async def test_killed_redis_is_unavailable_and_works_again_after_its_return(cloc
             assert await status(cache) is LookupStatus.LEAD
             await cache.store([CacheEntry(KEY, b"v")], "a")
             assert await status(cache) is LookupStatus.HIT
+
+
+def test_redis_may_take_a_tenth_of_a_second_where_nothing_is_said() -> None:
+    assert CacheSettings.model_fields["redis_timeout"].default == 0.1
+
+
+async def test_silent_redis_is_asked_once_and_waited_for_once(proxy: FaultProxy) -> None:
+    """Of a look-up one time-out is all that its caller may feel: also where the connection is new, and each of its
+    steps has a time-out of its own."""
+    async with RedisStore(f"redis://{proxy.address}/0", timeout=0.05) as store:
+        proxy.hold()
+        with pytest.raises(CacheUnavailable, match="no answer in time"):
+            await status(CacheCore(store))
+        assert (store.failures, proxy.accepted) == (1, 1)
 
 
 async def test_store_opens_while_redis_is_away() -> None:
