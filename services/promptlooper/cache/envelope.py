@@ -1,9 +1,9 @@
 """The bytes that are kept for a value. They repeat their key, and what cannot be read back whole is nothing.
 
-PLC2 · stored_at (8, microseconds) · packed (1) · generation (8) · worth: cost (8, nano-USD, -1 unknown), tokens in and
-out, latency (4 each) · lengths of key (2), model (2) and value (4) · key · model · value or zlib · crc32 (4)
+PLC1 · stored_at (8, microseconds) · packed (1) · key length (2) · value length (4) · key · value or zlib · crc32 (4)
 
-PLC1, of the first version, has neither generation nor worth nor model.
+Behind the zlib stream stand: generation (8) · worth: cost (8, nano-USD, -1 unknown), tokens in and out, latency (4
+each) · model length (2) · model. Version 0.1.0 neither writes nor sees that, and reads the value.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from promptlooper.caching import UNKNOWN, Worth
 
 MAX_VALUE = 1024 * 1024
-_MAGIC, _FIRST = b"PLC2", b"PLC1"
-_HEAD = struct.Struct(">4sQBQqIIIHHI")
-_FIRST_HEAD = struct.Struct(">4sQBHI")
+_MAGIC = b"PLC1"
+_HEAD = struct.Struct(">4sQBHI")
+_BEHIND = struct.Struct(">QqIIIH")
 _CRC = struct.Struct(">I")
-_PACK_FROM = 2048  # bytes; below, packing costs more than it saves
+_PACK_FROM = 2048  # bytes; below, packing costs more than it saves: it stands in the stream as it is
 _MOST = 2**32 - 1
 IDENTITY = 24
-"""So many first bytes tell one stored value of a key from another: they hold the time and the generation."""
+"""So many first bytes tell one stored value of a key from another: they hold the time and the length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,52 +35,49 @@ class Opened:
 
 
 def sealed(key: str, contents: Opened) -> bytes:
-    name, model, worth, body, packed = key.encode(), contents.model.encode(), contents.worth, contents.value, 0
-    if len(body) > _PACK_FROM:
-        smaller = zlib.compress(body, 1)
-        if len(smaller) < len(body):
-            body, packed = smaller, 1
-    head = _HEAD.pack(
-        _MAGIC,
-        int(contents.stored_at * 1e6),
-        packed,
+    name, model, worth, value = key.encode(), contents.model.encode(), contents.worth, contents.value
+    head = _HEAD.pack(_MAGIC, int(contents.stored_at * 1e6), 1, len(name), len(value))
+    behind = _BEHIND.pack(
         contents.generation,
         -1 if worth.cost_nanousd is None else worth.cost_nanousd,
         *(min(number, _MOST) for number in (worth.tokens_in, worth.tokens_out, worth.latency_ms)),
-        len(name),
         len(model),
-        len(contents.value),
     )
-    data = head + name + model + body
+    data = b"".join((head, name, zlib.compress(value, 1 if len(value) > _PACK_FROM else 0), behind, model))
     return data + _CRC.pack(zlib.crc32(data))
 
 
 def opened(key: str, data: bytes) -> Opened | None:
     """None where the bytes are not whole, of another version, or of another key."""
-    magic = data[:4]
-    head = _HEAD if magic == _MAGIC else _FIRST_HEAD
-    if magic not in (_MAGIC, _FIRST) or len(data) < head.size + _CRC.size:
+    name = key.encode()
+    start = _HEAD.size + len(name)
+    if len(data) < start + _CRC.size or data[:4] != _MAGIC:
         return None
-    if head is _HEAD:
-        _, micros, packed, generation, cost, tokens_in, tokens_out, latency_ms, *lengths = head.unpack_from(data)
-        worth = Worth(tokens_in, tokens_out, latency_ms, None if cost < 0 else cost)
-        name_length, model_length, length = lengths
-    else:
-        _, micros, packed, name_length, length = head.unpack_from(data)
-        generation, worth, model_length = 0, UNKNOWN, 0
+    _, micros, packed, name_length, length = _HEAD.unpack_from(data)
+    if name_length != len(name) or data[_HEAD.size : start] != name or length > MAX_VALUE:
+        return None
     end = len(data) - _CRC.size
-    after_name = head.size + name_length
-    start = after_name + model_length
-    if data[head.size : after_name] != key.encode() or start > end or length > MAX_VALUE:
-        return None
     if zlib.crc32(memoryview(data)[:end]) != _CRC.unpack_from(data, end)[0]:
         return None
-    body = data[start:end]
+    value, behind = data[start:end], b""
     if packed:
+        stream = zlib.decompressobj()
         try:
-            body = zlib.decompressobj().decompress(body, length + 1)
+            value = stream.decompress(value, length + 1)
         except zlib.error:
             return None
-    if len(body) != length:
+        behind = stream.unused_data
+    if len(value) != length:
         return None
-    return Opened(body, micros / 1e6, generation, data[after_name:start].decode(errors="replace"), worth)
+    return _with_what_stands_behind(value, micros / 1e6, behind)
+
+
+def _with_what_stands_behind(value: bytes, stored_at: float, behind: bytes) -> Opened | None:
+    if not behind:
+        return Opened(value, stored_at)
+    if len(behind) < _BEHIND.size:
+        return None
+    generation, cost, tokens_in, tokens_out, latency_ms, length = _BEHIND.unpack_from(behind)
+    model = behind[_BEHIND.size : _BEHIND.size + length].decode(errors="replace")
+    worth = Worth(tokens_in, tokens_out, latency_ms, None if cost < 0 else cost)
+    return Opened(value, stored_at, generation, model, worth)
