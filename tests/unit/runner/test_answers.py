@@ -89,6 +89,21 @@ class SlowLookup:
         return getattr(self._cache, name)
 
 
+class CountedLookups:
+    """A cache that says how long the lists were that it was asked for."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache = cache
+        self.lists: list[int] = []
+
+    async def lookup(self, lookups: Sequence[Lookup], claimant_id: str) -> Sequence[Found]:
+        self.lists.append(len(lookups))
+        return await self._cache.lookup(lookups, claimant_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
 class SlowStore:
     """A cache that stores when it may."""
 
@@ -131,6 +146,18 @@ async def test_200_equal_questions_at_once_make_one_call_and_all_but_one_are_cac
     assert len(model.calls) == 1
     assert {answer.completion.output for answer in got} == {"answer 1"}
     assert sorted(answer.cached for answer in got) == [False] + [True] * 199
+
+
+async def test_questions_that_are_ready_together_are_looked_up_in_one_call(tmp_path: Path) -> None:
+    model = Model()
+    async with cache_in(tmp_path) as cache:
+        async with answering(model, cache) as answers:
+            await asyncio.gather(*(answers.ask(question(str(n))) for n in range(0, 100, 2)))
+        counted = CountedLookups(cache)
+        async with answering(model, counted) as answers:  # type: ignore[arg-type]
+            got = await asyncio.gather(*(answers.ask(question(str(n))) for n in range(100)))
+    assert [answer.cached for answer in got] == [True, False] * 50
+    assert counted.lists == [100]
 
 
 async def test_equal_questions_of_two_processes_make_one_call(tmp_path: Path) -> None:
