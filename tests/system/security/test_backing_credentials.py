@@ -42,7 +42,7 @@ def ca(tmp_path: Path) -> Authority:
 
 # As docs/security.md has them.
 RIGHTS = (
-    "on ~promptlooper:* +eval +evalsha +get +mget +set +del +pexpire +pttl +hget +hgetall +hset +hincrby"
+    "on ~promptlooper:* +eval +evalsha +get +mget +set +del +pexpire +pttl +hget +hgetall +hset +hsetnx +hincrby"
     " +scan +unlink +info +auth +hello +ping +select +client|setinfo +client|setname"
 )
 
@@ -99,6 +99,8 @@ async def test_redis_by_tls_and_a_password_that_is_rotated(ca: Authority, redis:
             assert (await store.claim([Wanted("key")], "a", 1))[0] == [Lease.HELD]
             await store.release(["key"], "a")
             await store.store([("key", b"value")], "a")
+            await store.add({"hit": 1}, 1_700_000_000)
+            assert await store.counts() == {"hit": 1, "since": 1_700_000_000}
         put(password, NEXT.encode())
         async with RedisStore(url, password_file=password, ca_file=ca.file, timeout=5) as store:
             with pytest.raises(CacheUnavailable, match="invalid username-password"):

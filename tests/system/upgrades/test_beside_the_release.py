@@ -90,22 +90,22 @@ async def test_both_versions_work_on_one_experiment_and_each_serves_the_other(re
                 numbers = await whole_stream(backs.nats.url, created.experiment_id, len(known.events))
                 assert numbers == list(range(1, len(known.events) + 1))
 
+                for each in (old_runner, new_runner):
+                    await answers_are_found_again(each, provider)
                 (backs.folder / "promptlooper.yaml").write_text(EXPERIMENT)
                 for version, server in ((release, new_runner), (OURS, old_runner)):
                     words = ("run", "-q", str(backs.folder / "promptlooper.yaml"), "--server", server.address)
                     assert "3 runs, 3 completed, 0 failed" in await asyncio.to_thread(version, *words)
                 await asyncio.to_thread(rows_are_the_same, release, created.experiment_id, old_runner, new_runner)
 
-            await answers_are_found_again(old_runner, provider)
-            assert await old_runner.terminate() == 0
-            old_runner.start()
-            assert await old_runner.ended() == 2
-            assert old_runner.said(f"at revision '{HEAD}' and must be at '{RELEASED}'")
+                assert await old_runner.terminate() == 0
+                old_runner.start()
+                assert await old_runner.ended() == 2
+                assert old_runner.said(f"at revision '{HEAD}' and must be at '{RELEASED}'")
 
 
 async def answers_are_found_again(runner: Node, provider: FakeProvider) -> None:
-    """What the Runners of both have stored, under keys of their own making, by Caches of both, the new Cache finds. The
-    old one does not find what the new one has stored."""
+    """What the Runners of both have stored, under keys of their own making, by Caches of both, each of them finds."""
     asked = provider.calls.total()
     async with connected(runner.address) as client:
         created = await client.create(three_stages(RUNS, cache=CacheMode.READ_WRITE))
