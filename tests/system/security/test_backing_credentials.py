@@ -42,7 +42,7 @@ def ca(tmp_path: Path) -> Authority:
 
 # As docs/security.md has them.
 RIGHTS = (
-    "on ~promptlooper:* +eval +evalsha +get +mget +set +del +pexpire +pttl +hget +hgetall +hset +hsetnx +hincrby"
+    "on ~promptlooper:* +eval +evalsha +get +set +del +pexpire +hget +hgetall +hset +hsetnx +hincrby"
     " +scan +unlink +info +auth +hello +ping +select +client|setinfo +client|setname"
 )
 
