@@ -167,7 +167,8 @@ class Renderer:
 
     def _images(self, source: str, variables: Mapping[str, object]) -> Iterator[str]:
         value = self.value(source, variables)
-        for image in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        for image in value if listed else [value]:  # type: ignore[union-attr]
             if not isinstance(image, str) or not IMAGE.match(image):
                 raise TemplateError(
                     f"an image must be an https:// address or data:image/…;base64,…, not {_shown(image)}"

@@ -215,6 +215,33 @@ async def test_images_go_with_the_last_user_message(lab: Lab) -> None:
     assert runs[0].stages[0].messages[2].images == (pixel, "https://example.org/a.png")
 
 
+@pytest.mark.parametrize("photos", [None, 3, {"a": "https://example.org/a.png"}, ["https://example.org/a.png", None]])
+async def test_an_image_that_is_none_fails_its_run_and_is_not_left_out(lab: Lab, photos: Any) -> None:
+    shows = Stage((MessageTemplate("user", "what?"),), images=("{{ input.photos }}",))
+    _, (run,) = await lab.ran(experiment(shows, rows=[{"photos": photos}]))
+    assert run.error is not None
+    assert (run.error.reason, run.stages) == ("TEMPLATE_ERROR", ())
+    assert "an image must be" in run.error.message
+    assert not lab.model.requests
+
+
+async def test_a_retry_keeps_an_invalid_answer_that_a_good_one_followed(lab: Lab) -> None:
+    """It was paid, and is part of what the run shows. Stage 1 fails before it asks anything."""
+    lab.model = ScriptedModel(in_turn("no JSON", '{"n": 1}'))
+    asks = stage("Count.", response_schema=SCHEMA, retries_on_invalid=1)
+    async with lab.runner() as runner:
+        spec = experiment(asks, stage("{{ stages[0].parsed.missing }}"), cache=OFF)
+        experiment_id = (await runner.create(spec)).experiment_id
+        await ended(runner, experiment_id)
+        for request_id in ("once", "twice"):
+            await runner.retry(experiment_id, request_id)
+            await ended(runner, experiment_id)
+        (run,) = await exported(runner, experiment_id)
+    assert run.state is RunState.FAILED
+    assert places(run) == [(0, 0, 0), (0, 0, 1)]
+    assert len(lab.model.requests) == 2
+
+
 async def test_all_that_an_answer_holds_is_kept(lab: Lab) -> None:
     answer = Completion(
         "fine",

@@ -135,16 +135,16 @@ def retry(connection: sa.Connection, who: Restart, now_us: int) -> None:
         stage_results.c.run_index.in_(sa.select(runs.c.run_index).where(failed)),
     )
     # Answers that could not be used are stored like any other, and the run stands after them.
-    unusable = sa.and_(of_failed, _unusable(), _of_the_last_call())
+    useless = sa.and_(of_failed, _useless(stage_results), _at_the_end())
     answered = (
         sa.select(sa.func.count())
         .select_from(stage_results)
-        .where(unusable, stage_results.c.run_index == runs.c.run_index, stage_results.c.finish_reason != "")
+        .where(useless, stage_results.c.run_index == runs.c.run_index, stage_results.c.finish_reason != "")
         .correlate(runs)
         .scalar_subquery()
     )
     connection.execute(sa.update(runs).where(failed).values(next_stage=runs.c.next_stage - answered))
-    connection.execute(sa.delete(stage_results).where(unusable))
+    connection.execute(sa.delete(stage_results).where(useless))
     ledger.returned += _wait_again(connection, failed)
     ledger.failed = 0
     if ledger.ended:
@@ -268,22 +268,20 @@ def _refuse_cancelling(ledger: Ledger) -> None:
         )
 
 
-def _unusable() -> sa.ColumnElement[bool]:
-    """Calls without an answer, withheld answers, and those that were no use."""
-    return sa.or_(stage_results.c.error_json.is_not(None), stage_results.c.finish_reason == "content_filter")
+def _useless(results: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Calls without an answer, withheld answers, and those that could not be used."""
+    return sa.or_(results.c.error_json.is_not(None), results.c.finish_reason == "content_filter")
 
 
-def _of_the_last_call() -> sa.ColumnElement[bool]:
-    """Of the stage and item at which a run stands; earlier answers that were no use had a better one after them."""
+def _at_the_end() -> sa.ColumnElement[bool]:
+    """Where a run stands: no useful answer came after it."""
     later = stage_results.alias()
-    after = sa.or_(
-        later.c.stage_index > stage_results.c.stage_index,
-        sa.and_(later.c.stage_index == stage_results.c.stage_index, later.c.iteration > stage_results.c.iteration),
-    )
+    place = (stage_results.c.stage_index, stage_results.c.iteration, stage_results.c.round)
     same = sa.and_(
         later.c.experiment_id == stage_results.c.experiment_id, later.c.run_index == stage_results.c.run_index
     )
-    return ~sa.exists().where(same, after).correlate(stage_results)
+    after = sa.tuple_(later.c.stage_index, later.c.iteration, later.c.round) > sa.tuple_(*place)
+    return ~sa.exists().where(same, after, ~_useless(later)).correlate(stage_results)
 
 
 def _time_anew(connection: sa.Connection, experiment_id: str) -> None:
