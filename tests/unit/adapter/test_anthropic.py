@@ -208,6 +208,14 @@ async def test_errors_are_what_they_mean(gateway, server, status, kind, message,
     assert type(caught.value) is cls
 
 
+async def test_an_account_without_credit_is_asked_again_later(gateway, server):
+    server.script.append(Reply(status=400, body=error("invalid_request_error", "Your credit balance is too low")))
+    with pytest.raises(ProviderCredentials):
+        await gateway.complete(asking())
+    (check,) = await gateway.check_models(["anthropic/claude-opus-5"])
+    assert check.problem is None
+
+
 @pytest.mark.parametrize(
     ("kind", "cls", "attempts"),
     [

@@ -207,6 +207,14 @@ async def test_errors_are_what_they_mean(gateway, server, reply, cls):
     assert type(caught.value) is cls
 
 
+async def test_a_key_that_is_not_known_is_not_sent_again(gateway, server):
+    server.answer = error(400, "API key not valid", reason="API_KEY_INVALID")
+    for _ in range(2):
+        with pytest.raises(ProviderCredentials):
+            await gateway.complete(asking())
+    assert len(server.asked) == 1
+
+
 async def test_how_long_to_wait_stands_in_the_body(gateway, server):
     server.answer = error(429, "quota", retryDelay="36.5s")
     with pytest.raises(ProviderRateLimited) as caught:

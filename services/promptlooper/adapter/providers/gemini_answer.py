@@ -154,7 +154,7 @@ def failure(
         if not isinstance(detail, dict):
             continue
         if detail.get("reason") in _KEY_REASONS:
-            said = replace(said, kind=Kind.CREDENTIALS)
+            said = replace(said, kind=Kind.CREDENTIALS, status=401)  # so that the key is not sent again
         delay = _SECONDS.fullmatch(str(detail.get("retryDelay")))
         if delay is not None and said.retry_after is None:
             said = replace(said, retry_after=float(delay[1]))

@@ -130,7 +130,7 @@ class HttpProvider:
                     raise
                 status = hidden
         failure = self._dialect.failure(status, headers, answer, now=self._clock.now(), redacted=self._headers.redacted)
-        if status == 401 or (failure.kind is Kind.CREDENTIALS and status == 400):
+        if failure.status == 401:
             self._headers.refused(sent)
         if failure.kind is Kind.CONTENT_FILTERED:
             return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)
