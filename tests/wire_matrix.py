@@ -16,6 +16,7 @@ from promptlooper.testing.wires import Reply, Said, Wire
 from promptlooper.testing.wires.anthropic import AnthropicWire
 from promptlooper.testing.wires.azure import AzureWire
 from promptlooper.testing.wires.gemini import GeminiWire
+from promptlooper.testing.wires.ollama import OllamaWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
 from promptlooper.testing.wires.openai_responses import OpenAIResponsesWire
 
@@ -29,6 +30,7 @@ WEATHER = Tool("weather", "The weather of a city", SCHEMA)
 ASKED_FOR = ToolCall("call_1", "weather", '{"city":"Paris"}')
 
 ANSWER = "an answer"
+NEVER = "-"  # a wire that has no such answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,12 @@ DIALECTS = (
     Dialect(AzureWire(), "Azure OpenAI", "my-gpt-5", "api_version: 2024-10-21"),
     Dialect(AnthropicWire(), "Anthropic", "claude-opus-5"),
     Dialect(GeminiWire(), "Gemini", "gemini-3-flash"),
+    Dialect(
+        OllamaWire(),
+        "Ollama",
+        "qwen3:4b",
+        differs={"tool call": "PROVIDER_REJECTED", "tool named": "PROVIDER_REJECTED", "filtered": NEVER},
+    ),
 )
 
 
@@ -186,7 +194,7 @@ def table() -> str:
 
 def _cell(outcome: str) -> str:
     reason, comma, again = outcome.partition(", ")
-    return outcome if outcome == ANSWER else f"`{reason}`{comma}{again}"
+    return outcome if outcome in (ANSWER, NEVER) else f"`{reason}`{comma}{again}"
 
 
 def documented() -> str:

@@ -37,7 +37,12 @@ def ollama_base_url(host: str) -> str:
     if parts.username is not None:
         raise ValueError("an address holds no user or password")
     port = parts.port or default_port
-    return checked_base_url(f"{scheme}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}/v1")
+    return native_ollama_url(f"{scheme}://{name}{f':{port}' if port else ''}{parts.path}")
+
+
+def native_ollama_url(text: str) -> str:
+    """Without the `/v1` of its OpenAI-compatible address."""
+    return checked_base_url(text.rstrip("/")).removesuffix("/v1")
 
 
 def azure_base_url(text: str) -> str:

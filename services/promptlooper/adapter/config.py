@@ -21,7 +21,7 @@ from promptlooper.errors import InvalidArgument
 NOT_YET = ("bedrock", "cohere", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
-HTTP_TYPES = ("openai", "openai-responses", "azure", "anthropic", "gemini")
+HTTP_TYPES = ("openai", "openai-responses", "azure", "anthropic", "gemini", "ollama")
 _TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -96,7 +96,7 @@ class ProviderEntry(_Section):
     """One provider. What is not set is as the built-in provider of that name has it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    type: Literal["openai", "openai-responses", "azure", "anthropic", "gemini", "local", "mock"]
+    type: Literal["openai", "openai-responses", "azure", "anthropic", "gemini", "ollama", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
     quirks: Annotated[str, AfterValidator(_quirks)] | None = None
     api_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
@@ -146,8 +146,7 @@ _KEYS_OF_SOME_TYPES = {
 }
 _TYPE_OF_BUILT_IN = {
     **dict.fromkeys(quirks.ENDPOINTS, "openai"),
-    "ollama": "openai",
-    **{name: name for name in ("azure", "anthropic", "gemini", "local", "mock")},
+    **{name: name for name in ("azure", "anthropic", "gemini", "ollama", "local", "mock")},
 }
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,

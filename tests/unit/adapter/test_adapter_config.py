@@ -219,15 +219,16 @@ def test_key_put_into_the_wrong_place_is_not_shown(tmp_path):
 @pytest.mark.parametrize(
     ("host", "url"),
     [
-        ("", "http://127.0.0.1:11434/v1"),
-        ("0.0.0.0", "http://127.0.0.1:11434/v1"),
-        ("gpu", "http://gpu:11434/v1"),
-        ("gpu:5000", "http://gpu:5000/v1"),
-        (":5000", "http://127.0.0.1:5000/v1"),
-        ("http://gpu", "http://gpu/v1"),
-        ("https://gpu:5000/", "https://gpu:5000/v1"),
-        ("[::]:5000", "http://127.0.0.1:5000/v1"),
-        ("[fd00::1]", "http://[fd00::1]:11434/v1"),
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("gpu", "http://gpu:11434"),
+        ("gpu:5000", "http://gpu:5000"),
+        (":5000", "http://127.0.0.1:5000"),
+        ("http://gpu", "http://gpu"),
+        ("https://gpu:5000/", "https://gpu:5000"),
+        ("http://gpu:5000/v1/", "http://gpu:5000"),
+        ("[::]:5000", "http://127.0.0.1:5000"),
+        ("[fd00::1]", "http://[fd00::1]:11434"),
     ],
 )
 def test_ollama_host_is_read_as_ollama_reads_it(host, url):

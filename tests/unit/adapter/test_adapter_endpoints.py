@@ -44,3 +44,10 @@ async def test_quirks_may_be_those_of_a_named_server(gateways, fake, asking):
     with pytest.raises(ProviderRejected, match="'logprobs' has no equivalent at this provider; remove it"):
         await gateways(file % "groq").complete(asking(model="gpu/m", logprobs=True))
     assert len(fake.requests) == 1
+
+
+async def test_well_known_name_with_another_format_has_no_address_to_guess(gateways):
+    (check,) = await gateways("providers: [{name: ollama, type: openai}]", OPENAI_API_KEY="k-1").check_models(
+        ["ollama/m"]
+    )
+    assert check.problem == "provider 'ollama' has no address; give it a 'base_url' in the providers file"

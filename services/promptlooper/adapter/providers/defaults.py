@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from promptlooper.adapter.address import azure_base_url, checked_base_url, ollama_base_url
+from promptlooper.adapter.address import azure_base_url, checked_base_url, native_ollama_url, ollama_base_url
 from promptlooper.adapter.config import ProviderEntry
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.providers.provider import Problem
@@ -39,15 +39,12 @@ DEFAULTS: Mapping[str, Default] = {
         "GOOGLE_API_KEY",
         "GOOGLE_GEMINI_BASE_URL",
     ),
-    "ollama": Default("openai", ollama_base_url(""), "", "", "OLLAMA_HOST", listed=True),
+    "ollama": Default("ollama", ollama_base_url(""), "OLLAMA_API_KEY", "", "OLLAMA_HOST", listed=True),
     "local": Default("local", listed=True),
     "mock": Default("mock", listed=True),
 }
-_BY_TYPE = {
-    "openai-responses": DEFAULTS["openai"],
-    **{name: DEFAULTS[name] for name in ("openai", "anthropic", "gemini")},
-}
-_AS_WRITTEN: Mapping[str, Callable[[str], str]] = {"azure": azure_base_url}  # by type
+_BY_TYPE = {"openai-responses": "openai"}  # where the type is not the name
+_AS_WRITTEN: Mapping[str, Callable[[str], str]] = {"azure": azure_base_url, "ollama": native_ollama_url}  # by type
 _IN_VARIABLE: Mapping[str, Callable[[str], str]] = {**_AS_WRITTEN, "ollama": ollama_base_url}
 
 
@@ -69,7 +66,7 @@ def _base_url_of(entry: ProviderEntry, env: Mapping[str, str]) -> str:
     if not said:
         return default.base_url
     try:
-        return _IN_VARIABLE.get(default.type if default.type != "openai" else entry.name, checked_base_url)(said)
+        return _IN_VARIABLE.get(default.type, checked_base_url)(said)
     except ValueError as error:
         raise InvalidArgument(f"the environment variable {default.base_url_env!r}: {error}") from None
 
@@ -87,7 +84,7 @@ def key_at(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
         return key_of(entry.name, entry, env)
     default = _default(entry)
     anywhere = not default.base_url  # each of its users has an address of their own
-    theirs = (anywhere or entry.base_url is None) and not entry.deployments and default is DEFAULTS.get(entry.name)
+    theirs = (anywhere or entry.base_url is None) and not entry.deployments
     variable = _variable(default, env)
     if theirs and variable and (anywhere or env.get(variable, "").strip()):
         return key_of(entry.name, KeyEntry(api_key_env=variable), env)
@@ -110,17 +107,20 @@ def key_of(provider: str, said: ProviderEntry | KeyEntry | Deployment, env: Mapp
 
 
 def _default(entry: ProviderEntry) -> Default:
-    known = DEFAULTS.get(entry.name)
-    if known is not None and known.type == entry.type:
+    """That of its name; else that of its type, whose address it has but not its variables."""
+    known, usual = DEFAULTS.get(entry.name), _BY_TYPE.get(entry.type, entry.type)
+    if known is not None and (known.type == entry.type or entry.name == usual):
         return known
-    return _BY_TYPE.get(entry.type, Default(entry.type))
+    if known is not None:
+        return Default(entry.type)  # a well-known name with another format: its address is not ours to guess
+    return replace(DEFAULTS.get(usual, Default(entry.type)), api_key_env="", older_api_key_env="", base_url_env="")
 
 
 def _owner(base_url: str) -> Default | None:
     """Whose public address this is: nothing is answered there without a key."""
     host = urlsplit(base_url).hostname or ""
     for default in DEFAULTS.values():
-        public = urlsplit(default.base_url).hostname if default.api_key_env else None
+        public = urlsplit(default.base_url).hostname if default.base_url.startswith("https:") else None
         if public and (host == public or host.endswith("." + public)):
             return default
     return None

@@ -41,10 +41,17 @@ def _responses(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> D
     return OpenAIResponses()
 
 
+def _ollama(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.ollama import OllamaChat
+
+    return OllamaChat()
+
+
 DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect]] = {
     "openai": _openai,
     "openai-responses": _responses,
     "azure": _azure,
     "anthropic": _anthropic,
     "gemini": _gemini,
+    "ollama": _ollama,
 }

@@ -53,7 +53,7 @@ def request_body(model: str, request: CompletionRequest, quirks: Quirks, *, stre
         "messages": [_message(message, quirks.kept) for message in request.messages],
     }
     if request.tools:
-        body["tools"] = [{"type": "function", "function": _function(tool)} for tool in request.tools]
+        body["tools"] = [{"type": "function", "function": function_of(tool)} for tool in request.tools]
     if request.tool_choice:
         body["tool_choice"] = _choice(request.tool_choice)
     if request.response_schema is not None:
@@ -116,7 +116,7 @@ def _kept(message: Message, names: Sequence[str]) -> dict[str, Any]:
     return {name: kept[name] for name in names if name in kept} if isinstance(kept, dict) else {}
 
 
-def _function(tool: Tool) -> dict[str, Any]:
+def function_of(tool: Tool) -> dict[str, Any]:
     described = {"description": tool.description} if tool.description else {}
     return {"name": tool.name, **described, "parameters": tool.parameters or {"type": "object", "properties": {}}}
 
@@ -128,12 +128,7 @@ def _choice(name: str) -> Any:
 def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] = ()) -> Completion:
     """The answer in a 200 response; `kept` are the fields of its message that are for the next turn. Raises
     AttemptFailed where there is none."""
-    try:
-        data = orjson.loads(body)
-    except ValueError:
-        raise malformed("the body is not JSON") from None
-    if not isinstance(data, dict):
-        raise malformed("the body is not a JSON object")
+    data = answered_object(body)
     choices = data.get("choices")
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
         raise malformed("there are no choices")
@@ -165,6 +160,17 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
         logprobs=logprobs_of(choice.get("logprobs")),
         provider_data=keeping(_TAG, back) if back else "",
     )
+
+
+def answered_object(body: bytes) -> dict[str, Any]:
+    """Raises AttemptFailed where the answer is none."""
+    try:
+        data = orjson.loads(body)
+    except ValueError:
+        raise malformed("the body is not JSON") from None
+    if not isinstance(data, dict):
+        raise malformed("the body is not a JSON object")
+    return data
 
 
 def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
 
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
+from promptlooper.completion import ToolCall, arguments_of
 
 
 def refusal(message: str) -> AttemptFailed:
@@ -38,3 +40,22 @@ def put(body: dict[str, Any], path: str, value: Any) -> None:
     inner = body.get(name)
     body[name] = inner = dict(inner) if isinstance(inner, dict) else {}
     put(inner, rest, value)
+
+
+_DATA = re.compile(r"data:(image/[a-z0-9.+-]+);base64,(.*)", re.DOTALL)
+
+
+def image_bytes(image: str) -> tuple[str, str]:
+    """The media type and the base64 text of an image, for a provider that fetches none."""
+    found = _DATA.fullmatch(image)
+    if found is None:
+        raise refusal("this provider fetches no images; give a file's path in 'images' in place of the address")
+    return found[1], found[2]
+
+
+def arguments_object(call: ToolCall) -> dict[str, Any]:
+    """What a tool was called with, for a provider that takes only objects."""
+    arguments = arguments_of(call)
+    if arguments is None:
+        raise refusal(f"the arguments of the call to tool {call.name!r} are not a JSON object, as this provider needs")
+    return arguments

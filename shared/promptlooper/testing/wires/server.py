@@ -133,7 +133,7 @@ class WireServer:
         if reply.then == "hang":
             await asyncio.Event().wait()
         while reply.then == "drip":
-            await response.write(b":\n" if self.wire.streams(asked) else b" ")
+            await response.write(b":\n" if kind == "text/event-stream" else b" ")
             await asyncio.sleep(_DRIP)
         if reply.then == "drop" and http.transport is not None:
             http.transport.abort()
