@@ -15,6 +15,7 @@ from promptlooper.completion import Completion, CompletionRequest, Message, Tool
 from promptlooper.testing.wires import Reply, Said, Wire
 from promptlooper.testing.wires.anthropic import AnthropicWire
 from promptlooper.testing.wires.azure import AzureWire
+from promptlooper.testing.wires.bedrock import BedrockWire
 from promptlooper.testing.wires.gemini import GeminiWire
 from promptlooper.testing.wires.ollama import OllamaWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
@@ -44,12 +45,14 @@ class Dialect:
     differs: Mapping[str, str] = field(default_factory=dict)  # what comes of a case, where that is not as elsewhere
 
 
+_BINARY = {"slow drip, streamed": "PROVIDER_MALFORMED, again"}  # its streams have no bytes that say nothing
 DIALECTS = (
     Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
     Dialect(OpenAIResponsesWire(), "OpenAI Responses", "gpt-5"),
     Dialect(AzureWire(), "Azure OpenAI", "my-gpt-5", "api_version: 2024-10-21"),
     Dialect(AnthropicWire(), "Anthropic", "claude-opus-5"),
     Dialect(GeminiWire(), "Gemini", "gemini-3-flash"),
+    Dialect(BedrockWire(), "Bedrock Converse", "us.anthropic.claude-opus-5-v1:0", differs=_BINARY),
     Dialect(
         OllamaWire(),
         "Ollama",

@@ -18,10 +18,10 @@ from promptlooper.document import Document, NotUtf8, decoded, read_document
 from promptlooper.document import Path as DocumentPath
 from promptlooper.errors import InvalidArgument
 
-NOT_YET = ("bedrock", "cohere", "google", "vertex")
+NOT_YET = ("cohere", "google", "vertex")
 """Names that users will try; each is served by an OpenAI-compatible base_url meanwhile, or by a later version."""
 
-HTTP_TYPES = ("openai", "openai-responses", "azure", "anthropic", "gemini", "ollama")
+HTTP_TYPES = ("openai", "openai-responses", "azure", "anthropic", "gemini", "ollama", "bedrock")
 _TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -96,10 +96,12 @@ class ProviderEntry(_Section):
     """One provider. What is not set is as the built-in provider of that name has it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    type: Literal["openai", "openai-responses", "azure", "anthropic", "gemini", "ollama", "local", "mock"]
+    type: Literal["openai", "openai-responses", "azure", "anthropic", "gemini", "ollama", "bedrock", "local", "mock"]
     base_url: Annotated[str, AfterValidator(checked_base_url)] | None = None
     quirks: Annotated[str, AfterValidator(_quirks)] | None = None
     api_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
+    region: Annotated[str, Field(pattern=r"^[a-z]{2,}(-[a-z]+)+-\d+$")] | None = None
+    profile: _Text | None = None
     api_key_env: _Text | None = None
     api_key_file: Path | None = None
     keys: tuple[KeyEntry, ...] = ()
@@ -142,11 +144,12 @@ _KEYS_OF_SOME_TYPES = {
     ),
     "quirks": ("openai",),
     "api_version": ("azure",),
+    **dict.fromkeys(("region", "profile"), ("bedrock",)),
     "script": ("mock",),
 }
 _TYPE_OF_BUILT_IN = {
     **dict.fromkeys(quirks.ENDPOINTS, "openai"),
-    **{name: name for name in ("azure", "anthropic", "gemini", "ollama", "local", "mock")},
+    **{name: name for name in ("azure", "anthropic", "gemini", "ollama", "bedrock", "local", "mock")},
 }
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,

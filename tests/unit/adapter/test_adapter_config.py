@@ -297,7 +297,7 @@ async def test_key_is_read_from_a_file_beside_the_providers_file(gateways, tmp_p
         (
             "zzz/gpt-4o",
             "UNKNOWN_PROVIDER",
-            "there is no provider 'zzz'; there are anthropic, azure, cerebras, deepseek, fireworks, gemini, groq, ",
+            "there is no provider 'zzz'; there are anthropic, azure, bedrock, cerebras, deepseek, ",
         ),
         ("vertex/gemini", "UNKNOWN_PROVIDER", "provider 'vertex' is not available yet; where"),
         ("gpt-4o", "INVALID_ARGUMENT", "the model 'gpt-4o' names no provider; write it as PROVIDER/MODEL"),

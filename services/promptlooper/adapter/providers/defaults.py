@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from promptlooper.adapter.address import azure_base_url, checked_base_url, native_ollama_url, ollama_base_url
 from promptlooper.adapter.config import ProviderEntry
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.providers import aws
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.quirks import ENDPOINTS
 from promptlooper.adapter.route_config import Deployment, KeyEntry
@@ -24,6 +25,7 @@ class Default:
     api_key_env: str = ""
     older_api_key_env: str = ""  # comes first where it is set, as in its owner's tools
     base_url_env: str = ""
+    keyless: bool = False  # whether it may be asked without a key, too
     listed: bool = False  # among the models also without a key
 
 
@@ -39,6 +41,7 @@ DEFAULTS: Mapping[str, Default] = {
         "GOOGLE_API_KEY",
         "GOOGLE_GEMINI_BASE_URL",
     ),
+    "bedrock": Default("bedrock", "", aws.BEARER, "", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME", keyless=True),
     "ollama": Default("ollama", ollama_base_url(""), "OLLAMA_API_KEY", "", "OLLAMA_HOST", listed=True),
     "local": Default("local", listed=True),
     "mock": Default("mock", listed=True),
@@ -63,6 +66,8 @@ def _base_url_of(entry: ProviderEntry, env: Mapping[str, str]) -> str:
         return entry.base_url
     default = _default(entry)
     said = env.get(default.base_url_env, "").strip() if default.base_url_env else ""
+    if not said and entry.type == "bedrock" and (region := aws.region_of(entry.region, env)):
+        return aws.bedrock_base_url(region)
     if not said:
         return default.base_url
     try:
@@ -72,6 +77,11 @@ def _base_url_of(entry: ProviderEntry, env: Mapping[str, str]) -> str:
 
 
 def no_address(entry: ProviderEntry) -> Problem:
+    if entry.type == "bedrock":
+        message = (
+            f"provider {entry.name!r} has no region; give it a 'region' in the providers file, or set 'AWS_REGION'"
+        )
+        return Problem("INVALID_ARGUMENT", message)
     variable = _default(entry).base_url_env
     or_set = f", or set the environment variable {variable!r}" if variable else ""
     message = f"provider {entry.name!r} has no address; give it a 'base_url' in the providers file{or_set}"
@@ -86,7 +96,7 @@ def key_at(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Key:
     anywhere = not default.base_url  # each of its users has an address of their own
     theirs = (anywhere or entry.base_url is None) and not entry.deployments
     variable = _variable(default, env)
-    if theirs and variable and (anywhere or env.get(variable, "").strip()):
+    if theirs and variable and ((anywhere and not default.keyless) or env.get(variable, "").strip()):
         return key_of(entry.name, KeyEntry(api_key_env=variable), env)
     owner = _owner(base_url)
     if owner is not None:

@@ -47,6 +47,12 @@ def _ollama(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dial
     return OllamaChat()
 
 
+def _bedrock(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
+    from promptlooper.adapter.providers.bedrock import BedrockConverse
+
+    return BedrockConverse()
+
+
 DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect]] = {
     "openai": _openai,
     "openai-responses": _responses,
@@ -54,4 +60,5 @@ DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect
     "anthropic": _anthropic,
     "gemini": _gemini,
     "ollama": _ollama,
+    "bedrock": _bedrock,
 }

@@ -76,6 +76,16 @@ class Dialect(Protocol):
         ...
 
 
+class Signer(Protocol):
+    """Puts into the headers what a key alone does not say: a signature over the request."""
+
+    def problem(self) -> Problem | None: ...
+
+    async def signed(self, url: str, headers: httpx.Headers, body: bytes) -> httpx.Headers:
+        """Raises AttemptFailed."""
+        ...
+
+
 class HttpProvider:
     """One base URL with one key and one dialect."""
 
@@ -88,6 +98,7 @@ class HttpProvider:
         prices: Prices,
         clock: Clock,
         key: Key | None = None,
+        signer: Signer | None = None,
         headers: Mapping[str, str] | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         proxy: str | None = None,
@@ -98,11 +109,12 @@ class HttpProvider:
         self._dialect = dialect
         self._clock = clock
         self._key = key or Key(name)
+        self._signer = signer
         self._headers = Headers(self._key, headers or {}, dialect.place, dialect.headers)
         self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
     def problem(self, model: str) -> Problem | None:
-        return self._key.problem()
+        return self._key.problem() or (self._signer.problem() if self._signer else None)
 
     def models(self) -> list[str]:
         return self.prices.known_models()
@@ -110,13 +122,16 @@ class HttpProvider:
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         body = self._dialect.body(model, request, stream=heard is not None)
         path, sent = self._dialect.path(model, stream=heard is not None), self._headers.current()
+        sending = sent.headers
+        if self._signer is not None:
+            sending = await self._signer.signed(self.endpoint + path, sending, body)
         started = self._clock.monotonic()
         ttft_ms: int | None = None
         with self._failures():
             if heard is None:
-                status, headers, answer = await self._transport.request("POST", path, sent.headers, body)
+                status, headers, answer = await self._transport.request("POST", path, sending, body)
             else:
-                status, headers, answer, first = await self._streamed(path, sent.headers, body, heard)
+                status, headers, answer, first = await self._streamed(path, sending, body, heard)
                 ttft_ms = None if first is None else round((first - started) * 1000)
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         if status == 200:

@@ -9,6 +9,7 @@ from promptlooper.adapter.config import ProviderEntry, Rule, ScriptedCall
 from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.price_entries import dated
+from promptlooper.adapter.providers.aws import SigV4, no_credentials, region_in, region_of
 from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
 from promptlooper.adapter.providers.dialects import DIALECTS
 from promptlooper.adapter.providers.http import HttpProvider
@@ -47,6 +48,8 @@ def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) ->
             for key, weight in _keys_at(place, entry, env) or shared or [(key_at(entry, place.base_url, env), 1.0)]
         ] or [Upstream(UnreadyProvider(entry.name, no_address(entry), prices=_prices(entry)))]
     bare = entry.model_fields_set <= {"name", "type"} and entry.name in DEFAULTS
+    if bare and entry.type == "bedrock" and (problem := no_credentials(entry.name, env)):
+        upstreams = [Upstream(UnreadyProvider(entry.name, problem, prices=Prices({})))]
     listed = not bare or DEFAULTS[entry.name].listed
     return Pool(tuple(upstreams), entry.fallbacks, entry.context_window_fallbacks, listed)
 
@@ -60,6 +63,8 @@ def _without_address(entry: ProviderEntry, clock: Clock) -> Provider:
 def _upstream(
     entry: ProviderEntry, place: Deployment, key: Key, weight: float, clock: Clock, env: Mapping[str, str]
 ) -> Upstream:
+    signs = entry.type == "bedrock" and key.problem() is None and key.current() is None
+    region = region_of(entry.region, env) or region_in(place.base_url)
     provider = HttpProvider(
         entry.name,
         place.base_url,
@@ -67,6 +72,7 @@ def _upstream(
         prices=_prices(entry, place.base_url),
         clock=clock,
         key=key,
+        signer=SigV4(entry.name, region, env, profile=entry.profile) if signs else None,
         headers=entry.headers,
         connect_timeout=entry.timeouts.connect,
         proxy=entry.proxy,
