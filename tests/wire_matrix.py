@@ -45,7 +45,7 @@ class Dialect:
     differs: Mapping[str, str] = field(default_factory=dict)  # what comes of a case, where that is not as elsewhere
 
 
-_BINARY = {"slow drip, streamed": "PROVIDER_MALFORMED, again"}  # its streams have no bytes that say nothing
+_BINARY = {"slow drip, streamed": NEVER}  # its streams have no bytes that say nothing
 DIALECTS = (
     Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
     Dialect(OpenAIResponsesWire(), "OpenAI Responses", "gpt-5"),

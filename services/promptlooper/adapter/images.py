@@ -6,8 +6,9 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
+from promptlooper.completion import CompletionRequest
 
 LARGEST_IMAGE = 8 * 1024 * 1024
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -126,6 +128,24 @@ class ImageFetcher:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+
+
+async def with_bytes(request: CompletionRequest, fetcher: ImageFetcher) -> CompletionRequest:
+    """The question with every image that it names by address as a data URI. Raises AttemptFailed."""
+    named = {each for message in request.messages for each in message.images if not each.startswith("data:")}
+    if not named:
+        return request
+    fetched = await asyncio.gather(*(fetcher.fetch(url) for url in named))
+    uris = {url: _data_uri(image) for url, image in zip(named, fetched, strict=True)}
+    messages = (
+        replace(message, images=tuple(uris.get(each, each) for each in message.images)) if message.images else message
+        for message in request.messages
+    )
+    return replace(request, messages=tuple(messages))
+
+
+def _data_uri(image: Image) -> str:
+    return f"data:{image.media_type};base64,{b64encode(image.data).decode()}"
 
 
 class _Refused(OSError):

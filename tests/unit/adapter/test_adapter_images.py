@@ -11,8 +11,9 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from promptlooper.adapter.images import LARGEST_IMAGE, ImageFetcher, is_public
+from promptlooper.adapter.images import LARGEST_IMAGE, ImageFetcher, is_public, with_bytes
 from promptlooper.adapter.retrying import AttemptFailed, Kind
+from promptlooper.completion import CompletionRequest, Message
 from tests.tls_lab import Authority
 
 HOST = "images.test"
@@ -110,6 +111,20 @@ async def test_an_image_is_fetched_without_anything_of_ours(site):
     assert (image.media_type, image.data) == ("image/png", b"\x89PNG")
     (sent,) = site.requests
     assert set(sent) == {"host", "connection", "accept", "accept-encoding", "user-agent"}
+
+
+async def test_a_question_for_a_provider_that_wants_bytes_gets_each_image_once(site):
+    fetcher = ImageFetcher(resolver=Names(["127.0.0.1"]), context=site.context, may_connect=lambda address: True)
+    ours, theirs = "data:image/gif;base64,AAAA", site.url("image")
+    messages = (
+        Message("user", "a", images=(theirs, ours)),
+        Message("user", "b", images=(theirs,)),
+    )
+    asked = await with_bytes(CompletionRequest("p/m", messages, {}), fetcher)
+    await fetcher.aclose()
+    fetched = "data:image/png;base64,iVBORw=="
+    assert [message.images for message in asked.messages] == [(fetched, ours), (fetched,)]
+    assert len(site.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ async def test_what_it_would_ignore_is_refused(ask, server, fields, message):
     ("messages", "message"),
     [
         ((Message("user", "a"), Message("system", "b")), "system messages only before all others"),
-        ((Message("user", "a", images=("https://a.test/b.png",)),), "fetches no images"),
+        ((Message("user", "a", images=("https://127.0.0.1/b.png",)),), "not at a public address"),
         ((Message("user", "a", images=("data:image/tiff;base64,AAAA",)),), "takes no 'image/tiff'"),
     ],
 )

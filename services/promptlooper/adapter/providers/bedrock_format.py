@@ -7,9 +7,10 @@ from typing import Any
 
 import orjson
 
+from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import answered_object, count_in, malformed, part_of
-from promptlooper.adapter.providers.refusal import arguments_object, image_bytes, json_bytes, no_parameter, put, refusal
+from promptlooper.adapter.providers.openai_format import count_in, part_of
+from promptlooper.adapter.providers.refusal import arguments_object, json_bytes, no_parameter, put, refusal
 from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 
 _TAG = "bedrock"
@@ -120,7 +121,7 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     """Raises AttemptFailed where there is no answer."""
-    data = answered_object(body)
+    data = answer_in(body)
     said, content = data.get("stopReason"), part_of(part_of(data, "output"), "message").get("content")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a stopReason, so it may be cut off")

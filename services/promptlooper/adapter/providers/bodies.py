@@ -53,3 +53,11 @@ def inline_image(uri: str) -> tuple[str, str] | None:
 def stops(value: Json) -> list[Json]:
     """The parameter `stop` as a list: it may be one text."""
     return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+
+
+def image_bytes(uri: str) -> tuple[str, str]:
+    """Media type and base64 text, for a provider that takes no addresses."""
+    inline = inline_image(uri)
+    if inline is None:
+        raise refusal("this provider takes no addresses of images; give the image's file or data")
+    return inline

@@ -62,3 +62,4 @@ DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect
     "ollama": _ollama,
     "bedrock": _bedrock,
 }
+WANT_BYTES = frozenset({"bedrock", "ollama"})  # of images: they take no addresses

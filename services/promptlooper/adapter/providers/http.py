@@ -14,6 +14,7 @@ import httpx
 
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
+from promptlooper.adapter.images import ImageFetcher, with_bytes
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.providers.headers import Headers
 from promptlooper.adapter.providers.provider import Problem
@@ -87,7 +88,7 @@ class Signer(Protocol):
 
 
 class HttpProvider:
-    """One base URL with one key and one dialect."""
+    """One base URL with one key and one dialect. `images` is for a dialect that takes no addresses of images."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class HttpProvider:
         clock: Clock,
         key: Key | None = None,
         signer: Signer | None = None,
+        images: ImageFetcher | None = None,
         headers: Mapping[str, str] | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         proxy: str | None = None,
@@ -110,6 +112,7 @@ class HttpProvider:
         self._clock = clock
         self._key = key or Key(name)
         self._signer = signer
+        self._images = images
         self._headers = Headers(self._key, headers or {}, dialect.place, dialect.headers)
         self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
@@ -120,6 +123,8 @@ class HttpProvider:
         return self.prices.known_models()
 
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
+        if self._images is not None:
+            request = await with_bytes(request, self._images)
         body = self._dialect.body(model, request, stream=heard is not None)
         path, sent = self._dialect.path(model, stream=heard is not None), self._headers.current()
         sending = sent.headers
@@ -196,6 +201,8 @@ class HttpProvider:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+        if self._images is not None:
+            await self._images.aclose()
 
 
 def _reason(error: BaseException) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.heard import Heard
+from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import answered_object, count_in, function_of, logprobs_of, malformed
+from promptlooper.adapter.providers.openai_format import count_in, function_of, logprobs_of
 from promptlooper.adapter.providers.refusal import (
     arguments_object,
-    image_bytes,
     json_bytes,
     no_parameter,
     own_parameter,
@@ -167,7 +167,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
-    data = answered_object(body)
+    data = answer_in(body)
     message = data.get("message")
     if data.get("done") is not True or not isinstance(message, dict):
         raise malformed("it ended before it was done, so it may be cut off")

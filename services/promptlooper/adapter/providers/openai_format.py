@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.quirks import Quirks
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put, refusal
@@ -128,7 +129,7 @@ def _choice(name: str) -> Any:
 def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] = ()) -> Completion:
     """The answer in a 200 response; `kept` are the fields of its message that are for the next turn. Raises
     AttemptFailed where there is none."""
-    data = answered_object(body)
+    data = answer_in(body)
     choices = data.get("choices")
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
         raise malformed("there are no choices")
@@ -160,17 +161,6 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
         logprobs=logprobs_of(choice.get("logprobs")),
         provider_data=keeping(_TAG, back) if back else "",
     )
-
-
-def answered_object(body: bytes) -> dict[str, Any]:
-    """Raises AttemptFailed where the answer is none."""
-    try:
-        data = orjson.loads(body)
-    except ValueError:
-        raise malformed("the body is not JSON") from None
-    if not isinstance(data, dict):
-        raise malformed("the body is not a JSON object")
-    return data
 
 
 def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,10 +226,6 @@ def logprobs_of(said: object) -> Json:
 
 def _logprob(token: Mapping[str, Any]) -> dict[str, Json]:
     return {"token": token.get("token"), "logprob": token.get("logprob")}
-
-
-def malformed(message: str) -> AttemptFailed:
-    return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
 
 
 def text_of(content: object) -> str | None:

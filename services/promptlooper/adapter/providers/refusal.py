@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import orjson
@@ -40,17 +39,6 @@ def put(body: dict[str, Any], path: str, value: Any) -> None:
     inner = body.get(name)
     body[name] = inner = dict(inner) if isinstance(inner, dict) else {}
     put(inner, rest, value)
-
-
-_DATA = re.compile(r"data:(image/[a-z0-9.+-]+);base64,(.*)", re.DOTALL)
-
-
-def image_bytes(image: str) -> tuple[str, str]:
-    """The media type and the base64 text of an image, for a provider that fetches none."""
-    found = _DATA.fullmatch(image)
-    if found is None:
-        raise refusal("this provider fetches no images; give a file's path in 'images' in place of the address")
-    return found[1], found[2]
 
 
 def arguments_object(call: ToolCall) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from promptlooper.adapter.config import ProviderEntry, Rule, ScriptedCall
 from promptlooper.adapter.cost import Dated, Prices
+from promptlooper.adapter.images import ImageFetcher
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.price_entries import dated
 from promptlooper.adapter.providers.aws import SigV4, no_credentials, region_in, region_of
 from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
-from promptlooper.adapter.providers.dialects import DIALECTS
+from promptlooper.adapter.providers.dialects import DIALECTS, WANT_BYTES
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
@@ -73,6 +74,7 @@ def _upstream(
         clock=clock,
         key=key,
         signer=SigV4(entry.name, region, env, profile=entry.profile) if signs else None,
+        images=ImageFetcher() if entry.type in WANT_BYTES else None,
         headers=entry.headers,
         connect_timeout=entry.timeouts.connect,
         proxy=entry.proxy,

@@ -10,10 +10,11 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.heard import Heard
+from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import answered_object, count_in, logprobs_of, malformed, part_of
+from promptlooper.adapter.providers.openai_format import count_in, logprobs_of, part_of
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put
 from promptlooper.adapter.providers.sse import events_of
 from promptlooper.adapter.providers.strict_schema import allows_strict
@@ -186,7 +187,7 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     """Raises AttemptFailed where there is no answer."""
-    data = answered_object(body)
+    data = answer_in(body)
     status, output = data.get("status"), data.get("output")
     if status == "failed" or (status is None and data.get("error")):
         raise AttemptFailed(Failure(Kind.TRANSIENT, "the answer broke off with an error", 200))
