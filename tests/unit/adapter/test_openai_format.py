@@ -12,7 +12,8 @@ from promptlooper.adapter.providers.openai_format import completion_of, request_
 from promptlooper.adapter.providers.openai_stream import Gathered
 from promptlooper.adapter.providers.quirks import ENDPOINTS, OPENAI, SERVERS, UNKNOWN, Quirks, of_host
 from promptlooper.adapter.retrying import AttemptFailed
-from promptlooper.completion import CompletionRequest, Message, Tool, ToolCall
+from promptlooper.adapter.tariff import Billed, billed
+from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 
 PERSON = {
     "type": "object",
@@ -208,6 +209,20 @@ def test_usage_of_a_stream_is_asked_for():
 def test_tokens_are_counted_as_each_server_says_them(usage, counts):
     said = answer({"content": "ok"}, usage=usage)
     assert (said.tokens_in, said.tokens_out, said.tokens_reasoning, said.tokens_cached_in) == counts
+
+
+def test_what_is_billed_apart_is_told_to_who_counts_the_price():
+    usage = {
+        **{"prompt_tokens": 90, "completion_tokens": 4},
+        "prompt_tokens_details": {"image_tokens": 80, "audio_tokens": 5, "cache_write_tokens": 3},
+    }
+    said = answer({"content": "ok"}, usage=usage, service_tier="flex")
+    assert billed(said) == Billed(tokens_image_in=80, tokens_audio_in=5, terms=(("service_tier", "flex"),))
+    assert said.tokens_cache_write_in == 3
+    assert type(answer({"content": "ok"}, usage={"prompt_tokens": 9}, service_tier="default")) is Completion
+    gathering = Gathered(Heard(None))
+    gathering.add({"service_tier": "priority", "choices": [{"delta": {}, "finish_reason": "stop"}]})
+    assert billed(completion_of(gathering.body(), "m", 1)).terms == (("service_tier", "priority"),)
 
 
 def test_a_call_that_was_demanded_by_name_ends_with_tool_calls():

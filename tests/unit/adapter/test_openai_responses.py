@@ -144,6 +144,7 @@ async def test_what_would_be_dropped_is_refused(ask, server, name, message):
         ("server_error", ProviderUnavailable),
         ("rate_limit_exceeded", ProviderRateLimited),
         ("invalid_prompt", ProviderRejected),
+        ("invalid_image", ProviderRejected),
         ("context_length_exceeded", ContextTooLong),
     ],
 )

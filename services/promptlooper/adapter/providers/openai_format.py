@@ -13,6 +13,7 @@ from promptlooper.adapter.providers.quirks import Quirks
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put, refusal
 from promptlooper.adapter.providers.strict_schema import allows_strict
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
+from promptlooper.adapter.tariff import Billed, BilledCompletion
 from promptlooper.completion import (
     FINISH_REASONS,
     TOOL_CHOICES,
@@ -35,6 +36,7 @@ _UNREADABLE = {
 }
 """Parameters whose answers are read by nobody, and what to do."""
 _HARMLESS: Mapping[str, tuple[Any, ...]] = {"n": (1,), "best_of": (1,), "modalities": (["text"],)}
+_USUAL_TIERS = ("", "auto", "default", "standard", "on_demand")  # at the list's price
 _TAG = "openai"  # of what is kept for the next turn: it is not sent to a provider of another format
 _MOST_TOKENS = 2**31 - 1  # who says more has not counted; sums and costs of these fit into 64 bits
 _FINISH_REASONS: Mapping[str, str] = {
@@ -149,7 +151,8 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
     usage = usage if isinstance(usage, dict) else {}
     calls = tuple(_tool_calls(message.get("tool_calls")))
     back = {name: value for name in kept if (value := message.get(name))}
-    return Completion(
+    return completed(
+        billed_of(part_of(usage, "prompt_tokens_details"), part_of(usage, "completion_tokens_details"), data),
         output=output,
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
         # Where a tool was demanded by its name, OpenAI says stop.
@@ -161,6 +164,23 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
         logprobs=logprobs_of(choice.get("logprobs")),
         provider_data=keeping(_TAG, back) if back else "",
     )
+
+
+def completed(billed: Billed | None, **fields: Any) -> Completion:
+    return Completion(**fields) if billed is None else BilledCompletion(**fields, billed=billed)
+
+
+def billed_of(of_input: Mapping[str, Any], of_output: Mapping[str, Any], data: Mapping[str, Any]) -> Billed | None:
+    """Tokens that are not of text, and the tier that the call was served in; None where there is nothing of this."""
+    images, heard, spoken = (
+        count_in(part, name) or 0
+        for part, name in ((of_input, "image_tokens"), (of_input, "audio_tokens"), (of_output, "audio_tokens"))
+    )
+    tier = data.get("service_tier")
+    terms = (("service_tier", tier),) if isinstance(tier, str) and tier not in _USUAL_TIERS else ()
+    if not (images or heard or spoken or terms):
+        return None
+    return Billed(tokens_image_in=images, tokens_audio_in=heard, tokens_audio_out=spoken, terms=terms)
 
 
 def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +209,7 @@ def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:
         "tokens_out": tokens_out,
         "tokens_reasoning": reasoning,
         "tokens_cached_in": cached,
-        "tokens_cache_write_in": count_in(details, "cache_write_tokens"),  # OpenRouter
+        "tokens_cache_write_in": count_in(details, "cache_write_tokens"),
     }
 
 

@@ -22,11 +22,13 @@ class Gathered:
         self._finish_reason: Any = None
         self._usage: Any = None
         self._model: Any = None
+        self._tier: Any = None
         self._error: Any = None
         self.begun = False
 
     def add(self, event: dict[str, Any]) -> None:
         self._model = event.get("model") or self._model
+        self._tier = event.get("service_tier") or self._tier
         if usage := event.get("usage"):
             self._usage = usage
             self._tell_usage(usage)
@@ -100,4 +102,5 @@ class Gathered:
             "logprobs": {"content": self._logprobs} if self._logprobs else None,
             "finish_reason": self._finish_reason,
         }
-        return orjson.dumps({"model": self._model, "choices": [choice], "usage": self._usage})
+        told = {"model": self._model, "service_tier": self._tier, "usage": self._usage}
+        return orjson.dumps({**told, "choices": [choice]})

@@ -14,7 +14,7 @@ from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import count_in, logprobs_of, part_of
+from promptlooper.adapter.providers.openai_format import billed_of, completed, count_in, logprobs_of, part_of
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put
 from promptlooper.adapter.providers.sse import events_of
 from promptlooper.adapter.providers.strict_schema import allows_strict
@@ -39,14 +39,7 @@ _RENAMED = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.ef
 _REASONS = re.compile(r"(?:ft:)?(?:o\d|gpt-(?:[5-9]|\d\d)(?!.*-chat)|codex)")
 _ENCRYPTED = "reasoning.encrypted_content"
 _LOGPROBS = "message.output_text.logprobs"
-_STATUSES = {
-    "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
-    "invalid_prompt": 400,
-    "context_length_exceeded": 400,
-    "bio_policy": 400,
-    "cyber_policy": 400,
-}
+_STATUSES = {"server_error": 500, "vector_store_timeout": 504, "rate_limit_exceeded": 429, "insufficient_quota": 429}
 _SPECIAL = _OURS | _REFUSED | frozenset(_RENAMED) | {"logprobs", "include"}
 
 
@@ -77,7 +70,8 @@ class OpenAIResponses:
     def error_in(self, body: bytes) -> int | None:
         """Also of an answer that failed: it has an error with a word for its code."""
         status = error_in(body)
-        return _STATUSES.get(str(orjson.loads(body)["error"].get("code")), status) if status == 502 else status
+        code = orjson.loads(body)["error"].get("code") if status == 502 else None
+        return status if code is None else _STATUSES.get(code, 400)  # the others blame the question
 
     def failure(
         self, status: int, headers: Mapping[str, str], body: bytes, *, now: datetime, redacted: Callable[[str], str]
@@ -196,14 +190,17 @@ def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     items = [item for item in output if isinstance(item, dict)]
     calls = tuple(_call(item) for item in items if item.get("type") == "function_call")
     usage = part_of(data, "usage")
-    return Completion(
+    of_input, of_output = part_of(usage, "input_tokens_details"), part_of(usage, "output_tokens_details")
+    return completed(
+        billed_of(of_input, of_output, data),
         output="".join(_texts(items, "output_text", "text")) or "".join(_texts(items, "refusal", "refusal")),
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
         finish_reason=_finish_reason(status, part_of(data, "incomplete_details").get("reason"), bool(calls)),
         tokens_in=count_in(usage, "input_tokens"),
         tokens_out=count_in(usage, "output_tokens"),
-        tokens_reasoning=count_in(part_of(usage, "output_tokens_details"), "reasoning_tokens"),
-        tokens_cached_in=count_in(part_of(usage, "input_tokens_details"), "cached_tokens"),
+        tokens_reasoning=count_in(of_output, "reasoning_tokens"),
+        tokens_cached_in=count_in(of_input, "cached_tokens"),
+        tokens_cache_write_in=count_in(of_input, "cache_write_tokens"),
         latency_ms=latency_ms,
         reasoning=_reasoning(items),
         tool_calls=calls,

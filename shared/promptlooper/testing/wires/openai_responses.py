@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -131,36 +132,73 @@ class OpenAIResponsesWire:
         return orjson.dumps(_response(asked, said))
 
     def stream(self, asked: Asked, said: Said) -> tuple[str, list[bytes]]:
-        events = [_event("response.created", response=_response(asked, Said(""), "in_progress"))]
-        events += [_event("response.reasoning_summary_text.delta", delta=piece) for piece in pieces(said.reasoning)]
-        events += [_event("response.output_text.delta", delta=piece) for piece in pieces(said.text)]
-        for call in said.tool_calls:
-            for half in (call.arguments[:5], call.arguments[5:]):
-                events.append(_event("response.function_call_arguments.delta", item_id=f"fc_{call.id}", delta=half))
         whole = _response(asked, said)
-        return "text/event-stream", [*events, _event(f"response.{whole['status']}", response=whole)]
+        events: list[dict[str, Any]] = [
+            {"type": "response.created", "response": {**whole, "status": "in_progress", "output": []}}
+        ]
+        for index, item in enumerate(whole["output"]):
+            events += [{**event, "output_index": index} for event in _events(item)]
+        events.append({"type": f"response.{whole['status']}", "response": whole})
+        numbered = ({**event, "sequence_number": number} for number, event in enumerate(events))
+        return "text/event-stream", [sse(event, event["type"]) for event in numbered]
 
     def error(self, status: int, message: str) -> bytes:
         return orjson.dumps({"error": {"message": message, "type": "error", "param": None, "code": None}})
 
 
-def _event(kind: str, **fields: Any) -> bytes:
-    return sse({"type": kind, **fields}, kind)
+def _events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One item of an answer, as it is told piece by piece."""
+    of_item = {"item_id": item["id"]}
+    begun: dict[str, Any] = {"reasoning": {"summary": []}, "message": {"content": []}}.get(item["type"], {})
+    if item["type"] == "function_call":
+        begun = {"arguments": ""}
+    yield {"type": "response.output_item.added", "item": {**item, "status": "in_progress", **begun}}
+    if item["type"] == "reasoning":
+        for index, part in enumerate(item["summary"]):
+            at = {**of_item, "summary_index": index}
+            empty = {**part, "text": ""}
+            yield {"type": "response.reasoning_summary_part.added", **at, "part": empty}
+            for piece in pieces(part["text"]):
+                yield {"type": "response.reasoning_summary_text.delta", **at, "delta": piece}
+            yield {"type": "response.reasoning_summary_text.done", **at, "text": part["text"]}
+            yield {"type": "response.reasoning_summary_part.done", **at, "part": part}
+    elif item["type"] == "message":
+        for index, part in enumerate(item["content"]):
+            at = {**of_item, "content_index": index}
+            yield {"type": "response.content_part.added", **at, "part": {**part, "text": ""}}
+            for piece in pieces(part["text"]):
+                yield {"type": "response.output_text.delta", **at, "delta": piece, "logprobs": []}
+            yield {"type": "response.output_text.done", **at, "text": part["text"], "logprobs": []}
+            yield {"type": "response.content_part.done", **at, "part": part}
+    else:
+        arguments = item["arguments"]
+        for half in (arguments[:5], arguments[5:]):
+            yield {"type": "response.function_call_arguments.delta", **of_item, "delta": half}
+        done = {"name": item["name"], "arguments": arguments}
+        yield {"type": "response.function_call_arguments.done", **of_item, **done}
+    yield {"type": "response.output_item.done", "item": item}
 
 
-def _response(asked: Asked, said: Said, status: str = "") -> dict[str, Any]:
+def _response(asked: Asked, said: Said) -> dict[str, Any]:
     why = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(said.finish_reason)
     return {
         "id": "resp_1",
         "object": "response",
-        "status": status or ("incomplete" if why else "completed"),
+        "status": "incomplete" if why else "completed",
         "error": None,
         "incomplete_details": {"reason": why} if why else None,
         "model": asked.body["model"],
+        "created_at": 1_700_000_000,
+        "parallel_tool_calls": asked.body.get("parallel_tool_calls", True),
+        "tool_choice": asked.body.get("tool_choice", "auto"),
+        "tools": asked.body.get("tools", []),
         "output": _output(asked, said),
         "usage": {
             "input_tokens": said.tokens_in,
-            "input_tokens_details": {"cached_tokens": said.tokens_cached_in},
+            "input_tokens_details": {
+                "cached_tokens": said.tokens_cached_in,
+                "cache_write_tokens": said.tokens_cache_write_in,
+            },
             "output_tokens": said.tokens_out,
             "output_tokens_details": {"reasoning_tokens": said.tokens_reasoning},
             "total_tokens": said.tokens_in + said.tokens_out,

@@ -89,11 +89,12 @@ class WireServer:
 
     async def _answered(self, http: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in http.headers.items()}
+        raw = await http.read()
         try:
-            body = orjson.loads(await http.read())
+            body = orjson.loads(raw)
         except ValueError:
             return self._error(400, "the body is not JSON")
-        asked = Asked(http.raw_path, headers, body)
+        asked = Asked(http.raw_path, headers, body, raw)
         self.asked.append(asked)
         try:
             if not headers.get("content-type", "").startswith("application/json"):

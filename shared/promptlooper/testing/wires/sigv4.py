@@ -7,8 +7,6 @@ import hmac
 import re
 from urllib.parse import quote
 
-import orjson
-
 from promptlooper.testing.wires.wire import Asked
 
 _AUTHORIZATION = re.compile(
@@ -27,8 +25,8 @@ def signature_problem(asked: Asked, secret: str, *, service: str = "bedrock") ->
         return "Host must be signed."
     path, _, query = asked.path.partition("?")
     signed = "".join(f"{name}:{asked.headers.get(name, '').strip()}\n" for name in found["headers"].split(";"))
-    # What is sent is encoded once; what is signed, once more. The body is as our serializer writes it.
-    parts = ["POST", quote(path, safe="/-_.~"), query, signed, found["headers"], _sha256(orjson.dumps(asked.body))]
+    # What is sent is encoded once; what is signed, once more.
+    parts = ["POST", quote(path, safe="/-_.~"), query, signed, found["headers"], _sha256(asked.raw)]
     to_sign = "\n".join(["AWS4-HMAC-SHA256", time, found["scope"], _sha256("\n".join(parts).encode())])
     key = f"AWS4{secret}".encode()
     for part in found["scope"].split("/"):

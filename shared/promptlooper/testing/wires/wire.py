@@ -36,6 +36,7 @@ class Asked:
     path: str  # with its query
     headers: Mapping[str, str]  # names in lower case
     body: Mapping[str, Any]
+    raw: bytes = b""  # the body as it came
 
 
 class Refused(Exception):
