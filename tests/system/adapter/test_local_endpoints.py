@@ -37,7 +37,7 @@ RESULT = (
     Message("tool", "Paris", tool_call_id="call_1", name="capital"),
 )
 TOOL = Tool("capital", "The capital of a country", {"type": "object", "properties": {"of": {"type": "string"}}})
-TYPES = ("openai", "anthropic")
+TYPES = ("openai", "openai-responses", "anthropic")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,8 @@ async def test_the_adapter_speaks_with_it(gateway, kind):
     counts = [(answer.tokens_in, answer.tokens_out) for answer in (whole, streamed)]
     assert counts[0] == counts[1] > (20, 0)
     cut = await gateway.complete(asking(kind, max_tokens=1))
-    assert (cut.finish_reason, cut.tokens_out) == ("length", 1)
+    # llama.cpp calls a Response completed also where it is cut off.
+    assert (cut.finish_reason, cut.tokens_out) == ("stop" if kind == "openai-responses" else "length", 1)
 
 
 @pytest.mark.parametrize("kind", TYPES)

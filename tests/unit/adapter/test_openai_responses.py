@@ -110,7 +110,7 @@ async def test_encrypted_reasoning_is_given_back_before_the_calls_it_led_to(ask,
             "summary": [{"type": "summary_text", "text": "Hm."}],
             "encrypted_content": "gAAAA",
         },
-        {"role": "assistant", "content": "Let me look."},
+        {"type": "message", "role": "assistant", "content": "Let me look."},
         {"type": "function_call", "call_id": "call_1", "name": "now", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "call_1", "output": "noon"},
     ]

@@ -152,7 +152,7 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
 
 def _said(message: Message) -> Iterator[dict[str, Any]]:
     """What was answered before, with the reasoning where it stood."""
-    texts = iter([{"role": "assistant", "content": message.content}] if message.content else [])
+    texts = iter([{"type": "message", "role": "assistant", "content": message.content}] if message.content else [])
     calls = iter(
         {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
         for call in message.tool_calls
