@@ -22,6 +22,7 @@ class Validation:
     calls: int
     estimated_cost_nanousd: int | None  # None where a price or max_tokens is unknown
     price_versions: tuple[str, ...] = ()  # the price lists of the estimate
+    calls_at_least: bool = False  # answers decide on some of the calls: there may be more
 
 
 @dataclass(frozen=True, slots=True)

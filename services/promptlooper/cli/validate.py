@@ -45,6 +45,7 @@ def validate(session: Session, file: Path, as_json: bool, **flags: Any) -> None:
                 "name": read.spec.name,
                 "runs": found.runs,
                 "calls": found.calls,
+                "calls_at_least": found.calls_at_least,
                 "estimated_cost_usd": usd(found.estimated_cost_nanousd),
                 "price_versions": list(found.price_versions),
             }
@@ -54,9 +55,10 @@ def validate(session: Session, file: Path, as_json: bool, **flags: Any) -> None:
         why = ": a model has no price, or max_tokens is not set"
     else:
         why = f" (prices: {', '.join(found.price_versions)})" if found.price_versions else ""
+    least = "at least " if found.calls_at_least else ""
     click.echo(
-        f"{file} is valid: {count(found.runs, 'run')}, {count(found.calls, 'call')}, "
-        f"estimated cost {money(found.estimated_cost_nanousd)}{why}"
+        f"{file} is valid: {count(found.runs, 'run')}, {least}{count(found.calls, 'call')}, "
+        f"estimated cost {least}{money(found.estimated_cost_nanousd)}{why}"
     )
 
 

@@ -41,7 +41,7 @@ class Conversation:
         stage, index = self._stages[last.stage_index], last.stage_index
         if last.error is not None or self._tools_answer(stage, last):
             return Call(index, last.iteration, last.round + 1)
-        if stage.for_each and last.iteration + 1 < len(self._items(index, results)):
+        if stage.for_each and last.iteration + 1 < len(self.items(index, results)):
             return Call(index, last.iteration + 1)
         return Call(index + 1) if index + 1 < len(self._stages) else None
 
@@ -64,7 +64,8 @@ class Conversation:
         if not stage.continue_conversation or not results:
             return said
         # The conversation has its own system prompt: of for_each, the one that its first item began with.
-        return (*results[-1].conversation, *(message for message in said if message.role != "system"))
+        more = (message for message in said if message.role != "system")
+        return (*results[-1].conversation, *_unanswered(results[-1]), *more)
 
     def _more(self, stage: Stage, call: Call, results: Sequence[StageResult]) -> tuple[Message, ...]:
         """What is said to an answer that asks for tools or can't be used."""
@@ -97,11 +98,12 @@ class Conversation:
     def _variables(self, call: Call, results: Sequence[StageResult]) -> dict[str, object]:
         values = variables(self._spec, self._row, results, call.stage_index)
         if self._stages[call.stage_index].for_each:
-            values["item"] = self._items(call.stage_index, results)[call.iteration]
+            values["item"] = self.items(call.stage_index, results)[call.iteration]
             values["item_index"] = call.iteration
         return values
 
-    def _items(self, index: int, results: Sequence[StageResult]) -> Sequence[Json]:
+    def items(self, index: int, results: Sequence[StageResult]) -> Sequence[Json]:
+        """Of a stage's `for_each`. Raises TemplateError where it gives no list."""
         source = self._stages[index].for_each
         items = self._renderer.value(source, variables(self._spec, self._row, results, index))
         if isinstance(items, str) or not isinstance(items, Sequence):
@@ -109,6 +111,12 @@ class Conversation:
         if not 0 < len(items) <= MOST_ITEMS:
             raise TemplateError(f"'for_each' must give 1 to {MOST_ITEMS} items, and gave {len(items)}")
         return items
+
+
+def _unanswered(last: StageResult) -> Sequence[Message]:
+    """Providers refuse a conversation that goes on after calls of tools without their results."""
+    told = "Error: there is no result, as this tool was not run."
+    return [Message("tool", told, tool_call_id=asked.id, name=asked.name) for asked in last.tool_calls]
 
 
 def _place(result: StageResult) -> tuple[int, int]:

@@ -277,11 +277,16 @@ class ValidateExperimentResponse(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     ESTIMATED_COST_NANOUSD_FIELD_NUMBER: _builtins.int
     PRICE_VERSIONS_FIELD_NUMBER: _builtins.int
+    CALLS_AT_LEAST_FIELD_NUMBER: _builtins.int
     runs: _builtins.int
     calls: _builtins.int
-    """Stages of all runs."""
+    """Of all runs: one a stage, or one an item of `for_each`."""
     estimated_cost_nanousd: _builtins.int
     """A guess from the lengths of the prompts and max_tokens; unset where a price or max_tokens is unknown."""
+    calls_at_least: _builtins.bool
+    """Answers decide on some of the calls (results of tools, answers that can't be used, items that an answer names): there may
+    be more calls than `calls`, and the estimate is for those.
+    """
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
     @_builtins.property
@@ -296,10 +301,11 @@ class ValidateExperimentResponse(_message.Message):
         calls: _builtins.int = ...,
         estimated_cost_nanousd: _builtins.int | None = ...,
         price_versions: _abc.Iterable[_builtins.str] | None = ...,
+        calls_at_least: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd", "estimated_cost_nanousd", b"estimated_cost_nanousd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd", "calls", b"calls", "estimated_cost_nanousd", b"estimated_cost_nanousd", "price_versions", b"price_versions", "problems", b"problems", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd", "calls", b"calls", "calls_at_least", b"calls_at_least", "estimated_cost_nanousd", b"estimated_cost_nanousd", "price_versions", b"price_versions", "problems", b"problems", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_cost_nanousd: _TypeAlias = _typing.Literal["estimated_cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__estimated_cost_nanousd: _TypeAlias = _typing.Literal["_estimated_cost_nanousd", b"_estimated_cost_nanousd"]  # noqa: Y015

@@ -212,6 +212,7 @@ def validation_to_pb(validation: Validation) -> runner_pb.ValidateExperimentResp
         calls=validation.calls,
         estimated_cost_nanousd=validation.estimated_cost_nanousd,
         price_versions=validation.price_versions,
+        calls_at_least=validation.calls_at_least,
     )
 
 
@@ -222,6 +223,7 @@ def validation_from_pb(message: runner_pb.ValidateExperimentResponse) -> Validat
         message.calls,
         message.estimated_cost_nanousd if message.HasField("estimated_cost_nanousd") else None,
         tuple(message.price_versions),
+        message.calls_at_least,
     )
 
 

@@ -56,6 +56,18 @@ async def test_a_scripted_chat_goes_on_over_all_its_turns(lab: Lab) -> None:
     assert run.output == run.stages[3].output == "answer 8"
 
 
+async def test_a_stage_that_continues_after_calls_nobody_answered_says_that_they_were_not_run(lab: Lab) -> None:
+    lab.model = ScriptedModel(in_turn(asking('{"city": "Oslo"}', '{"city": "Bergen"}', text="Let me look."), "Sunny."))
+    _, (run,) = await lab.ran(experiment(stage("?", tools=(WEATHER,)), stage("So?", continue_conversation=True)))
+    assert (run.state, run.output) == (RunState.COMPLETED, "Sunny.")
+    sent = run.stages[1].messages
+    assert [(message.role, message.tool_call_id) for message in sent] == [
+        *(("user", ""), ("assistant", "")),
+        *(("tool", "c0"), ("tool", "c1"), ("user", "")),
+    ]
+    assert sent[2].content == sent[3].content == "Error: there is no result, as this tool was not run."
+
+
 async def test_items_without_continue_are_questions_of_their_own(lab: Lab) -> None:
     lab.model = ScriptedModel(lambda request: request.messages[-1].content.upper())
     first, each = stage("topic", "topic"), stage("{{ prev_output }} {{ item }}", for_each="{{ input.parts }}")

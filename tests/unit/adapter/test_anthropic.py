@@ -121,6 +121,9 @@ async def test_results_of_tools_and_what_follows_are_one_turn(gateway, server):
     await gateway.complete(replace(asking(*turns), tools=(TOOL,), tool_choice="none"))
     last = server.asked[0].body["messages"][-1]["content"]
     assert [block["type"] for block in last] == ["tool_result", "tool_result", "text"]
+    await gateway.complete(asking(*turns))
+    assert [tool["name"] for tool in server.asked[1].body["tools"]] == ["weather"]  # else its calls are refused
+    assert server.asked[1].body["tool_choice"] == {"type": "none"}
     broken = (Message("user", "hi"), Message("assistant", "", tool_calls=(replace(CALL, arguments="{"),)))
     with pytest.raises(ProviderRejected, match="no JSON object"):
         await gateway.complete(asking(*broken))

@@ -255,3 +255,13 @@ async def test_event_streams_are_read_as_botocore_reads_them():
         (theirs[0][0][":event-type"], theirs[0][1]["x"]),
         (theirs[1][0][":exception-type"], theirs[1][1]["message"]),
     ]
+
+
+async def test_tools_that_only_the_conversation_has_are_defined_for_it(ask, server):
+    await ask(
+        *(Message("user", "?"), Message("assistant", "", tool_calls=(CALL,))),
+        *(Message("tool", "rain", tool_call_id=CALL.id, name=CALL.name), Message("user", "So?")),
+    )
+    assert server.refused == []
+    (tool,) = server.asked[0].body["toolConfig"]["tools"]
+    assert tool["toolSpec"]["name"] == "weather"

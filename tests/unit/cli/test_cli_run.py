@@ -227,7 +227,7 @@ def test_validate_says_runs_calls_and_cost(promptlooper: Any, runner: Any, exper
     )
     document = json.loads(promptlooper("validate", "--json").stdout)
     assert document == {
-        **{"valid": True, "name": "capitals", "runs": 4, "calls": 4},
+        **{"valid": True, "name": "capitals", "runs": 4, "calls": 4, "calls_at_least": False},
         **{"estimated_cost_usd": 0.012, "price_versions": ["list 7"]},
     }
     assert runner.created == []

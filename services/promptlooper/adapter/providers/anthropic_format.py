@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptlooper.adapter.providers.bodies import check_params, inline_image, stops
+from promptlooper.adapter.providers.bodies import check_params, inline_image, stops, tools_of
 from promptlooper.adapter.providers.kept import kept_of
 from promptlooper.adapter.providers.refusal import json_bytes, refusal
 from promptlooper.completion import CompletionRequest, Message, Tool, arguments_of
@@ -36,9 +36,10 @@ def request_body(model: str, request: CompletionRequest, *, stream: bool = False
     if "stop" in params:
         body["stop_sequences"] = stops(params["stop"])
     _set_reasoning(body, params)
-    if request.tools:
-        body["tools"] = [_tool(tool) for tool in request.tools]
-    if choice := _choice(request.tool_choice, params.get("parallel_tool_calls")):
+    if tools := tools_of(request):
+        body["tools"] = [_tool(tool) for tool in tools]
+    wanted = request.tool_choice if request.tools or not tools else "none"
+    if choice := _choice(wanted, params.get("parallel_tool_calls")):
         body["tool_choice"] = choice
     if output := _output_config(request.response_schema, params):
         body["output_config"] = output

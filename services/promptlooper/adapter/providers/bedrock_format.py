@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed
+from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed, tools_of
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.openai_format import count_in, part_of
 from promptlooper.adapter.providers.refusal import arguments_object, json_bytes, no_parameter, put, refusal
@@ -47,8 +47,8 @@ def request_body(model: str, request: CompletionRequest) -> bytes:
     while turns and turns[0].role == "system":
         body.setdefault("system", []).append({"text": turns.pop(0).content})
     body["messages"] = _turns(turns)
-    if request.tools:
-        body["toolConfig"] = _tools(request.tools, request.tool_choice)
+    if tools := tools_of(request):
+        body["toolConfig"] = _tools(tools, request.tool_choice)
     params = request.params
     body |= {name: value for name, value in params.items() if name in _THEIRS}
     for name in [name for name in params if name not in _THEIRS]:

@@ -10,6 +10,7 @@ import orjson
 
 from promptlooper.adapter.providers.refusal import no_parameter, own_parameter, refusal
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
+from promptlooper.completion import CompletionRequest, Tool
 from promptlooper.jsonvalue import Json
 
 _DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+);base64,", re.IGNORECASE)
@@ -53,6 +54,15 @@ def inline_image(uri: str) -> tuple[str, str] | None:
 def stops(value: Json) -> list[Json]:
     """The parameter `stop` as a list: it may be one text."""
     return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+
+
+def tools_of(request: CompletionRequest) -> tuple[Tool, ...]:
+    """Where a question has none, those that its conversation has called, for a format that takes no calls of tools
+    which it does not define."""
+    if request.tools:
+        return request.tools
+    called = (call.name for message in request.messages for call in message.tool_calls)
+    return tuple(Tool(name) for name in dict.fromkeys(called))
 
 
 def image_bytes(uri: str) -> tuple[str, str]:

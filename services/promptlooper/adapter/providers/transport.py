@@ -13,6 +13,7 @@ from httpx_aiohttp import AiohttpTransport
 LARGEST_BODY = 8 * 1024 * 1024
 CONNECT_TIMEOUT = 5.0  # seconds
 _KEEPALIVE = 30.0  # seconds
+_URLS_KEPT = 256
 
 
 class BodyTooLarge(Exception):
@@ -49,6 +50,8 @@ class Transport:
         """Status, headers and the body as it comes. Raises as `request` does."""
         url = self._urls.get(path)
         if url is None:
+            if len(self._urls) >= _URLS_KEPT:  # some paths hold the name of a model, which is the caller's
+                self._urls.clear()
             url = self._urls[path] = httpx.URL(self._base_url + path)
         request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
         response = await self._opened().handle_async_request(request)

@@ -10,9 +10,10 @@ from promptlooper.errors import Problem, TemplateError
 from promptlooper.experiment import ExperimentSpec, Stage
 from promptlooper.experiments import Validation
 from promptlooper.runner.render import Renderer, variables
+from promptlooper.runner.spec.call_counts import counted, items_of, spread
 from promptlooper.runner.spec.check_spec import problems_of
 from promptlooper.runner.spec.check_templates import texts_in
-from promptlooper.runner.spec.expand import Variant, shape, stage_model, stage_params, total_calls, variants
+from promptlooper.runner.spec.expand import Variant, shape, stage_model, stage_params, variants
 from promptlooper.scoring import ScorerCheck, ScoringService
 
 CHARACTERS_PER_TOKEN = 4
@@ -35,11 +36,13 @@ async def check(
     problems += await _scorer_problems(spec, scoring, renderer)
     problems += _budget_problems(spec, found, checks)
     estimate = None if problems else _estimate(spec, found, checks, renderer)
+    count = counted(spec, renderer)
     versions = {one.price_version for one in checks.values() if one.price_version}
     return Validation(
         problems=tuple(dict.fromkeys(problems)),
         runs=shape(spec).total,
-        calls=total_calls(spec),
+        calls=count.calls,
+        calls_at_least=count.at_least,
         estimated_cost_nanousd=estimate,
         price_versions=() if estimate is None else tuple(sorted(versions)),
     )
@@ -102,9 +105,8 @@ def _estimate(
 ) -> int | None:
     """Nano-USD at list prices: prompts at 4 characters a token, answers of max_tokens, nothing cached. None where a
     price or max_tokens is unknown."""
-    step = max(1, len(spec.inputs) // _ROWS_TRIED)
-    rows = spec.inputs[::step][:_ROWS_TRIED]
-    rendered: dict[tuple[int, int], float] = {}
+    rows = spread(spec.inputs, _ROWS_TRIED)
+    rendered: dict[tuple[int, int], tuple[float, float]] = {}
     total = 0.0
     for variant, index, stage, model, params in _calls(found):
         one = checks.get(model)
@@ -118,14 +120,18 @@ def _estimate(
             return None
         key = (index, id(stage))
         if key not in rendered:
-            rendered[key] = sum(_characters(spec, row, stage, index, renderer) for row in rows) / len(rows)
+            characters = sum(_characters(spec, row, stage, index, renderer) for row in rows) / len(rows)
+            rendered[key] = characters, items_of(spec, variant.pipeline, index, renderer) or 1
+        characters, items = rendered[key]
         before = 0
         if index and any("prev_output" in m.content or "stages" in m.content for m in stage.messages):
             earlier = stage_params(variant, variant.pipeline.stages[index - 1]).get("max_tokens")
             before = earlier if isinstance(earlier, int) else 0
-        tokens_in = rendered[key] / CHARACTERS_PER_TOKEN + before
-        total += (tokens_in * price.input_nanousd_per_mtok + most * price.output_nanousd_per_mtok) / 1e6
-        total += price.request_nanousd
+        tokens_in = characters / CHARACTERS_PER_TOKEN + before
+        if stage.continue_conversation:  # each item's call has all that was said before
+            tokens_in += (items - 1) / 2 * (tokens_in + most)
+        once = (tokens_in * price.input_nanousd_per_mtok + most * price.output_nanousd_per_mtok) / 1e6
+        total += items * (once + price.request_nanousd)
     return round(total * len(spec.inputs) * spec.repeats)
 
 

@@ -112,10 +112,3 @@ def cell(grid: Shape, run_index: int) -> Cell:
 
 def run_index(grid: Shape, input_index: int, repeat: int, variant_index: int) -> int:
     return (input_index * grid.repeats + repeat) * grid.variants + variant_index
-
-
-def total_calls(spec: ExperimentSpec) -> int:
-    """Stages of all runs."""
-    points = max(1, len(spec.sweep))
-    per_row = sum(len(pipeline.models) * points * len(pipeline.stages) for pipeline in spec.pipelines)
-    return max(1, len(spec.inputs)) * spec.repeats * per_row

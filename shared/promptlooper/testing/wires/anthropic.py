@@ -166,6 +166,13 @@ class AnthropicWire:
                 raise Refused(400, "`max_tokens` must be greater than `thinking.budget_tokens`")
             if request.tool_choice and request.tool_choice.type in ("any", "tool"):
                 raise Refused(400, "Thinking may not be enabled when tool_choice forces tool use")
+        if not request.tools and any(
+            isinstance(block, _Use | _Result)
+            for message in request.messages
+            if isinstance(message.content, list)
+            for block in message.content
+        ):
+            raise Refused(400, "Requests which include `tool_use` or `tool_result` blocks must define tools")
         if request.tool_choice and not request.tools:
             raise Refused(400, "tool_choice may only be specified while providing tools")
         if request.output_config and request.output_config.format:

@@ -114,6 +114,32 @@ async def test_runs_and_calls_are_counted(desk: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stages", "calls", "at_least"),
+    [
+        ("[{prompt: '{{ item }}', for_each: '{{ input.turns }}'}]", 3 + 1, False),
+        ("[{prompt: '{{ item }}', for_each: '{{ input.turns }}'}, {prompt: b}]", 4 + 2, False),
+        ("[{prompt: a, tools: [{name: t}], tool_results: {t: x}}]", 2, True),
+        ("[{prompt: a, tools: [{name: t}]}]", 2, False),
+        ("[{prompt: a, response_schema: {type: object}, retries_on_invalid: 2}]", 2, True),
+        ("[{prompt: a}, {prompt: '{{ item }}', for_each: '{{ stages[0].parsed }}'}]", 4, True),
+    ],
+)
+async def test_items_of_inputs_are_counted_and_what_answers_decide_is_said_to_be_more(
+    desk: Any, stages: str, calls: int, at_least: bool
+) -> None:
+    rows = "inputs: [{turns: [a, b, c]}, {turns: [d]}]\n"
+    found = await checked(desk, f"model: free/a\n{rows}pipelines: {{p: {stages}}}\n")
+    assert (found.problems, found.calls, found.calls_at_least) == ((), calls, at_least)
+
+
+async def test_many_rows_are_counted_by_some_from_all_over_them(desk: Any) -> None:
+    rows = ", ".join(f"{{turns: [a{', b' * (n % 2)}]}}" for n in range(3_000))
+    stages = "[{prompt: '{{ item }}', for_each: '{{ input.turns }}'}]"
+    found = await checked(desk, f"model: free/a\ninputs: [{rows}]\npipelines: {{p: {stages}}}\n")
+    assert found.calls == 4_500
+
+
+@pytest.mark.parametrize(
     ("text", "nanousd"),
     [
         ("model: free/a\nprompt: Hi\n", 0),
@@ -132,6 +158,16 @@ async def test_runs_and_calls_are_counted(desk: Any) -> None:
             2_000 + 50_000 + 17 * 500 + 10_000 + 10_000,
         ),
         ("models: [priced/a, free/b]\nprompt: abcd\nparams: {max_tokens: 5}\nrepeats: 10\n", 520_000),
+        # three items; those of one conversation read what was said before: 1, 1 + 6 and 1 + 12 tokens
+        (
+            "model: priced/a\nparams: {max_tokens: 5}\npipelines: {p: [{prompt: abcd, for_each: '{{ [1, 2, 3] }}'}]}\n",
+            3 * (2_000 + 50_000),
+        ),
+        (
+            "model: priced/a\nparams: {max_tokens: 5}\n"
+            "pipelines: {p: [{prompt: abcd, for_each: '{{ [1, 2, 3] }}', continue: true}]}\n",
+            3 * 50_000 + (1 + 7 + 13) * 2_000,
+        ),
     ],
 )
 async def test_cost_is_estimated_from_lengths_and_max_tokens_or_unknown(
