@@ -17,6 +17,7 @@ from promptlooper.testing.wires.anthropic import AnthropicWire
 from promptlooper.testing.wires.azure import AzureWire
 from promptlooper.testing.wires.bedrock import BedrockWire
 from promptlooper.testing.wires.gemini import GeminiWire
+from promptlooper.testing.wires.mistral import MistralWire
 from promptlooper.testing.wires.ollama import OllamaWire
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
 from promptlooper.testing.wires.openai_responses import OpenAIResponsesWire
@@ -50,6 +51,7 @@ DIALECTS = (
     Dialect(OpenAIChatWire(), "OpenAI chat", "gpt-4.1"),
     Dialect(OpenAIResponsesWire(), "OpenAI Responses", "gpt-5"),
     Dialect(AzureWire(), "Azure OpenAI", "my-gpt-5", "api_version: 2024-10-21"),
+    Dialect(MistralWire(), "Mistral", "mistral-medium-2604", "quirks: mistral", differs={"filtered": NEVER}),
     Dialect(AnthropicWire(), "Anthropic", "claude-opus-5"),
     Dialect(GeminiWire(), "Gemini", "gemini-3-flash"),
     Dialect(BedrockWire(), "Bedrock Converse", "us.anthropic.claude-opus-5-v1:0", differs=_BINARY),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -168,6 +169,18 @@ def test_quirks_rename_and_refuse():
     assert sent(SERVERS["vllm"], params={"reasoning_tokens": 9})["thinking_token_budget"] == 9
     assert "strict" not in sent(ENDPOINTS["groq"].quirks, response_schema=PERSON)["response_format"]["json_schema"]
     assert "takes no JSON Schema" in refused(ENDPOINTS["deepseek"].quirks, response_schema=PERSON)
+
+
+def test_ids_that_another_provider_gave_are_put_into_the_form_that_mistral_takes():
+    calls = tuple(ToolCall(known, "weather", "{}") for known in ("call_0fypS1hVX", "Ab3dE6gH9"))
+    results = [Message("tool", "rain", tool_call_id=call.id) for call in calls]
+    turns = (Message("user", "hi"), Message("assistant", "", tool_calls=calls), *results)
+    _, said, *answers = sent(ENDPOINTS["mistral"].quirks, *turns)["messages"]
+    ids = [call["id"] for call in said["tool_calls"]]
+    assert [answer["tool_call_id"] for answer in answers] == ids
+    assert all(re.fullmatch(r"[a-zA-Z0-9]{9}", each) for each in ids)
+    assert ids[1] == "Ab3dE6gH9"
+    assert [call["id"] for call in sent(OPENAI, *turns)["messages"][1]["tool_calls"]] == [call.id for call in calls]
 
 
 def test_quirks_are_found_by_the_host_of_an_address():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from promptlooper.completion import (
     Tool,
     ToolCall,
 )
+from promptlooper.digest import sha256_hex
 from promptlooper.jsonvalue import Json, JsonObject
 
 _OURS = frozenset({"model", "messages", "stream", "stream_options", "tools", "tool_choice", "response_format"})
@@ -46,6 +48,7 @@ _FINISH_REASONS: Mapping[str, str] = {
     "model_length": "length",
     "eos": "stop",
 }
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _SPECIAL = _OURS | frozenset(_UNREADABLE)
 
 
@@ -53,7 +56,7 @@ def request_body(model: str, request: CompletionRequest, quirks: Quirks, *, stre
     """Raises AttemptFailed for what the endpoint cannot do, what is not the caller's to set, and what is no JSON."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_message(message, quirks.kept) for message in request.messages],
+        "messages": [_message(message, quirks) for message in request.messages],
     }
     if request.tools:
         body["tools"] = [{"type": "function", "function": function_of(tool)} for tool in request.tools]
@@ -98,13 +101,14 @@ def _response_format(schema: JsonObject, quirks: Quirks) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": named}
 
 
-def _message(message: Message, names: Sequence[str]) -> dict[str, Any]:
+def _message(message: Message, quirks: Quirks) -> dict[str, Any]:
+    id_of = _short_id if quirks.short_ids else str
     if message.role == "tool":
-        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
-    kept = _kept(message, names) if names and message.provider_data else {}
+        return {"role": "tool", "tool_call_id": id_of(message.tool_call_id), "content": message.content}
+    kept = _kept(message, quirks.kept) if quirks.kept and message.provider_data else {}
     if message.tool_calls:
         calls = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {"id": id_of(call.id), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
         return {"role": message.role, "content": message.content or None, "tool_calls": calls, **kept}
@@ -112,6 +116,11 @@ def _message(message: Message, names: Sequence[str]) -> dict[str, Any]:
         images = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
         return {"role": message.role, "content": [{"type": "text", "text": message.content}, *images]}
     return {"role": message.role, "content": message.content, **kept}
+
+
+def _short_id(known: str) -> str:
+    """An id that another provider gave, for one that takes only its own form."""
+    return known if _SHORT_ID.fullmatch(known) else sha256_hex(known)[:9]
 
 
 def _kept(message: Message, names: Sequence[str]) -> dict[str, Any]:

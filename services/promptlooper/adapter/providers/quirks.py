@@ -15,6 +15,7 @@ class Quirks:
     schema: bool = True  # whether it takes a JSON Schema of the answer
     strict: bool = True  # whether it takes `strict` beside the schema
     stream_usage: bool = True  # whether usage of a stream must be asked for, by stream_options
+    short_ids: bool = False  # whether ids of tool calls must be nine letters and digits
     kept: tuple[str, ...] = ()  # fields of an answer's message that it wants back in the next turn
 
     @property
@@ -67,6 +68,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
             renamed={"seed": "random_seed"},
             refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k"},
             stream_usage=False,
+            short_ids=True,
         ),
     ),
     "moonshot": Endpoint(
