@@ -66,6 +66,11 @@ class AdapterServiceStub:
                 request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/promptlooper.v1.AdapterService/Embed',
+                request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.CheckModels = channel.unary_unary(
                 '/promptlooper.v1.AdapterService/CheckModels',
                 request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CheckModelsRequest.SerializeToString,
@@ -137,6 +142,15 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Texts as vectors. Errors and retries as Complete; another model never answers in its place, whatever fallbacks say. What is
+        too much for one request of the provider is asked in several, and fails as a whole. RESOURCE_EXHAUSTED TOO_LARGE: ask for
+        fewer at once. Usual deadline: 60 s. A caller that cancels stops the provider call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckModels(self, request, context):
         """Says of each model whether its provider is configured, a key is there, and what it costs. Calls no provider.
         Usual deadline: 10 s.
@@ -184,6 +198,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.CancelBatch,
                     request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.EmbedRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.EmbedResponse.SerializeToString,
             ),
             'CheckModels': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckModels,
@@ -360,6 +379,33 @@ class AdapterService:
             '/promptlooper.v1.AdapterService/CancelBatch',
             promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchRequest.SerializeToString,
             promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.AdapterService/Embed',
+            promptlooper_dot_v1_dot_adapter__service__pb2.EmbedRequest.SerializeToString,
+            promptlooper_dot_v1_dot_adapter__service__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

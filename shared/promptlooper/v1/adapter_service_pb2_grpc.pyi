@@ -47,6 +47,11 @@ class AdapterServiceStub:
     """
     CancelBatch: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.CancelBatchRequest, _adapter_service_pb2.CancelBatchResponse]
     """Asks the provider to stop a batch. What is answered already stays so, and is billed. Usual deadline: 30 s."""
+    Embed: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.EmbedRequest, _adapter_service_pb2.EmbedResponse]
+    """Texts as vectors. Errors and retries as Complete; another model never answers in its place, whatever fallbacks say. What is
+    too much for one request of the provider is asked in several, and fails as a whole. RESOURCE_EXHAUSTED TOO_LARGE: ask for
+    fewer at once. Usual deadline: 60 s. A caller that cancels stops the provider call.
+    """
     CheckModels: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.CheckModelsRequest, _adapter_service_pb2.CheckModelsResponse]
     """Says of each model whether its provider is configured, a key is there, and what it costs. Calls no provider.
     Usual deadline: 10 s.
@@ -123,6 +128,17 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_adapter_service_pb2.CancelBatchRequest, _abc.Awaitable[_adapter_service_pb2.CancelBatchResponse]],
     ) -> _abc.Awaitable[_adapter_service_pb2.CancelBatchResponse]:
         """Asks the provider to stop a batch. What is answered already stays so, and is billed. Usual deadline: 30 s."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _adapter_service_pb2.EmbedRequest,
+        context: _aio.ServicerContext[_adapter_service_pb2.EmbedRequest, _abc.Awaitable[_adapter_service_pb2.EmbedResponse]],
+    ) -> _abc.Awaitable[_adapter_service_pb2.EmbedResponse]:
+        """Texts as vectors. Errors and retries as Complete; another model never answers in its place, whatever fallbacks say. What is
+        too much for one request of the provider is asked in several, and fails as a whole. RESOURCE_EXHAUSTED TOO_LARGE: ask for
+        fewer at once. Usual deadline: 60 s. A caller that cancels stops the provider call.
+        """
 
     @_abc_1.abstractmethod
     def CheckModels(
