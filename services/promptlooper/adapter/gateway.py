@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 from promptlooper.adapter.cost import checked
 from promptlooper.adapter.counts import AdapterCounts
@@ -31,6 +33,8 @@ from promptlooper.completion import (
 )
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 from promptlooper.tracing import span
+
+AnswerT = TypeVar("AnswerT")
 
 _log = logging.getLogger(__name__)
 
@@ -73,24 +77,35 @@ class Gateway(CompletionGateway):
         return completion
 
     async def _completed(self, way: Way, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+        completion, attempts = await self._answered(way, request.timeout, partial(self._complete, request, on_delta))
+        route = way.route
+        cost = route.provider.prices.cost(route.model, completion)
+        return replace(
+            completion,
+            model=route.name if way.is_fallback else completion.model,
+            fallback=way.is_fallback,
+            attempts=attempts,
+            cost_nanousd=cost.nanousd,
+            price_version=cost.version,
+        )
+
+    async def _answered(
+        self, way: Way, timeout: float, attempt: Callable[[Route], Awaitable[AnswerT]]
+    ) -> tuple[AnswerT, int]:
+        """The answer of the first route that gives one, whatever is asked, and how many attempts were made."""
         attempts = 0
-        told = False
-        deadline = self._clock.monotonic() + request.timeout
+        deadline = self._clock.monotonic() + timeout
         try:
-            async with asyncio.timeout(request.timeout):
+            async with asyncio.timeout(timeout):
                 while True:
                     route = way.route
                     async with self._limiter.slot(route.provider.name, route.model):
                         attempts += 1
-                        streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
-                        heard = Heard(on_delta) if streamed else None
                         try:
-                            completion = await self._attempt(route, request, heard)
+                            answer = await attempt(route)
                             break
                         except AttemptFailed as error:
-                            failure = error.failure
-                        finally:
-                            told = heard is not None and heard.told
+                            failure, told = error.failure, error.told
                     decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
                     # Who has heard a part of an answer gets no second one.
                     if decision.sleep is None or told:
@@ -105,26 +120,39 @@ class Gateway(CompletionGateway):
         except TimeoutError:
             provider = way.route.provider.name
             raise DeadlineExceeded(
-                f"provider {provider!r} did not answer within {request.timeout:g} s ({_requests(attempts)}); "
+                f"provider {provider!r} did not answer within {timeout:g} s ({_requests(attempts)}); "
                 f"allow more time, or ask fewer questions at once",
                 attempts=attempts,
                 provider=provider,
                 model=way.route.model,
             ) from None
         way.answered()
+        return answer, attempts
+
+    async def _complete(self, request: CompletionRequest, on_delta: OnDelta | None, route: Route) -> Completion:
+        """One attempt."""
+        streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
+        heard = Heard(on_delta) if streamed else None
+        completion: Completion | None = None
+        try:
+            with self._counted(route):
+                async with timed(route.upstream.timeouts, request.timeout, heard):
+                    completion = await route.provider.complete(route.model, request, heard)
+        except AttemptFailed as error:
+            error.told = heard is not None and heard.told
+            raise
+        finally:
+            if completion is None and heard is not None and heard.pieces:
+                tokens_in = _estimated(request) if heard.tokens_in is None else heard.tokens_in
+                self.counts.gave_up(route.provider.name, route.model, tokens_in, heard.tokens_out)
+        told = heard is not None and heard.told
         if on_delta is not None and not told and completion.output:  # it can't stream, or refused
             on_delta(completion.output)
-        cost = route.provider.prices.cost(route.model, completion)
-        return replace(
-            completion,
-            model=route.name if way.is_fallback else completion.model,
-            fallback=way.is_fallback,
-            attempts=attempts,
-            cost_nanousd=cost.nanousd,
-            price_version=cost.version,
-        )
+        return completion
 
-    async def _attempt(self, route: Route, request: CompletionRequest, heard: Heard | None) -> Completion:
+    @contextmanager
+    def _counted(self, route: Route) -> Iterator[None]:
+        """One attempt in counts and traces."""
         provider, counts, began, outcome = route.provider, self.counts, self._clock.monotonic(), "given_up"
         counts.in_flight[provider.name] += 1
         try:
@@ -132,21 +160,16 @@ class Gateway(CompletionGateway):
                 if attempting:
                     attempting.set(server(provider.endpoint))
                 try:
-                    async with timed(route.upstream.timeouts, request, heard):
-                        completion = await provider.complete(route.model, request, heard)
+                    yield
                 except AttemptFailed as error:
                     outcome = error.reason
                     if attempting:
                         attempting.set({"http.response.status_code": error.failure.status})
                     raise
             outcome = "ok"
-            return completion
         finally:
             counts.in_flight[provider.name] -= 1
             counts.attempted(provider.name, route.model, outcome, self._clock.monotonic() - began)
-            if outcome != "ok" and heard is not None and heard.pieces:
-                tokens_in = _estimated(request) if heard.tokens_in is None else heard.tokens_in
-                counts.gave_up(provider.name, route.model, tokens_in, heard.tokens_out)
 
     async def _before_next(self, failed: Route, failure: Failure, attempts: int, seconds: float) -> None:
         # Not the provider's message: it may quote the prompt.

@@ -56,6 +56,7 @@ class AttemptFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.told = False  # a part of the answer, to the caller
 
     @property
     def reason(self) -> str:
