@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from promptlooper.adapter.cost import checked
 from promptlooper.adapter.counts import AdapterCounts
-from promptlooper.adapter.genai import answered, asked, server
+from promptlooper.adapter.embedding import as_billed, in_parts
+from promptlooper.adapter.genai import answered, asked, embedded, server
 from promptlooper.adapter.heard import Heard, streams, timed
 from promptlooper.adapter.limits import Limiter
 from promptlooper.adapter.providers.provider import Problem
@@ -31,6 +32,7 @@ from promptlooper.completion import (
     ModelInfo,
     OnDelta,
 )
+from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddings, check_embedding_request
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 from promptlooper.tracing import span
 
@@ -39,7 +41,7 @@ AnswerT = TypeVar("AnswerT")
 _log = logging.getLogger(__name__)
 
 
-class Gateway(CompletionGateway):
+class Gateway(CompletionGateway, EmbeddingGateway):
     """One face for all providers. Belongs to the event loop it is used in; `aclose` when nothing is asked any more."""
 
     def __init__(
@@ -75,6 +77,48 @@ class Gateway(CompletionGateway):
                 completing.set(answered(completion))
         self.counts.completed(way.route.provider.name, way.route.model, completion)
         return completion
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        check_embedding_request(request)
+        at_once = min(route.provider.embeds for route in self._embedding_routes(request.model))
+        provider, _, model = request.model.partition("/")
+        with span(f"embeddings {model}", "client") as embedding:
+            if embedding:
+                embedding.set(asked(provider, model, "embeddings"))
+            try:
+                embeddings = await in_parts(request, at_once, self._embedded, self._clock)
+            except DomainError as error:
+                self.counts.embeddings[provider, error.reason] += 1
+                raise
+            if embedding:
+                embedding.set(embedded(embeddings))
+        self.counts.embeddings[provider, "ok"] += 1
+        return embeddings
+
+    def _embedding_routes(self, model: str) -> list[Route]:
+        routes = self._router.embedding_routes(model)
+        if isinstance(routes, Problem):
+            raise _error_of(routes, model)
+        return routes
+
+    async def _embedded(self, request: EmbeddingRequest) -> Embeddings:
+        """What one request of the provider takes."""
+        way = self._router.embedding_way(self._embedding_routes(request.model))
+        try:
+            embeddings, attempts = await self._answered(way, request.timeout, partial(self._embed, request))
+        finally:
+            way.leave()
+        route = way.route
+        cost = route.provider.prices.cost(route.model, as_billed(embeddings))
+        embeddings = replace(embeddings, attempts=attempts, cost_nanousd=cost.nanousd, price_version=cost.version)
+        self.counts.embedded(route.provider.name, route.model, embeddings)
+        return embeddings
+
+    async def _embed(self, request: EmbeddingRequest, route: Route) -> Embeddings:
+        """One attempt."""
+        with self._counted(route):
+            async with timed(route.upstream.timeouts, request.timeout, None):
+                return await route.provider.embed(route.model, request)
 
     async def _completed(self, way: Way, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         completion, attempts = await self._answered(way, request.timeout, partial(self._complete, request, on_delta))

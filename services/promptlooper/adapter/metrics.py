@@ -42,7 +42,13 @@ class AdapterMetrics(Collector):
             ("provider", "reason"),
             counts.completions,
         )
-        yield counters("tokens", "Tokens of answers.", (*_OF_MODEL, "direction"), counts.tokens)
+        yield counters(
+            "embeddings",
+            "Calls for embeddings that were answered or given up: reason ok, or the error's.",
+            ("provider", "reason"),
+            counts.embeddings,
+        )
+        yield counters("tokens", "Tokens of answers and embeddings.", (*_OF_MODEL, "direction"), counts.tokens)
         yield counters(
             "tokens_given_up",
             "Tokens of answers that broke off or whose caller went, as far as they were heard.",
@@ -50,5 +56,10 @@ class AdapterMetrics(Collector):
             counts.tokens_given_up,
         )
         cost = {key: nanousd / 1e9 for key, nanousd in counts.cost_nanousd.items()}
-        yield counters("cost_usd", "What answers cost, where the price is known.", _OF_MODEL, cost)
-        yield counters("cost_unknown", "Answers whose price is not known.", ("provider",), counts.cost_unknown)
+        yield counters("cost_usd", "What answers and embeddings cost, where the price is known.", _OF_MODEL, cost)
+        yield counters(
+            "cost_unknown",
+            "Answers and requests for embeddings whose price is not known.",
+            ("provider",),
+            counts.cost_unknown,
+        )
