@@ -116,6 +116,7 @@ def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 529})
+_NOT_IMPLEMENTED = 501  # such as embeddings of a server that was not started for them: it stays so
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
 _TOO_LONG = re.compile(
@@ -136,7 +137,7 @@ def kind_of(status: int, code: str, message: str) -> Kind:
         return Kind.CONTEXT_TOO_LONG
     if status == 400 and code in ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"):
         return Kind.CONTENT_FILTERED
-    if status >= 500 or status in _TRANSIENT_STATUSES:
+    if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _TRANSIENT_STATUSES:
         return Kind.TRANSIENT
     return Kind.PERMANENT
 
