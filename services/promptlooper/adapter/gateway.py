@@ -105,7 +105,7 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         """What one request of the provider takes."""
         way = self._router.embedding_way(self._embedding_routes(request.model))
         try:
-            embeddings, attempts = await self._answered(way, request.timeout, partial(self._embed, request))
+            embeddings, attempts = await self._answered(way, request, partial(self._embed, request))
         finally:
             way.leave()
         route = way.route
@@ -121,7 +121,7 @@ class Gateway(CompletionGateway, EmbeddingGateway):
                 return await route.provider.embed(route.model, request)
 
     async def _completed(self, way: Way, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
-        completion, attempts = await self._answered(way, request.timeout, partial(self._complete, request, on_delta))
+        completion, attempts = await self._answered(way, request, partial(self._complete, request, on_delta))
         route = way.route
         cost = route.provider.prices.cost(route.model, completion)
         return replace(
@@ -134,13 +134,13 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         )
 
     async def _answered(
-        self, way: Way, timeout: float, attempt: Callable[[Route], Awaitable[AnswerT]]
+        self, way: Way, request: CompletionRequest | EmbeddingRequest, attempt: Callable[[Route], Awaitable[AnswerT]]
     ) -> tuple[AnswerT, int]:
-        """The answer of the first route that gives one, whatever is asked, and how many attempts were made."""
+        """The answer of the first route that gives one, and how many attempts were made."""
         attempts = 0
-        deadline = self._clock.monotonic() + timeout
+        deadline = self._clock.monotonic() + request.timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(request.timeout):
                 while True:
                     route = way.route
                     async with self._limiter.slot(route.provider.name, route.model):
@@ -164,7 +164,7 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         except TimeoutError:
             provider = way.route.provider.name
             raise DeadlineExceeded(
-                f"provider {provider!r} did not answer within {timeout:g} s ({_requests(attempts)}); "
+                f"provider {provider!r} did not answer within {request.timeout:g} s ({_requests(attempts)}); "
                 f"allow more time, or ask fewer questions at once",
                 attempts=attempts,
                 provider=provider,
