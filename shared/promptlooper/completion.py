@@ -77,6 +77,7 @@ class CompletionRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = ""  # auto, none, required or a tool's name; "" is not sent
     response_schema: JsonObject | None = None  # JSON Schema that the answer must match
+    experiment_id: str = ""  # limits are shared among experiments in turn; "" waits for this one answer: it comes first
 
 
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "other")

@@ -14,9 +14,9 @@ from promptlooper.adapter.cost import checked
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.genai import answered, asked, server
 from promptlooper.adapter.heard import Heard, streams, timed
-from promptlooper.adapter.limits import Limiter
+from promptlooper.adapter.limits.limiter import Held, Limiter, Permit
 from promptlooper.adapter.providers.provider import Problem
-from promptlooper.adapter.retrying import AttemptFailed, Failure, error_of
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, error_of
 from promptlooper.adapter.routes.route import Route
 from promptlooper.adapter.routes.router import Router
 from promptlooper.adapter.routes.way import Way
@@ -80,18 +80,23 @@ class Gateway(CompletionGateway):
             async with asyncio.timeout(request.timeout):
                 while True:
                     route = way.route
-                    async with self._limiter.slot(route.provider.name, route.model):
+                    heard = None
+                    try:
+                        permit = await self._limiter.permit(route.lane, request)
                         attempts += 1
                         streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
                         heard = Heard(on_delta) if streamed else None
-                        try:
-                            completion = await self._attempt(route, request, heard)
-                            break
-                        except AttemptFailed as error:
-                            failure = error.failure
-                        finally:
-                            told = heard is not None and heard.told
-                    decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
+                        completion = await self._permitted(permit, route, request, heard)
+                        break
+                    except Held as held:
+                        failure = Failure(Kind.RATE_LIMITED, f"not asked, as {held.why}", retry_after=held.retry_after)
+                        queued = not held.by_provider
+                    except AttemptFailed as error:
+                        failure, queued = error.failure, False
+                    finally:
+                        told = heard is not None and heard.told
+                    time_left = deadline - self._clock.monotonic()
+                    decision = way.held(failure) if queued else way.failed(failure, time_left=time_left)
                     # Who has heard a part of an answer gets no second one.
                     if decision.sleep is None or told:
                         raise error_of(
@@ -123,6 +128,19 @@ class Gateway(CompletionGateway):
             cost_nanousd=cost.nanousd,
             price_version=cost.version,
         )
+
+    async def _permitted(
+        self, permit: Permit, route: Route, request: CompletionRequest, heard: Heard | None
+    ) -> Completion:
+        try:
+            completion = await self._attempt(route, request, heard)
+            permit.answered(completion)
+            return completion
+        except AttemptFailed as error:
+            permit.failed(error.failure)
+            raise
+        finally:
+            permit.release()
 
     async def _attempt(self, route: Route, request: CompletionRequest, heard: Heard | None) -> Completion:
         provider, counts, began, outcome = route.provider, self.counts, self._clock.monotonic(), "given_up"

@@ -80,6 +80,15 @@ class Way:
             return decision if following.sleep is None else following
         return decision
 
+    def held(self, failure: Failure) -> Decision:
+        """There was no room for an attempt on this route, which is no fault of it: another key or address may have
+        some; other models are not asked for that."""
+        self._tried.append(self.route)
+        if others := self._others(failure.kind):
+            self._go(self._chosen(others))
+            return _NOW
+        return Decision(None, failure.retry_after)
+
     def _others(self, kind: Kind) -> list[Route]:
         """Routes to the same model that may do better now: other keys where the key is at fault or used up, other
         addresses where it is the address."""
