@@ -21,6 +21,7 @@ from promptlooper.adapter.routes.router import Router
 from promptlooper.clock import Clock, SystemClock, random_id
 
 if TYPE_CHECKING:
+    from promptlooper.adapter.limits.shared_ledger import Fleet
     from promptlooper.adapter.settings import AdapterSettings
 
 _log = logging.getLogger(__name__)
@@ -59,9 +60,9 @@ async def run(settings: AdapterSettings) -> None:
     from promptlooper.rpc.service import service, until_stopped
 
     async with (
-        _fleet(settings) as keeper,
-        gateway_from(settings.providers, keeper=keeper) as gateway,
-        exposed("adapter", settings, AdapterMetrics(gateway.counts)) as calls,
+        _fleet(settings) as fleet,
+        gateway_from(settings.providers, keeper=fleet.keeper if fleet else None) as gateway,
+        exposed("adapter", settings, AdapterMetrics(gateway, fleet.is_up if fleet else None)) as calls,
     ):
         core = servicer.AdapterServicer(gateway)
         services = {servicer.SERVICE_NAME: core.register}
@@ -70,7 +71,7 @@ async def run(settings: AdapterSettings) -> None:
 
 
 @asynccontextmanager
-async def _fleet(settings: AdapterSettings) -> AsyncIterator[Callable[[Lane], Keeper] | None]:
+async def _fleet(settings: AdapterSettings) -> AsyncIterator[Fleet | None]:
     """None without Redis."""
     if not settings.redis_url:
         yield None
@@ -87,7 +88,7 @@ async def _fleet(settings: AdapterSettings) -> AsyncIterator[Callable[[Lane], Ke
         timeout=settings.redis_timeout,
         cluster=settings.redis_cluster,
     ) as fleet:
-        yield fleet.keeper
+        yield fleet
 
 
 def _allow_many_connections() -> None:

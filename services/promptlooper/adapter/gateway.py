@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -25,6 +26,7 @@ from promptlooper.completion import (
     Completion,
     CompletionGateway,
     CompletionRequest,
+    LimitState,
     ModelCheck,
     ModelInfo,
     OnDelta,
@@ -47,7 +49,7 @@ class Gateway(CompletionGateway):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._router = router
-        self._limiter = limiter
+        self.limiter = limiter
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self.counts = AdapterCounts(resting=router.health.resting)
@@ -82,21 +84,24 @@ class Gateway(CompletionGateway):
                     route = way.route
                     heard = None
                     try:
-                        permit = await self._limiter.permit(route.lane, request)
+                        permit = await self.limiter.permit(route.lane, request)
                         attempts += 1
                         streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
                         heard = Heard(on_delta) if streamed else None
                         completion = await self._permitted(permit, route, request, heard)
                         break
                     except Held as held:
-                        failure = Failure(Kind.RATE_LIMITED, f"not asked, as {held.why}", retry_after=held.retry_after)
-                        queued = not held.by_provider
+                        failure = Failure(
+                            Kind.RATE_LIMITED,
+                            f"it was not asked, as {held.why}",
+                            retry_after=held.retry_after,
+                            waits_for=held.waits_for,
+                        )
                     except AttemptFailed as error:
-                        failure, queued = error.failure, False
+                        failure = error.failure
                     finally:
                         told = heard is not None and heard.told
-                    time_left = deadline - self._clock.monotonic()
-                    decision = way.held(failure) if queued else way.failed(failure, time_left=time_left)
+                    decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
                     # Who has heard a part of an answer gets no second one.
                     if decision.sleep is None or told:
                         raise error_of(
@@ -189,10 +194,15 @@ class Gateway(CompletionGateway):
         return checked(name, endpoint, [(route.provider.prices, route.model) for route in routes])
 
     async def list_models(self) -> list[ModelInfo]:
-        """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""
+        """By provider, then model: those known by name and those that were asked. `provider/*` stands for a provider
+        without any."""
         infos = []
+        limits: defaultdict[tuple[str, str], list[LimitState]] = defaultdict(list)
+        for lane, state in self.limiter.states().items():
+            limits[lane.provider, lane.model].append(state)
         for name, pool in sorted(self._router.pools.items()):
             known = {model for upstream in pool.upstreams for model in upstream.models or upstream.provider.models()}
+            known |= {model for provider, model in limits if provider == name and pool.routes(model)}
             for model in sorted(known) or ["*"]:
                 routes = pool.routes(model)
                 problems = [route.provider.problem(model) for route in routes]
@@ -208,6 +218,7 @@ class Gateway(CompletionGateway):
                         problem=None if problem is None else problem.message,
                         price=tariff.price if tariff else None,
                         price_version=tariff.version if tariff else "",
+                        limits=tuple(limits.get((name, model), ())),
                     )
                 )
         return infos

@@ -194,6 +194,7 @@ def environment_of(
             for kind in ("adapter", "cache", "scorer"):
                 env[f"PROMPTLOOPER_{kind.upper()}_ADDRESS"] = _address_of(kind, parts)
         case "adapter":
+            env["PROMPTLOOPER_REDIS_URL"] = f"redis://{_address_of('redis', parts)}/0"
             if options.providers is not None:
                 env["PROMPTLOOPER_PROVIDERS"] = str(options.providers)
         case "cache":

@@ -23,6 +23,7 @@ from promptlooper.wire import completion as completion_wire
 from promptlooper.wire import events as events_wire
 from promptlooper.wire import experiment as experiment_wire
 from promptlooper.wire import experiments as experiments_wire
+from promptlooper.wire import limit_states as limits_wire
 from promptlooper.wire import run as run_wire
 from promptlooper.wire import scoring as scoring_wire
 from promptlooper.wire import single_runs as single_wire
@@ -41,6 +42,7 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     completion.Completion: (completion_wire.completion_to_pb, completion_wire.completion_from_pb),
     completion.Price: (completion_wire.price_to_pb, completion_wire.price_from_pb),
     completion.ModelCheck: (completion_wire.check_to_pb, completion_wire.check_from_pb),
+    completion.LimitState: (limits_wire.limit_to_pb, limits_wire.limit_from_pb),
     completion.ModelInfo: (completion_wire.model_to_pb, completion_wire.model_from_pb),
     experiment.InputRow: (experiment_wire.input_to_pb, experiment_wire.input_from_pb),
     experiment.ModelEntry: (experiment_wire.model_to_pb, experiment_wire.model_from_pb),

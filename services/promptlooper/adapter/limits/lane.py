@@ -17,7 +17,7 @@ from promptlooper.adapter.limits.quota import Heard, listening, quotas_of
 from promptlooper.adapter.limits.share import Begun, Block, Share, Why
 from promptlooper.adapter.limits.window import PERIOD
 from promptlooper.adapter.retrying import LONGEST_SLEEP, Failure, Kind
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, LimitState
 
 # Seconds for which someone is sent away at most: a rate is known beforehand, all else may change any moment.
 _LONGEST_HELD, _LONGEST_HELD_BY_RATE = 60.0, 600.0
@@ -65,6 +65,24 @@ class WaitingLane:
     @property
     def is_idle(self) -> bool:
         return not self._queue and not self.share.in_flight
+
+    def state(self, key: str) -> LimitState:
+        share, rules = self.share, self.share.rules
+        block = share.block(1, self._keeper.now())
+        requests, tokens = share.quota_left()
+        return LimitState(
+            key,
+            max_concurrency=int(share.control.limit),
+            in_flight=share.in_flight,
+            waiting=self.waiting,
+            waits_for="" if block is None or self._may_help(block) else block.why.value,
+            wait_ms=0 if block is None else round((block.seconds or 0.0) * 1000),
+            requests_per_minute=rules.requests_per_minute,
+            tokens_per_minute=rules.tokens_per_minute,
+            requests_left=None if requests is None else int(requests),
+            tokens_left=None if tokens is None else int(tokens),
+            adapters=share.replicas,
+        )
 
     async def permit(self, request: CompletionRequest) -> LanePermit:
         """Raises Held."""
@@ -117,7 +135,7 @@ class WaitingLane:
                 self._queue.take()
                 head.future.set_result(self._begun(head.tokens, now))
             elif not asked and self._may_help(block):
-                asked = True
+                asked, self._full = True, self._full or block.why is Why.CONCURRENCY
                 self._keeper.exchange(self, urgent=block.why is Why.RATE)
             else:
                 if block.seconds is not None:
@@ -127,7 +145,6 @@ class WaitingLane:
     def _may_help(self, block: Block) -> bool:
         """Whether an exchange may bring what lacks."""
         if block.why is Why.CONCURRENCY:
-            self._full = True
             return self.share.holds < int(self.share.control.limit) or self.share.round_is_over
         return block.why is Why.RATE and not block.seconds
 
@@ -200,7 +217,7 @@ class WaitingLane:
         at = max(now + wait, self._promised + self._each(block, waiter.tokens))
         self._promised = min(at, now + longest)
         held = at - now if at - now <= longest else longest * uniform(0.75, 1.0)
-        waiter.future.set_exception(Held(block.why.value, held, by_provider=block.why in (Why.PAUSE, Why.QUOTA)))
+        waiter.future.set_exception(Held(block.why.value, block.why.sentence, held))
         self._queue.leave()
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from promptlooper.adapter.limits.lane import Keeper, LanePermit, WaitingLane
 from promptlooper.adapter.limits.ledger import Ledger, Rules, exchanged
-from promptlooper.adapter.limits.limiter import Lane
+from promptlooper.adapter.limits.limiter import Held, Lane
 from promptlooper.adapter.limits.share import Share
 from promptlooper.clock import Clock
-from promptlooper.completion import CompletionRequest
+from promptlooper.completion import CompletionRequest, LimitState
 
 _MOST_LANES = 1_000  # callers may name any model
 _HERE = "here"
@@ -41,17 +42,21 @@ class Lanes:
         self._rules, self._clock = rules, clock
         self._keeper = keeper or (lambda _: Here(clock))
         self._lanes: dict[Lane, WaitingLane] = {}
+        self.held: Counter[tuple[str, str]] = Counter()
 
     async def permit(self, lane: Lane, request: CompletionRequest) -> LanePermit:
         """Raises Held."""
         found = self._lanes.get(lane)
         if found is None:
             found = self._opened(lane)
-        return await found.permit(request)
+        try:
+            return await found.permit(request)
+        except Held as held:
+            self.held[lane.provider, held.waits_for] += 1
+            raise
 
-    @property
-    def states(self) -> Mapping[Lane, WaitingLane]:
-        return self._lanes
+    def states(self) -> Mapping[Lane, LimitState]:
+        return {lane: one.state(lane.key) for lane, one in self._lanes.items()}
 
     def _opened(self, lane: Lane) -> WaitingLane:
         if len(self._lanes) >= _MOST_LANES:

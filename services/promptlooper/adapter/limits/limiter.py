@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from promptlooper.adapter.retrying import Failure
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, LimitState
 
 
 class Lane(NamedTuple):
@@ -19,11 +20,11 @@ class Lane(NamedTuple):
 class Held(Exception):
     """Raised instead of a permit that would take longer than a caller should sleep."""
 
-    def __init__(self, why: str, retry_after: float, *, by_provider: bool) -> None:
+    def __init__(self, waits_for: str, why: str, retry_after: float) -> None:
         super().__init__(why)
+        self.waits_for = waits_for  # concurrency, rate, quota or pause
         self.why = why
         self.retry_after = retry_after  # seconds
-        self.by_provider = by_provider  # it asked to wait; else others are before the caller
 
 
 class Permit(Protocol):
@@ -37,6 +38,15 @@ class Permit(Protocol):
 
 
 class Limiter(Protocol):
+    @property
+    def held(self) -> Mapping[tuple[str, str], int]:
+        """How often Held was raised, by provider and what there was to wait for."""
+        ...
+
+    def states(self) -> Mapping[Lane, LimitState]:
+        """Of the lanes that were used."""
+        ...
+
     async def permit(self, lane: Lane, request: CompletionRequest) -> Permit:
         """Waits for its turn; raises Held where that takes too long. A permit is not held while a retry waits."""
         ...

@@ -19,10 +19,22 @@ _WEIGHT = 0.1  # of a new duration in the mean of all
 class Why(Enum):
     """An attempt has to wait."""
 
-    CONCURRENCY = "as many requests as are allowed are under way"
-    RATE = "the requests or tokens of this minute are used up"
-    QUOTA = "the provider says that its quota is used up"
-    PAUSE = "the provider asked to wait"
+    CONCURRENCY = "concurrency"
+    RATE = "rate"
+    QUOTA = "quota"
+    PAUSE = "pause"
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Why.CONCURRENCY: "as many requests as are allowed are under way",
+    Why.RATE: "the requests or tokens of this minute are used up",
+    Why.QUOTA: "the provider says that its quota is used up",
+    Why.PAUSE: "the provider asked to wait",
+}
 
 
 @dataclass(frozen=True, slots=True)

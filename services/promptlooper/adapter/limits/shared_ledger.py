@@ -71,7 +71,6 @@ class Fleet:
         self._offset_within, self._offset_until = float("inf"), 0.0
         self._versions = 0
 
-    @property
     def is_up(self) -> bool:
         return self._access.breaker.is_closed
 
