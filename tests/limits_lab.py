@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from promptlooper.adapter.limits.lanes import Lanes
 from promptlooper.adapter.limits.ledger import Rules
 from promptlooper.adapter.limits.limiter import Held, Lane
+from promptlooper.adapter.limits.share import Share
 from promptlooper.adapter.limits.shared_ledger import Away, SharedLedger
 from promptlooper.adapter.retrying import Failure, Kind, decide
 from promptlooper.breaker import Breaker
@@ -37,12 +38,20 @@ class LimitedProvider:
         self.per_minute, self.at_once, self.seconds = per_minute, at_once, seconds
         self._retry_after, self._headers = retry_after, headers
         self._window: deque[float] = deque()
-        self.open = 0
+        self._open: Counter[str] = Counter()  # by who asked
         self.taken: list[float] = []
         self.refused: list[float] = []
         self.most_open = 0
 
-    async def ask(self, rng: random.Random) -> tuple[Completion | Failure, dict[str, str]]:
+    @property
+    def open(self) -> int:
+        return self._open.total()
+
+    def gone(self, asker: str) -> None:
+        """Its connections are closed."""
+        del self._open[asker]
+
+    async def ask(self, asker: str, rng: random.Random) -> tuple[Completion | Failure, dict[str, str]]:
         await asyncio.sleep(rng.uniform(0.005, 0.05))  # on its way
         now = self._loop.time()
         while self._window and self._window[0] <= now - 60:
@@ -52,13 +61,13 @@ class LimitedProvider:
             return Failure(Kind.RATE_LIMITED, "slow down", 429, self._retry_after), self._said(now)
         self._window.append(now)
         self.taken.append(now)
-        self.open += 1
+        self._open[asker] += 1
         self.most_open = max(self.most_open, self.open)
         said = self._said(now)
         try:
             await asyncio.sleep(self.seconds * rng.uniform(0.5, 1.5))
         finally:
-            self.open -= 1
+            self._open[asker] -= 1
         return Completion("ok", "m", "stop", 10, 5), said
 
     def _said(self, now: float) -> dict[str, str]:
@@ -142,14 +151,21 @@ class Replica:
         for _ in range(count):
             self.process.start(self._ask_for_ever(experiment))
 
+    @property
+    def share(self) -> Share:
+        return self.lanes.queue(LANE).share
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._provider.gone(self.process.name)
+
     async def _ask_for_ever(self, experiment: str) -> None:
         await asyncio.sleep(self._rng.random())
         while True:
             await self.ask(experiment)
 
     async def ask(self, experiment: str) -> None:
-        request = CompletionRequest("fake/m", (Message("user", "hi"),), {"max_tokens": 5}, 60.0)
-        request = CompletionRequest(request.model, request.messages, request.params, experiment_id=experiment)
+        request = CompletionRequest("fake/m", (Message("user", "hi"),), {"max_tokens": 5}, experiment_id=experiment)
         attempts = 0
         while True:
             try:
@@ -160,7 +176,7 @@ class Replica:
                 return
             attempts += 1
             try:
-                outcome, permit.heard.headers = await self._provider.ask(self._rng)
+                outcome, permit.heard.headers = await self._provider.ask(self.process.name, self._rng)
                 if isinstance(outcome, Completion):
                     permit.answered(outcome)
                     self.answered[experiment] += 1

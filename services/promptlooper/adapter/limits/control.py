@@ -45,6 +45,7 @@ class Control:
 
     def refusal(self, now: float, begun_after: int, retry_after: float | None) -> None:
         """The provider said 429 to an attempt."""
+        pause = retry_after or 0.0
         if begun_after == self.pauses:
             if now >= self.cool_until:
                 self.limit = max(LEAST, self.limit * _SHRINK)
@@ -55,11 +56,9 @@ class Control:
             self.refused += 1
             self.proved = False
             if retry_after is None or self.refused > 1:  # it was too little the last time
-                pause = min(_LAST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.refused - 1, 10))
-                retry_after = max(pause, retry_after or 0.0)
-        until = now + (retry_after or 0.0)
-        self.paused_until = max(self.paused_until, until)
-        self.cool_until = max(self.cool_until, until)
+                pause = max(pause, min(_LAST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.refused - 1, 10)))
+        self.paused_until = max(self.paused_until, now + pause)
+        self.cool_until = max(self.cool_until, now + (retry_after or 0.0))
 
     def taken(self, begun_after: int) -> None:
         """The provider did not refuse an attempt."""

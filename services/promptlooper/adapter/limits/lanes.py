@@ -55,6 +55,10 @@ class Lanes:
             self.held[lane.provider, held.waits_for] += 1
             raise
 
+    def queue(self, lane: Lane) -> WaitingLane:
+        """Of a lane that was used."""
+        return self._lanes[lane]
+
     def states(self) -> Mapping[Lane, LimitState]:
         return {lane: one.state(lane.key) for lane, one in self._lanes.items()}
 

@@ -85,16 +85,16 @@ class Report:
 class Grant:
     holds: int
     stock: tuple[float, float]  # in addition
-    wait: float | None  # seconds until the next one can have its requests and tokens; None where it can now
+    wait: float | None  # seconds until there may be more requests and tokens; None where all that was asked for came
     replicas: int
 
 
 def alone(ledger: Ledger, name: str, replicas: int, now: float) -> Ledger:
     """What a replica goes by while the others can't be heard. They had `replicas` in all."""
-    me = ledger.members.get(name, Member())
+    me = replace(ledger.members.get(name, Member()))
     elsewhere: Used = {}
-    for member in ledger.members.values():
-        if member is not me:
+    for other, member in ledger.members.items():
+        if other != name:
             for second, pair in [*member.used.items(), (int(now), member.stock)]:
                 sums = elsewhere.setdefault(second, [0.0, 0.0])
                 for kind in KINDS:
@@ -198,7 +198,8 @@ def _granted(
         if amount > 0:
             ledger.free_at[kind] = free_after(ledger.free_at[kind], now, amount, limit / ledger.divisor)
         stock[kind] = amount
-    return (stock[0], stock[1]), None
+    scarce = any(limit is not None and stock[kind] < report.needs[kind] for kind, limit in enumerate(rules.per_minute))
+    return (stock[0], stock[1]), 0.0 if scarce else None
 
 
 def _room(ledger: Ledger, me: Member, limit: int, kind: int) -> float:

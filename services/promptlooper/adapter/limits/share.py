@@ -12,7 +12,7 @@ from promptlooper.adapter.limits.window import KINDS, Pair, Used, forget_old
 
 _REFUSED_WITHIN = 1.0  # seconds: what is not refused by then was taken, though its answer may take minutes
 _KEEP = 1.0  # seconds that what was granted and is not used is kept
-_SOON = 0.1  # seconds between looks at what a minute has left
+_SOON = 0.2  # seconds between looks at what a minute has left
 _WEIGHT = 0.1  # of a new duration in the mean of all
 
 
