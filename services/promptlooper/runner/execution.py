@@ -148,13 +148,14 @@ class RunExecutor:
                 return
             due_us = self._due_us(error)
             waits_for = error.metadata.get("waits_for", "")
-            # Who was not let in to the provider has lost none of the stage's time: many may be before it.
-            until_us = claim.run_deadline_us if waits_for else deadline_us
+            # A run that only waits for others has lost none of the stage's time: they may be many.
+            queued = waits_for in ("concurrency", "rate")
+            until_us = claim.run_deadline_us if queued else deadline_us
             if due_us is not None and (until_us is None or due_us < until_us):
                 waiting = RunReturned(
                     *run,
                     not_before_us=due_us,
-                    deadline_us=None if waits_for else deadline_us,
+                    deadline_us=None if queued else deadline_us,
                     attempts=attempts,
                     why=error.reason,
                     waits_for=waits_for,
