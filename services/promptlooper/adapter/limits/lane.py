@@ -175,7 +175,7 @@ class WaitingLane:
             share.said(begun, quotas_of(heard.headers, self._wall()))
         if isinstance(outcome, Completion):
             known = outcome.tokens_in is not None and outcome.tokens_out is not None
-            share.answered(begun, (outcome.tokens_in or 0) + (outcome.tokens_out or 0) if known else None)
+            share.answered(begun, (outcome.tokens_in or 0) + (outcome.tokens_out or 0) if known else None, now)
             if outcome.tokens_out is not None:
                 self._estimates.learn(outcome.tokens_out)
         elif outcome is not None and outcome.kind is Kind.RATE_LIMITED:

@@ -53,7 +53,7 @@ class Member:
 @dataclass(slots=True)
 class Ledger:
     control: Control = field(default_factory=Control)
-    free_at: Pair = field(default_factory=lambda: [0.0, 0.0])  # when all that was granted has had its time
+    free_at: Pair = field(default_factory=lambda: [-PERIOD, -PERIOD])  # when all that was granted has had its time
     members: dict[str, Member] = field(default_factory=dict)
     divisor: int = 1  # where others go on unseen: how many share what is not known to be used
     alone_since: float = 0.0
@@ -175,10 +175,10 @@ def _granted(
             continue
         rate = limit / ledger.divisor
         if report.returns[kind]:
-            ledger.free_at[kind] = free_after(ledger.free_at[kind], now, -report.returns[kind], rate)
+            ledger.free_at[kind] = free_after(kind, ledger.free_at[kind], now, -report.returns[kind], rate)
         need = min(report.head[kind], float(limit))
         room = _room(ledger, me, limit, kind)
-        even = evenly(ledger.free_at[kind], now, rate)
+        even = evenly(kind, ledger.free_at[kind], now, rate)
         if room < need:
             windows = [member.used for member in ledger.members.values()]
             waits[kind] = wait_for(need, room, windows, kind, now)
@@ -196,7 +196,7 @@ def _granted(
         fair = ceil(rooms[kind] * max(me.wants, 1) / wanted)
         amount = max(least, min(report.needs[kind], rooms[kind], fair))
         if amount > 0:
-            ledger.free_at[kind] = free_after(ledger.free_at[kind], now, amount, limit / ledger.divisor)
+            ledger.free_at[kind] = free_after(kind, ledger.free_at[kind], now, amount, limit / ledger.divisor)
         stock[kind] = amount
     scarce = any(limit is not None and stock[kind] < report.needs[kind] for kind, limit in enumerate(rules.per_minute))
     return (stock[0], stock[1]), 0.0 if scarce else None

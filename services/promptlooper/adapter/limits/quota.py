@@ -118,7 +118,7 @@ class Allowance:
     quota: Quota | None = None
     at: float = 0.0  # when that attempt began
     spent: float = 0.0  # in all, by then
-    _free_at: float = 0.0
+    _free_at: float = -PERIOD
 
     def said(self, quota: Quota, at: float, spent: float) -> None:
         if self.quota is None or spent >= self.spent:
@@ -143,4 +143,4 @@ class Allowance:
         """What was begun has its time."""
         quota = self.quota
         if quota is not None and quota.limit and quota.reset:
-            self._free_at = free_after(self._free_at, now, amount, PERIOD * quota.limit / quota.reset / replicas)
+            self._free_at = free_after(0, self._free_at, now, amount, PERIOD * quota.limit / quota.reset / replicas)

@@ -122,18 +122,18 @@ class Share:
         took = now - begun.at
         self.seconds = took if not self.seconds else self.seconds + (took - self.seconds) * _WEIGHT
 
-    def answered(self, begun: Begun, tokens: int | None) -> None:
+    def answered(self, begun: Begun, tokens: int | None, now: float) -> None:
         if begun.after == self.control.pauses:
             if begun.after != self._report.begun_after:
                 self._report.answers, self._report.begun_after = 0, begun.after
             self._report.answers += 1
             self.control.taken(begun.after)
         if tokens is not None:
-            self._used_after_all(begun, float(tokens))
+            self._used_after_all(begun, float(tokens), now)
 
     def refused(self, begun: Begun, retry_after: float | None, now: float) -> None:
         """429: the others are told at the next exchange, but here all stops at once."""
-        self._used_after_all(begun, 0.0)
+        self._used_after_all(begun, 0.0, now)
         self._report.refusals = [*self._report.refusals, (begun.after, retry_after)]
         self.control.refusal(now, begun.after, retry_after)
 
@@ -169,7 +169,8 @@ class Share:
         report.in_flight, report.wants = self.in_flight, self.in_flight + waiting
         report.needs, report.head, report.full = needs, head, full
         if not waiting and any(self.stock) and now - self._granted_at > _KEEP:
-            report.returns, self.stock = self.stock, [0.0, 0.0]
+            report.returns = [report.returns[kind] + self.stock[kind] for kind in KINDS]
+            self.stock = [0.0, 0.0]
         report.stock, report.used = list(self.stock), self.used
         return report
 
@@ -188,7 +189,12 @@ class Share:
         self.control.taken(begun_after)
         self._report.taken, self._report.begun_after = True, begun_after
 
-    def _used_after_all(self, begun: Begun, tokens: float) -> None:
+    def _used_after_all(self, begun: Begun, tokens: float, now: float) -> None:
+        if not self.rules.metered:
+            return
+        if tokens < begun.tokens:
+            self._report.returns[1] += begun.tokens - tokens
+            self._rate_until = min(self._rate_until, now + _SOON)
         pair = self.used.get(int(begun.at))
         if pair is not None:
             pair[1] = max(0.0, pair[1] + tokens - begun.tokens)

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 PERIOD = 60.0  # seconds
-BURST = 2.0  # seconds' worth that may go at once: providers enforce a minute's limit in shorter spans, too
+# Seconds' worth that may go at once: providers enforce a minute's limit in shorter spans, too. Of tokens far more are
+# reserved than will be used.
+BURSTS = (2.0, 30.0)
 _SLACK = 0.25  # seconds by which one request may travel longer than another
 
 Pair: TypeAlias = list[float]
@@ -40,11 +42,11 @@ def _leaves(second: int) -> float:
     return second + 1 + PERIOD + _SLACK
 
 
-def evenly(free_at: float, now: float, per_minute: float) -> float:
-    """How much may go now, where everything granted so far has had its time by `free_at`. 0 is nothing; less than
-    one is one request, whose time is then owed."""
-    return max(0.0, now - max(free_at, now - BURST)) * per_minute / PERIOD if free_at <= now else -1.0
+def evenly(kind: int, free_at: float, now: float, per_minute: float) -> float:
+    """How much may go now, where everything granted so far has had its time by `free_at`. At 0 one may go, whose
+    time is then owed; below, none."""
+    return max(0.0, now - max(free_at, now - BURSTS[kind])) * per_minute / PERIOD if free_at <= now else -1.0
 
 
-def free_after(free_at: float, now: float, amount: float, per_minute: float) -> float:
-    return max(free_at, now - BURST) + amount * PERIOD / per_minute
+def free_after(kind: int, free_at: float, now: float, amount: float, per_minute: float) -> float:
+    return max(free_at, now - BURSTS[kind]) + amount * PERIOD / per_minute
