@@ -75,9 +75,10 @@ class Control:
             return
         if count:
             self.taken(begun_after)
-        self.answers += count
         self.full = self.full or full
-        if self.answers < int(self.limit) or (now < self.grown + _ROUND and not self.doubling):
+        over = self.is_round_over(now, count)
+        self.answers += count
+        if not over:
             return
         if self.full and now >= self.cool_until:
             self.limit *= 2.0 if self.doubling else _GROW
@@ -85,6 +86,10 @@ class Control:
             if ceiling is not None:
                 self.limit = min(self.limit, ceiling)
         self._new_round()
+
+    def is_round_over(self, now: float, answers: int) -> bool:
+        """Whether these further answers end it."""
+        return self.answers + answers >= int(self.limit) and (self.doubling or now >= self.grown + _ROUND)
 
     def _new_round(self) -> None:
         self.answers, self.full = 0, False

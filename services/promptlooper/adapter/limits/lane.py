@@ -145,7 +145,7 @@ class WaitingLane:
     def _may_help(self, block: Block) -> bool:
         """Whether an exchange may bring what lacks."""
         if block.why is Why.CONCURRENCY:
-            return self.share.holds < int(self.share.control.limit) or self.share.round_is_over
+            return self.share.holds < int(self.share.control.limit) or self.share.may_grow(self._keeper.now())
         return block.why is Why.RATE and not block.seconds
 
     def report(self) -> Report:

@@ -157,9 +157,11 @@ class Share:
         """That others should know at once."""
         return bool(self._report.refusals)
 
-    @property
-    def round_is_over(self) -> bool:
-        return self._report.answers + self.control.answers >= int(self.control.limit)
+    def may_grow(self, now: float) -> bool:
+        """Whether an exchange may raise the limit."""
+        ceiling, control = self.rules.max_concurrency, self.control
+        below = ceiling is None or control.limit < ceiling
+        return below and now >= control.cool_until and control.is_round_over(now, self._report.answers)
 
     def report(self, waiting: int, needs: Pair, head: Pair, now: float, *, full: bool) -> Report:
         """What there is to say, once. `needs` and `head` are of all who wait and of the next of them, beyond the
