@@ -93,7 +93,7 @@ class Gateway(CompletionGateway):
                     except Held as held:
                         failure = Failure(
                             Kind.RATE_LIMITED,
-                            f"it was not asked, as {held.why}",
+                            f"it was not asked: {held.why}",
                             retry_after=held.retry_after,
                             waits_for=held.waits_for,
                         )

@@ -18,7 +18,7 @@ async def test_requests_beyond_the_minute_are_not_made(gateways, fake, asking, t
     time.advance(30)
     await gateway.complete(asking(model="one/slow"))
     time.advance(10)
-    with pytest.raises(ProviderRateLimited, match="not asked, as the requests or tokens of this minute") as held:
+    with pytest.raises(ProviderRateLimited, match="not asked: the requests or tokens of this minute") as held:
         await gateway.complete(asking(model="one/slow"))
     assert (held.value.attempts, held.value.metadata["waits_for"]) == (0, "rate")
     assert 5 < held.value.retry_after <= 31

@@ -114,6 +114,19 @@ def test_requests_per_minute_that_nobody_configured_are_learned_from_headers() -
     assert world.provider.rate(60, 240) > 0.9 * 600
 
 
+def test_who_waits_for_one_answer_stays_and_runs_of_an_experiment_give_their_place_away() -> None:
+    loop = SimulatedLoop()
+    provider, redis = LimitedProvider(loop, seconds=30.0), SimulatedRedis(loop)
+    replica = Replica(loop, provider, redis, "r", Rules(max_concurrency=1))
+
+    async def queue() -> None:
+        await asyncio.gather(replica.ask("e"), *(replica.ask("") for _ in range(3)))
+
+    loop.run(queue())
+    assert replica.answered == {"": 3}
+    assert replica.held == 1
+
+
 def test_experiments_are_served_in_turn_and_who_waits_comes_first() -> None:
     loop = SimulatedLoop()
     provider, redis = LimitedProvider(loop), SimulatedRedis(loop)

@@ -105,7 +105,7 @@ class WaitingLane:
             now = self._keeper.now()
             block = self.share.block(tokens, now)
             wait = 0.0 if block is None else self._wait(block, ahead, tokens)
-            if block is not None and wait > LONGEST_SLEEP:
+            if block is not None and wait > LONGEST_SLEEP and not _stays(waiter, block):
                 self._send_away(waiter, block, wait)
             else:
                 waiter.timer = loop.call_later(LONGEST_SLEEP, self._waited_enough, waiter)
@@ -206,6 +206,9 @@ class WaitingLane:
     def _waited_enough(self, waiter: _Waiter) -> None:
         if not waiter.left:
             block = self.share.block(waiter.tokens, self._keeper.now()) or Block(Why.CONCURRENCY, None)
+            if _stays(waiter, block):
+                waiter.timer = asyncio.get_running_loop().call_later(LONGEST_SLEEP, self._waited_enough, waiter)
+                return
             self._send_away(waiter, block, max(1.0, self._wait(block, 0, waiter.tokens)))
             self.pump()
 
@@ -219,6 +222,11 @@ class WaitingLane:
         held = at - now if at - now <= longest else longest * uniform(0.75, 1.0)
         waiter.future.set_exception(Held(block.why.value, block.why.sentence, held))
         self._queue.leave()
+
+
+def _stays(waiter: _Waiter, block: Block) -> bool:
+    """Who waits for one answer has no other work to give its place to: for a place it waits as long as it has time."""
+    return not waiter.experiment and block.why is Why.CONCURRENCY
 
 
 class LanePermit:
