@@ -116,11 +116,11 @@ class SimulatedFleet:
 
     async def swap(self, key: str, version: bytes, ledger: bytes) -> tuple[bytes, bytes | None]:
         if not self._breaker.admits():
-            raise Away
+            raise Away("it does not answer")
         await asyncio.sleep(0.0005 if self._redis.up else 0.25)
         if not self._redis.up:
             self._breaker.failed()
-            raise Away
+            raise Away("it does not answer")
         held, text = self._redis.values.get(key, (b"", b""))
         self._redis.exchanges += 1
         if held != version:

@@ -60,6 +60,7 @@ _SET_BY_STACK = {"OTEL_SERVICE_NAME"} | frozenset(
         "NATS_CREDENTIALS_FILE",
         "NATS_CA_FILE",
         "NATS_TLS_FIRST",
+        "REDIS_CLUSTER",
         "REDIS_PASSWORD_FILE",
         "REDIS_CA_FILE",
         "REDIS_CLUSTER",
