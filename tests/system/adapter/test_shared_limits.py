@@ -19,7 +19,7 @@ from promptlooper.completion import CompletionRequest, Message
 from promptlooper.testing.eventually import eventually
 from promptlooper.testing.provider import FakeProvider, Reply
 from promptlooper.testing.proxy import fault_proxy
-from promptlooper.testing.servers import redis_server
+from promptlooper.testing.servers import redis_cluster, redis_server
 
 MODEL = "fake/m"
 
@@ -85,7 +85,7 @@ async def test_what_redis_holds_is_one_key_that_expires_and_garbage_in_it_is_rep
         async with adapter(path, redis.url, "one") as (gateway, _):
             await ask(gateway)
             (key,) = await client.keys("*")
-            assert key.startswith(b"{promptlooper:limits:1:")
+            assert key.startswith(b"promptlooper:limits:1:{")
             assert key.endswith(b"}")
             assert 0 < await client.ttl(key) <= 3600
         await client.hset(key, mapping={"version": b"\xff", "ledger": b"garbage"})
@@ -93,6 +93,16 @@ async def test_what_redis_holds_is_one_key_that_expires_and_garbage_in_it_is_rep
             await ask(gateway)
         assert "not what an Adapter writes" in caplog.text
         assert (await client.hget(key, "ledger")).startswith(b"[1,")
+
+
+async def test_ledgers_of_lanes_lie_in_a_cluster_where_their_keys_are() -> None:
+    with redis_cluster() as nodes:
+        async with Fleet(nodes[0].url, SystemClock(), "one", timeout=5.0, cluster=True) as fleet:
+            for n in range(20):
+                key = f"promptlooper:limits:1:{{{n}}}"
+                version, theirs = await fleet.swap(key, b"", b"ledger")
+                assert theirs is None
+                assert await fleet.swap(key, b"other", b"mine") == (version, b"ledger")
 
 
 async def test_while_redis_is_frozen_questions_are_answered_within_the_own_part(

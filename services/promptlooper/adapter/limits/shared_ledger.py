@@ -26,8 +26,8 @@ _TRIES = 20
 _LIFE_MS = 3_600_000  # of a ledger that nobody writes any more: for so long it is remembered what a provider takes
 _SWAP = Script("""
 local now = redis.call('TIME')
-local held = redis.call('HMGET', KEYS[1], 'version', 'ledger')
-if (held[1] or '') ~= ARGV[1] then return {now[1], now[2], held[1] or '', held[2] or ''} end
+local version = redis.call('HGET', KEYS[1], 'version') or ''
+if version ~= ARGV[1] then return {now[1], now[2], version, redis.call('HGET', KEYS[1], 'ledger') or ''} end
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'ledger', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {now[1], now[2]}
@@ -111,7 +111,7 @@ class SharedLedger:
 
     def __init__(self, fleet: Fleet, name: str) -> None:
         self._fleet = fleet
-        self._key = f"{{promptlooper:limits:1:{hashlib.sha256(name.encode()).hexdigest()[:32]}}}"
+        self._key = f"promptlooper:limits:1:{{{hashlib.sha256(name.encode()).hexdigest()[:32]}}}"
         self._version = b""
         self._text = b""
         self._ledger = Ledger()  # as it was last seen
