@@ -77,6 +77,7 @@ class CompletionRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = ""  # auto, none, required or a tool's name; "" is not sent
     response_schema: JsonObject | None = None  # JSON Schema that the answer must match
+    experiment_id: str = ""  # limits are shared among experiments in turn; "" waits for this one answer: it comes first
 
 
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "other")
@@ -134,6 +135,23 @@ class ModelCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitState:
+    """How far a model may be asked with one key, as the Adapter that answers sees it now."""
+
+    key: str  # its name and the deployment; "" where there is one
+    max_concurrency: int  # of all Adapters together, configured or found out
+    in_flight: int  # of this Adapter
+    waiting: int  # in this Adapter
+    waits_for: str = ""  # concurrency, rate, quota or pause; "" where a question would go at once
+    wait_ms: int = 0  # where known
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_left: int | None = None  # as the provider last said
+    tokens_left: int | None = None
+    adapters: int = 1  # that share the limit
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     model: str
     provider: str
@@ -141,6 +159,7 @@ class ModelInfo:
     problem: str | None = None
     price: Price | None = None
     price_version: str = ""
+    limits: tuple[LimitState, ...] = ()  # by key, of those with which it was asked
 
 
 OnDelta: TypeAlias = Callable[[str], None]

@@ -22,7 +22,6 @@ class AdapterCounts:
     attempts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and outcome
     seconds: dict[tuple[str, str], Histogram] = field(default_factory=lambda: defaultdict(lambda: Histogram(ANSWERS)))
     in_flight: Counter[str] = field(default_factory=Counter)  # attempts, by provider
-    limits: dict[str, int] = field(default_factory=dict)  # of attempts at once, by provider, where there is one
     completions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by provider and reason, "ok" for none
     embeddings: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls, as completions
     tokens: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and direction

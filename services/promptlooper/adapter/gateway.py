@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
@@ -17,9 +18,9 @@ from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.embedding import as_billed, in_parts
 from promptlooper.adapter.genai import answered, asked, embedded, server
 from promptlooper.adapter.heard import Heard, streams, timed
-from promptlooper.adapter.limits import Limiter
+from promptlooper.adapter.limits.limiter import Held, Limiter, Permit
 from promptlooper.adapter.providers.provider import Problem
-from promptlooper.adapter.retrying import AttemptFailed, Failure, error_of
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, error_of
 from promptlooper.adapter.routes.route import Route
 from promptlooper.adapter.routes.router import Router
 from promptlooper.adapter.routes.way import Way
@@ -28,6 +29,7 @@ from promptlooper.completion import (
     Completion,
     CompletionGateway,
     CompletionRequest,
+    LimitState,
     ModelCheck,
     ModelInfo,
     OnDelta,
@@ -36,7 +38,7 @@ from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddin
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 from promptlooper.tracing import span
 
-AnswerT = TypeVar("AnswerT")
+AnswerT = TypeVar("AnswerT", Completion, Embeddings)
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._router = router
-        self._limiter = limiter
+        self.limiter = limiter
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self.counts = AdapterCounts(resting=router.health.resting)
@@ -142,14 +144,21 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         try:
             async with asyncio.timeout(request.timeout):
                 while True:
-                    route = way.route
-                    async with self._limiter.slot(route.provider.name, route.model):
+                    route, told = way.route, False
+                    try:
+                        permit = await self.limiter.permit(route.lane, request)
                         attempts += 1
-                        try:
-                            answer = await attempt(route)
-                            break
-                        except AttemptFailed as error:
-                            failure, told = error.failure, error.told
+                        answer = await _permitted(permit, attempt(route))
+                        break
+                    except Held as held:
+                        failure = Failure(
+                            Kind.RATE_LIMITED,
+                            f"it was not asked: {held.why}",
+                            retry_after=held.retry_after,
+                            waits_for=held.waits_for,
+                        )
+                    except AttemptFailed as error:
+                        failure, told = error.failure, error.told
                     decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
                     # Who has heard a part of an answer gets no second one.
                     if decision.sleep is None or told:
@@ -238,10 +247,15 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         return checked(name, endpoint, [(route.provider.prices, route.model) for route in routes])
 
     async def list_models(self) -> list[ModelInfo]:
-        """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""
+        """By provider, then model: those known by name and those that were asked. `provider/*` stands for a provider
+        without any."""
         infos = []
+        limits: defaultdict[tuple[str, str], list[LimitState]] = defaultdict(list)
+        for lane, state in self.limiter.states().items():
+            limits[lane.provider, lane.model].append(state)
         for name, pool in sorted(self._router.pools.items()):
             known = {model for upstream in pool.upstreams for model in upstream.models or upstream.provider.models()}
+            known |= {model for provider, model in limits if provider == name and pool.routes(model)}
             for model in sorted(known) or ["*"]:
                 routes = pool.routes(model)
                 problems = [route.provider.problem(model) for route in routes]
@@ -257,6 +271,7 @@ class Gateway(CompletionGateway, EmbeddingGateway):
                         problem=None if problem is None else problem.message,
                         price=tariff.price if tariff else None,
                         price_version=tariff.version if tariff else "",
+                        limits=tuple(limits.get((name, model), ())),
                     )
                 )
         return infos
@@ -267,6 +282,18 @@ class Gateway(CompletionGateway, EmbeddingGateway):
             for pool in self._router.pools.values():
                 for upstream in pool.upstreams:
                     stack.push_async_callback(upstream.provider.aclose)
+
+
+async def _permitted(permit: Permit, attempt: Awaitable[AnswerT]) -> AnswerT:
+    try:
+        answer = await attempt
+        permit.answered(as_billed(answer) if isinstance(answer, Embeddings) else answer)
+        return answer
+    except AttemptFailed as error:
+        permit.failed(error.failure)
+        raise
+    finally:
+        permit.release()
 
 
 def _estimated(request: CompletionRequest) -> int:

@@ -48,6 +48,7 @@ class Failure:
     message: str
     status: int | None = None  # None where there was no HTTP response
     retry_after: float | None = None  # seconds, as the provider said
+    waits_for: str = ""  # of an attempt that a limit did not admit: concurrency, rate, quota or pause
 
 
 class AttemptFailed(Exception):
@@ -163,6 +164,8 @@ def error_of(
     metadata = {"provider": provider, "model": model}
     if failure.status is not None:
         metadata["status"] = str(failure.status)
+    if failure.waits_for:
+        metadata["waits_for"] = failure.waits_for
     return cls(
         f"{words.format(provider, model)}{status}: {failure.message.rstrip('. ')}{tries}",
         attempts=attempts,

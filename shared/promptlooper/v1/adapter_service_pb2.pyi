@@ -835,8 +835,84 @@ class ListModelsRequest(_message.Message):
 Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
+class LimitState(_message.Message):
+    """How far a model may be asked with one key, as the Adapter that answers sees it now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    REQUESTS_LEFT_FIELD_NUMBER: _builtins.int
+    TOKENS_LEFT_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key's name and the deployment, as `key@deployment`; empty where there is one."""
+    max_concurrency: _builtins.int
+    """Requests at once, of all Adapters together: configured, or found out from what the provider takes."""
+    in_flight: _builtins.int
+    """Requests of this Adapter under way, and questions that wait here."""
+    waiting: _builtins.int
+    waits_for: _builtins.str
+    """What a question would wait for now: `concurrency`, `rate`, `quota` (as the provider says it) or `pause` (the provider
+    asked for it); empty where it would not.
+    """
+    wait_ms: _builtins.int
+    """How long, where that is known."""
+    requests_per_minute: _builtins.int
+    """As configured; unset is without."""
+    tokens_per_minute: _builtins.int
+    requests_left: _builtins.int
+    """What the provider last said is left; unset where it does not say."""
+    tokens_left: _builtins.int
+    adapters: _builtins.int
+    """Adapters that share the limit, this one included."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        max_concurrency: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+        wait_ms: _builtins.int = ...,
+        requests_per_minute: _builtins.int | None = ...,
+        tokens_per_minute: _builtins.int | None = ...,
+        requests_left: _builtins.int | None = ...,
+        tokens_left: _builtins.int | None = ...,
+        adapters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left", "_requests_per_minute", b"_requests_per_minute", "_tokens_left", b"_tokens_left", "_tokens_per_minute", b"_tokens_per_minute", "requests_left", b"requests_left", "requests_per_minute", b"requests_per_minute", "tokens_left", b"tokens_left", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left", "_requests_per_minute", b"_requests_per_minute", "_tokens_left", b"_tokens_left", "_tokens_per_minute", b"_tokens_per_minute", "adapters", b"adapters", "in_flight", b"in_flight", "key", b"key", "max_concurrency", b"max_concurrency", "requests_left", b"requests_left", "requests_per_minute", b"requests_per_minute", "tokens_left", b"tokens_left", "tokens_per_minute", b"tokens_per_minute", "wait_ms", b"wait_ms", "waiting", b"waiting", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__requests_left: _TypeAlias = _typing.Literal["requests_left"]  # noqa: Y015
+    _WhichOneofArgType__requests_left: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_minute: _TypeAlias = _typing.Literal["requests_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_minute: _TypeAlias = _typing.Literal["_requests_per_minute", b"_requests_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_left: _TypeAlias = _typing.Literal["tokens_left"]  # noqa: Y015
+    _WhichOneofArgType__tokens_left: _TypeAlias = _typing.Literal["_tokens_left", b"_tokens_left"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_minute: _TypeAlias = _typing.Literal["tokens_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_minute: _TypeAlias = _typing.Literal["_tokens_per_minute", b"_tokens_per_minute"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_left) -> _WhichOneofReturnType__requests_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_minute) -> _WhichOneofReturnType__requests_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_left) -> _WhichOneofReturnType__tokens_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_minute) -> _WhichOneofReturnType__tokens_per_minute | None: ...
+
+Global___LimitState: _TypeAlias = LimitState  # noqa: Y015
+
+@_typing.final
 class ModelInfo(_message.Message):
-    """A model that is known by name. A provider takes others too."""
+    """A model that is known by name or was asked. A provider takes others too."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -846,6 +922,7 @@ class ModelInfo(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`provider/model`."""
     provider: _builtins.str
@@ -857,6 +934,10 @@ class ModelInfo(_message.Message):
     """The price list; empty where the price is unknown."""
     @_builtins.property
     def price(self) -> Global___Price: ...
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitState]:
+        """By key, of those with which it was asked."""
+
     def __init__(
         self,
         *,
@@ -866,10 +947,11 @@ class ModelInfo(_message.Message):
         problem: _builtins.str = ...,
         price: Global___Price | None = ...,
         price_version: _builtins.str = ...,
+        limits: _abc.Iterable[Global___LimitState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available", b"available", "model", b"model", "price", b"price", "price_version", b"price_version", "problem", b"problem", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available", b"available", "limits", b"limits", "model", b"model", "price", b"price", "price_version", b"price_version", "problem", b"problem", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
     _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015

@@ -25,6 +25,7 @@ from promptlooper.wire import embeddings as embeddings_wire
 from promptlooper.wire import events as events_wire
 from promptlooper.wire import experiment as experiment_wire
 from promptlooper.wire import experiments as experiments_wire
+from promptlooper.wire import limit_states as limits_wire
 from promptlooper.wire import run as run_wire
 from promptlooper.wire import scoring as scoring_wire
 from promptlooper.wire import single_runs as single_wire
@@ -43,6 +44,7 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     completion.Completion: (completion_wire.completion_to_pb, completion_wire.completion_from_pb),
     completion.Price: (completion_wire.price_to_pb, completion_wire.price_from_pb),
     completion.ModelCheck: (completion_wire.check_to_pb, completion_wire.check_from_pb),
+    completion.LimitState: (limits_wire.limit_to_pb, limits_wire.limit_from_pb),
     completion.ModelInfo: (completion_wire.model_to_pb, completion_wire.model_from_pb),
     embeddings.EmbeddingRequest: (embeddings_wire.request_to_pb, embeddings_wire.request_from_pb),
     embeddings.Embeddings: (embeddings_wire.embeddings_to_pb, embeddings_wire.embeddings_from_pb),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from promptlooper.adapter.config import ProviderEntry, Rule, ScriptedCall
 from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.images import ImageFetcher
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.limits.ledger import Rules
+from promptlooper.adapter.limits.limiter import Lane
 from promptlooper.adapter.price_entries import dated
 from promptlooper.adapter.providers.aws import SigV4, no_credentials, region_in, region_of
 from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
@@ -32,9 +34,19 @@ def entries_with_built_in(entries: Sequence[ProviderEntry]) -> list[ProviderEntr
     return [*entries, *(entry for entry in built_in if entry.name not in named)]
 
 
-def max_concurrency(entry: ProviderEntry) -> int | None:
-    """None is without a limit."""
-    return entry.limits.max_concurrency or (PARALLEL if entry.type == "local" else None)
+def rules_of(entries: Sequence[ProviderEntry]) -> Callable[[Lane], Rules]:
+    """What the providers file says of a lane's limits."""
+    by_name = {entry.name: entry for entry in entries}
+
+    def rules(lane: Lane) -> Rules:
+        entry = by_name[lane.provider]
+        said = {"max_concurrency": PARALLEL} if entry.type == "local" else {}
+        for limits in (entry.limits, entry.limits.models.get(lane.model)):
+            if limits is not None:
+                said |= limits.model_dump(exclude_none=True, exclude={"models"})
+        return Rules(**said)
+
+    return rules
 
 
 def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Pool:
