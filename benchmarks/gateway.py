@@ -36,6 +36,7 @@ from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.completion import request_to_pb
 
+PROVIDERS = str(Path(__file__).with_name("providers.yaml"))
 CALLS, AT_ONCE, ROUNDS = 3_000, 50, 5
 HALF_LOAD = 10.0  # seconds
 STREAMS, PIECES, APART = 10_000, 5, 12.0  # each piece so many seconds after the one before
@@ -117,7 +118,7 @@ def pinned(words: list[str], env: dict[str, str], ready: str) -> Iterator[tuple[
 
 def adapter(url: str) -> AbstractContextManager[tuple[int, int]]:
     listens = [f"PROMPTLOOPER_{kind}LISTEN" for kind in ("", "HEALTH_", "METRICS_")]
-    env = {**dict.fromkeys(listens, "127.0.0.1:0"), "OPENAI_BASE_URL": url}
+    env = {**dict.fromkeys(listens, "127.0.0.1:0"), "OPENAI_BASE_URL": url, "PROMPTLOOPER_PROVIDERS": PROVIDERS}
     return pinned([sys.executable, "-m", "promptlooper.adapter"], env, r"serving .*\bport=(\d+)")
 
 

@@ -85,6 +85,7 @@ def stack(folder: Path, runners: int, slots: int, delay: float) -> Iterator[Stac
         assert postgres.process is not None
         data = folder / f"up-{runners}-{slots}"
         env = {**os.environ, "OPENAI_BASE_URL": url, "PROMPTLOOPER_SLOTS": str(slots)}
+        env["PROMPTLOOPER_PROVIDERS"] = str(Path(__file__).with_name("providers.yaml"))
         words = ["--port-base", "0", "--data", str(data), "--database-url", postgres.url, "--runners", str(runners)]
         subprocess.run([CLI, "up", "-d", *words], env=env, check=True, stdout=subprocess.DEVNULL)
         try:

@@ -36,6 +36,7 @@ providers:
     type: openai
     base_url: {{base_url}}
     api_key_env: OPENAI_API_KEY
+    limits: {{{{max_concurrency: 1000}}}}
     prices:
       any:
         input_usd_per_mtok: {USD_PER_MTOK_IN}

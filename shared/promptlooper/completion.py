@@ -77,6 +77,7 @@ class CompletionRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = ""  # auto, none, required or a tool's name; "" is not sent
     response_schema: JsonObject | None = None  # JSON Schema that the answer must match
+    experiment_id: str = ""  # limits are shared among experiments in turn; "" waits for this one answer: it comes first
 
 
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "other")
@@ -129,6 +130,25 @@ class ModelCheck:
     list_price: Price | None = None  # what a plain call costs now, for estimates; None where not said
     price_version: str = ""  # of the list price
     price_unknown: bool = False  # `price` is what the operator lets budgets reserve where nobody knows
+    batches: bool = False  # its provider answers batches
+    batch_price: Price | None = None  # what a plain call costs in a batch
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """How far a model may be asked with one key, as the Adapter that answers sees it now."""
+
+    key: str  # its name and the deployment; "" where there is one
+    max_concurrency: int  # of all Adapters together, configured or found out
+    in_flight: int  # of this Adapter
+    waiting: int  # in this Adapter
+    waits_for: str = ""  # concurrency, rate, quota or pause; "" where a question would go at once
+    wait_ms: int = 0  # where known
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_left: int | None = None  # as the provider last said
+    tokens_left: int | None = None
+    adapters: int = 1  # that share the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +159,7 @@ class ModelInfo:
     problem: str | None = None
     price: Price | None = None
     price_version: str = ""
+    limits: tuple[LimitState, ...] = ()  # by key, of those with which it was asked
 
 
 OnDelta: TypeAlias = Callable[[str], None]

@@ -46,8 +46,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Limits(_Section):
+class ModelLimits(_Section):
+    """Of one model with one key, by all Adapters together."""
+
     max_concurrency: Annotated[int, Field(ge=1)] | None = None
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+
+
+class Limits(ModelLimits):
+    """`models` have their own; what they do not set is as for all others."""
+
+    models: dict[_Text, ModelLimits] = {}
 
 
 class ScriptedError(_Section):
@@ -153,6 +163,7 @@ _TYPE_OF_BUILT_IN = {
 }
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,
+    "models": ModelLimits,
     "prices": ModelPrice,
     "tiers": Tier,
     "price_ceiling": PriceCeiling,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from promptlooper.completion import Completion
 from promptlooper.counting import ANSWERS, Histogram
+from promptlooper.embeddings import Embeddings
 
 NAMED_MODELS = 100  # of a provider
 OTHER = "other"
@@ -21,8 +22,8 @@ class AdapterCounts:
     attempts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and outcome
     seconds: dict[tuple[str, str], Histogram] = field(default_factory=lambda: defaultdict(lambda: Histogram(ANSWERS)))
     in_flight: Counter[str] = field(default_factory=Counter)  # attempts, by provider
-    limits: dict[str, int] = field(default_factory=dict)  # of attempts at once, by provider, where there is one
     completions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by provider and reason, "ok" for none
+    embeddings: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls, as completions
     tokens: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by provider, model and direction
     tokens_given_up: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # as tokens
     cost_nanousd: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -57,3 +58,10 @@ class AdapterCounts:
         self.tokens[provider, name, "output"] += completion.tokens_out or 0
         self.cost_nanousd[provider, name] += completion.cost_nanousd or 0
         self.cost_unknown[provider] += completion.cost_nanousd is None
+
+    def embedded(self, provider: str, model: str, embeddings: Embeddings) -> None:
+        """Of one request of perhaps several of a call: each is paid for, whatever comes of the others."""
+        name = self.model(provider, model, answered=True)
+        self.tokens[provider, name, "input"] += embeddings.tokens_in or 0
+        self.cost_nanousd[provider, name] += embeddings.cost_nanousd or 0
+        self.cost_unknown[provider] += embeddings.cost_nanousd is None

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 from promptlooper.adapter.cost import checked
 from promptlooper.adapter.counts import AdapterCounts
-from promptlooper.adapter.genai import answered, asked, server
+from promptlooper.adapter.embedding import as_billed, in_parts
+from promptlooper.adapter.genai import answered, asked, embedded, server
 from promptlooper.adapter.heard import Heard, streams, timed
-from promptlooper.adapter.limits import Limiter
+from promptlooper.adapter.limits.limiter import Held, Limiter, Permit
 from promptlooper.adapter.providers.provider import Problem
-from promptlooper.adapter.retrying import AttemptFailed, Failure, error_of
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, error_of
 from promptlooper.adapter.routes.route import Route
 from promptlooper.adapter.routes.router import Router
 from promptlooper.adapter.routes.way import Way
@@ -25,17 +29,21 @@ from promptlooper.completion import (
     Completion,
     CompletionGateway,
     CompletionRequest,
+    LimitState,
     ModelCheck,
     ModelInfo,
     OnDelta,
 )
+from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddings, check_embedding_request
 from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
 from promptlooper.tracing import span
+
+AnswerT = TypeVar("AnswerT", Completion, Embeddings)
 
 _log = logging.getLogger(__name__)
 
 
-class Gateway(CompletionGateway):
+class Gateway(CompletionGateway, EmbeddingGateway):
     """One face for all providers. Belongs to the event loop it is used in; `aclose` when nothing is asked any more."""
 
     def __init__(
@@ -47,7 +55,7 @@ class Gateway(CompletionGateway):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._router = router
-        self._limiter = limiter
+        self.limiter = limiter
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self.counts = AdapterCounts(resting=router.health.resting)
@@ -72,25 +80,85 @@ class Gateway(CompletionGateway):
         self.counts.completed(way.route.provider.name, way.route.model, completion)
         return completion
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        check_embedding_request(request)
+        at_once = min(route.provider.embeds for route in self._embedding_routes(request.model))
+        provider, _, model = request.model.partition("/")
+        with span(f"embeddings {model}", "client") as embedding:
+            if embedding:
+                embedding.set(asked(provider, model, "embeddings"))
+            try:
+                embeddings = await in_parts(request, at_once, self._embedded, self._clock)
+            except DomainError as error:
+                self.counts.embeddings[provider, error.reason] += 1
+                raise
+            if embedding:
+                embedding.set(embedded(embeddings))
+        self.counts.embeddings[provider, "ok"] += 1
+        return embeddings
+
+    def _embedding_routes(self, model: str) -> list[Route]:
+        routes = self._router.embedding_routes(model)
+        if isinstance(routes, Problem):
+            raise _error_of(routes, model)
+        return routes
+
+    async def _embedded(self, request: EmbeddingRequest) -> Embeddings:
+        """What one request of the provider takes."""
+        way = self._router.embedding_way(self._embedding_routes(request.model))
+        try:
+            embeddings, attempts = await self._answered(way, request, partial(self._embed, request))
+        finally:
+            way.leave()
+        route = way.route
+        cost = route.provider.prices.cost(route.model, as_billed(embeddings))
+        embeddings = replace(embeddings, attempts=attempts, cost_nanousd=cost.nanousd, price_version=cost.version)
+        self.counts.embedded(route.provider.name, route.model, embeddings)
+        return embeddings
+
+    async def _embed(self, request: EmbeddingRequest, route: Route) -> Embeddings:
+        """One attempt."""
+        with self._counted(route):
+            async with timed(route.upstream.timeouts, request.timeout, None):
+                return await route.provider.embed(route.model, request)
+
     async def _completed(self, way: Way, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+        completion, attempts = await self._answered(way, request, partial(self._complete, request, on_delta))
+        route = way.route
+        cost = route.provider.prices.cost(route.model, completion)
+        return replace(
+            completion,
+            model=route.name if way.is_fallback else completion.model,
+            fallback=way.is_fallback,
+            attempts=attempts,
+            cost_nanousd=cost.nanousd,
+            price_version=cost.version,
+        )
+
+    async def _answered(
+        self, way: Way, request: CompletionRequest | EmbeddingRequest, attempt: Callable[[Route], Awaitable[AnswerT]]
+    ) -> tuple[AnswerT, int]:
+        """The answer of the first route that gives one, and how many attempts were made."""
         attempts = 0
-        told = False
         deadline = self._clock.monotonic() + request.timeout
         try:
             async with asyncio.timeout(request.timeout):
                 while True:
-                    route = way.route
-                    async with self._limiter.slot(route.provider.name, route.model):
+                    route, told = way.route, False
+                    try:
+                        permit = await self.limiter.permit(route.lane, request)
                         attempts += 1
-                        streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
-                        heard = Heard(on_delta) if streamed else None
-                        try:
-                            completion = await self._attempt(route, request, heard)
-                            break
-                        except AttemptFailed as error:
-                            failure = error.failure
-                        finally:
-                            told = heard is not None and heard.told
+                        answer = await _permitted(permit, attempt(route))
+                        break
+                    except Held as held:
+                        failure = Failure(
+                            Kind.RATE_LIMITED,
+                            f"it was not asked: {held.why}",
+                            retry_after=held.retry_after,
+                            waits_for=held.waits_for,
+                        )
+                    except AttemptFailed as error:
+                        failure, told = error.failure, error.told
                     decision = way.failed(failure, time_left=deadline - self._clock.monotonic())
                     # Who has heard a part of an answer gets no second one.
                     if decision.sleep is None or told:
@@ -112,19 +180,32 @@ class Gateway(CompletionGateway):
                 model=way.route.model,
             ) from None
         way.answered()
+        return answer, attempts
+
+    async def _complete(self, request: CompletionRequest, on_delta: OnDelta | None, route: Route) -> Completion:
+        """One attempt."""
+        streamed = streams(route.upstream.stream, request, to_caller=on_delta is not None)
+        heard = Heard(on_delta) if streamed else None
+        completion: Completion | None = None
+        try:
+            with self._counted(route):
+                async with timed(route.upstream.timeouts, request.timeout, heard):
+                    completion = await route.provider.complete(route.model, request, heard)
+        except AttemptFailed as error:
+            error.told = heard is not None and heard.told
+            raise
+        finally:
+            if completion is None and heard is not None and heard.pieces:
+                tokens_in = _estimated(request) if heard.tokens_in is None else heard.tokens_in
+                self.counts.gave_up(route.provider.name, route.model, tokens_in, heard.tokens_out)
+        told = heard is not None and heard.told
         if on_delta is not None and not told and completion.output:  # it can't stream, or refused
             on_delta(completion.output)
-        cost = route.provider.prices.cost(route.model, completion)
-        return replace(
-            completion,
-            model=route.name if way.is_fallback else completion.model,
-            fallback=way.is_fallback,
-            attempts=attempts,
-            cost_nanousd=cost.nanousd,
-            price_version=cost.version,
-        )
+        return completion
 
-    async def _attempt(self, route: Route, request: CompletionRequest, heard: Heard | None) -> Completion:
+    @contextmanager
+    def _counted(self, route: Route) -> Iterator[None]:
+        """One attempt in counts and traces."""
         provider, counts, began, outcome = route.provider, self.counts, self._clock.monotonic(), "given_up"
         counts.in_flight[provider.name] += 1
         try:
@@ -132,21 +213,16 @@ class Gateway(CompletionGateway):
                 if attempting:
                     attempting.set(server(provider.endpoint))
                 try:
-                    async with timed(route.upstream.timeouts, request, heard):
-                        completion = await provider.complete(route.model, request, heard)
+                    yield
                 except AttemptFailed as error:
                     outcome = error.reason
                     if attempting:
                         attempting.set({"http.response.status_code": error.failure.status})
                     raise
             outcome = "ok"
-            return completion
         finally:
             counts.in_flight[provider.name] -= 1
             counts.attempted(provider.name, route.model, outcome, self._clock.monotonic() - began)
-            if outcome != "ok" and heard is not None and heard.pieces:
-                tokens_in = _estimated(request) if heard.tokens_in is None else heard.tokens_in
-                counts.gave_up(provider.name, route.model, tokens_in, heard.tokens_out)
 
     async def _before_next(self, failed: Route, failure: Failure, attempts: int, seconds: float) -> None:
         # Not the provider's message: it may quote the prompt.
@@ -171,10 +247,15 @@ class Gateway(CompletionGateway):
         return checked(name, endpoint, [(route.provider.prices, route.model) for route in routes])
 
     async def list_models(self) -> list[ModelInfo]:
-        """By provider, then model. `provider/*` stands for a provider whose models are not known by name."""
+        """By provider, then model: those known by name and those that were asked. `provider/*` stands for a provider
+        without any."""
         infos = []
+        limits: defaultdict[tuple[str, str], list[LimitState]] = defaultdict(list)
+        for lane, state in self.limiter.states().items():
+            limits[lane.provider, lane.model].append(state)
         for name, pool in sorted(self._router.pools.items()):
             known = {model for upstream in pool.upstreams for model in upstream.models or upstream.provider.models()}
+            known |= {model for provider, model in limits if provider == name and pool.routes(model)}
             for model in sorted(known) or ["*"]:
                 routes = pool.routes(model)
                 problems = [route.provider.problem(model) for route in routes]
@@ -190,6 +271,7 @@ class Gateway(CompletionGateway):
                         problem=None if problem is None else problem.message,
                         price=tariff.price if tariff else None,
                         price_version=tariff.version if tariff else "",
+                        limits=tuple(limits.get((name, model), ())),
                     )
                 )
         return infos
@@ -200,6 +282,18 @@ class Gateway(CompletionGateway):
             for pool in self._router.pools.values():
                 for upstream in pool.upstreams:
                     stack.push_async_callback(upstream.provider.aclose)
+
+
+async def _permitted(permit: Permit, attempt: Awaitable[AnswerT]) -> AnswerT:
+    try:
+        answer = await attempt
+        permit.answered(as_billed(answer) if isinstance(answer, Embeddings) else answer)
+        return answer
+    except AttemptFailed as error:
+        permit.failed(error.failure)
+        raise
+    finally:
+        permit.release()
 
 
 def _estimated(request: CompletionRequest) -> int:

@@ -7,10 +7,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from promptlooper.completion import Completion
+from promptlooper.embeddings import Embeddings
 
 
-def asked(provider: str, model: str) -> dict[str, Any]:
-    return {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider, "gen_ai.request.model": model}
+def asked(provider: str, model: str, operation: str = "chat") -> dict[str, Any]:
+    return {"gen_ai.operation.name": operation, "gen_ai.provider.name": provider, "gen_ai.request.model": model}
 
 
 def answered(completion: Completion) -> dict[str, Any]:
@@ -20,6 +21,14 @@ def answered(completion: Completion) -> dict[str, Any]:
         "gen_ai.usage.input_tokens": completion.tokens_in,
         "gen_ai.usage.output_tokens": completion.tokens_out,
         "promptlooper.attempts": completion.attempts,
+    }
+
+
+def embedded(embeddings: Embeddings) -> dict[str, Any]:
+    return {
+        "gen_ai.response.model": embeddings.model,
+        "gen_ai.usage.input_tokens": embeddings.tokens_in,
+        "promptlooper.attempts": embeddings.attempts,
     }
 
 

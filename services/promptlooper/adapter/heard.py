@@ -102,10 +102,8 @@ class Patience:
         return f"{what} within {seconds:g} s (timeouts.{name} of the providers file)"
 
 
-def timed(
-    timeouts: Timeouts, request: CompletionRequest, heard: Heard | None
-) -> AbstractAsyncContextManager[Patience | None]:
-    """Of one attempt. A timer costs CPU: there is none where the caller's own goes off first."""
-    if heard is None and timeouts.total >= request.timeout:
+def timed(timeouts: Timeouts, timeout: float, heard: Heard | None) -> AbstractAsyncContextManager[Patience | None]:
+    """Of one attempt. A timer costs CPU: there is none where the caller's own `timeout` goes off first."""
+    if heard is None and timeouts.total >= timeout:
         return nullcontext()
     return Patience(timeouts, heard)

@@ -48,6 +48,7 @@ class Failure:
     message: str
     status: int | None = None  # None where there was no HTTP response
     retry_after: float | None = None  # seconds, as the provider said
+    waits_for: str = ""  # of an attempt that a limit did not admit: concurrency, rate, quota or pause
 
 
 class AttemptFailed(Exception):
@@ -56,6 +57,7 @@ class AttemptFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.told = False  # a part of the answer, to the caller
 
     @property
     def reason(self) -> str:
@@ -115,6 +117,7 @@ def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 529})
+_NOT_IMPLEMENTED = 501  # such as embeddings of a server that was not started for them: it stays so
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
 _TOO_LONG = re.compile(
@@ -135,7 +138,7 @@ def kind_of(status: int, code: str, message: str) -> Kind:
         return Kind.CONTEXT_TOO_LONG
     if status == 400 and code in ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"):
         return Kind.CONTENT_FILTERED
-    if status >= 500 or status in _TRANSIENT_STATUSES:
+    if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _TRANSIENT_STATUSES:
         return Kind.TRANSIENT
     return Kind.PERMANENT
 
@@ -161,6 +164,8 @@ def error_of(
     metadata = {"provider": provider, "model": model}
     if failure.status is not None:
         metadata["status"] = str(failure.status)
+    if failure.waits_for:
+        metadata["waits_for"] = failure.waits_for
     return cls(
         f"{words.format(provider, model)}{status}: {failure.message.rstrip('. ')}{tries}",
         attempts=attempts,

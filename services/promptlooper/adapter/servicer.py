@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from promptlooper.adapter.batches import GRACE, MAX_IN_FLIGHT, ItemStreams, completed
 from promptlooper.completion import CompletionGateway, CompletionRequest
+from promptlooper.embeddings import EmbeddingGateway
 from promptlooper.errors import DomainError, TooLarge
 from promptlooper.rpc.deadlines import is_deadline
 from promptlooper.streaming import pieces_of
@@ -20,6 +21,8 @@ from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1 import completion_pb2
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceServicer, add_AdapterServiceServicer_to_server
 from promptlooper.wire.completion import check_to_pb, completion_to_pb, error_to_pb, model_to_pb, request_from_pb
+from promptlooper.wire.embeddings import embeddings_to_pb
+from promptlooper.wire.embeddings import request_from_pb as embed_from_pb
 from promptlooper.wire.limits import MAX_MESSAGE, refuse_too_many
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdapterService"]
@@ -29,10 +32,14 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _Requests: TypeAlias = AsyncIterator[pb.CompleteManyRequest]
 
 
+class AdapterCore(CompletionGateway, EmbeddingGateway, Protocol):
+    """What the RPCs ask."""
+
+
 class AdapterServicer(AdapterServiceServicer):
     """`drain` is for the server's `on_drain`: without it open streams hold the server for its whole grace."""
 
-    def __init__(self, core: CompletionGateway, *, max_in_flight: int = MAX_IN_FLIGHT, grace: float = GRACE) -> None:
+    def __init__(self, core: AdapterCore, *, max_in_flight: int = MAX_IN_FLIGHT, grace: float = GRACE) -> None:
         self._core = core
         self._grace = grace
         self._streams = ItemStreams(self._answer, _failed, max_in_flight)
@@ -72,6 +79,11 @@ class AdapterServicer(AdapterServiceServicer):
             raise TooLarge(f"the answer has {size} bytes, and at most {MAX_MESSAGE} can be sent; ask for less")
         return result
 
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        question = embed_from_pb(request)
+        question = replace(question, timeout=_at_most(question.timeout, context))
+        return embeddings_to_pb(await self._core.embed(question))
+
     async def CheckModels(self, request: pb.CheckModelsRequest, context: Context) -> pb.CheckModelsResponse:
         refuse_too_many(request.models, "models")
         checks = await self._core.check_models(list(request.models))
@@ -92,10 +104,14 @@ async def _messages(
 def _within(message: completion_pb2.CompletionRequest, context: Context) -> CompletionRequest:
     """The question, with no more time than its caller has."""
     question = request_from_pb(message)
+    timeout = _at_most(question.timeout, context)
+    return question if timeout == question.timeout else replace(question, timeout=timeout)
+
+
+def _at_most(timeout: float, context: Context) -> float:
+    """Seconds: no more than the caller has."""
     left = context.time_remaining()
-    if left is not None and is_deadline(left):
-        return replace(question, timeout=max(0.001, min(question.timeout, left)))
-    return question
+    return max(0.001, min(timeout, left)) if left is not None and is_deadline(left) else timeout
 
 
 def _failed(item_id: int, error: DomainError) -> pb.CompletionItemResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 
 import click
 
@@ -70,4 +71,5 @@ def _document(model: ModelInfo) -> dict[str, object]:
         "output_usd_per_mtok": usd(model.price.output_nanousd_per_mtok if model.price else None),
         "request_usd": usd(model.price.request_nanousd if model.price else None),
         "price_version": model.price_version or None,
+        "limits": [asdict(limit) for limit in model.limits],
     }

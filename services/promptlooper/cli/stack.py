@@ -60,6 +60,7 @@ _SET_BY_STACK = {"OTEL_SERVICE_NAME"} | frozenset(
         "NATS_CREDENTIALS_FILE",
         "NATS_CA_FILE",
         "NATS_TLS_FIRST",
+        "REDIS_CLUSTER",
         "REDIS_PASSWORD_FILE",
         "REDIS_CA_FILE",
         "REDIS_CLUSTER",
@@ -194,6 +195,7 @@ def environment_of(
             for kind in ("adapter", "cache", "scorer"):
                 env[f"PROMPTLOOPER_{kind.upper()}_ADDRESS"] = _address_of(kind, parts)
         case "adapter":
+            env["PROMPTLOOPER_REDIS_URL"] = f"redis://{_address_of('redis', parts)}/0"
             if options.providers is not None:
                 env["PROMPTLOOPER_PROVIDERS"] = str(options.providers)
         case "cache":

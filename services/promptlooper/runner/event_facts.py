@@ -10,6 +10,13 @@ from promptlooper.runner.ledger import Ledger
 
 # What events say of a failure: never the error's own message, which may quote a prompt or an input. That stands in the
 # run.
+_WAITS = {
+    "": "the provider asks to wait",
+    "concurrency": "as many requests to the provider as are allowed are under way",
+    "rate": "the requests or tokens of this minute are used up",
+    "quota": "the provider says that its quota is used up",
+    "pause": "the provider asks to wait",
+}
 FAILURES = {
     "TEMPLATE_ERROR": "a template could not be rendered with this run's values",
     "OUTPUT_INVALID": "an answer does not match the stage's response_schema",
@@ -24,6 +31,11 @@ FAILURES = {
     "SERVICE_UNAVAILABLE": "the Adapter could not be reached",
     "UNKNOWN_PROVIDER": "the provider is not configured",
 }
+
+
+def waiting_facts(reason: str, waits_for: str) -> dict[str, str]:
+    """What a parked run waits for: a name of ErrorReason, and which limit, of an Adapter that may be newer."""
+    return {"error_reason": reason, "error_message": _WAITS.get(waits_for, _WAITS[""])}
 
 
 @dataclass(frozen=True, slots=True)

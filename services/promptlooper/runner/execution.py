@@ -147,9 +147,18 @@ class RunExecutor:
                 )
                 return
             due_us = self._due_us(error)
-            if due_us is not None and due_us < deadline_us:
+            waits_for = error.metadata.get("waits_for", "")
+            # A run that only waits for others has lost none of the stage's time: they may be many.
+            queued = waits_for in ("concurrency", "rate")
+            until_us = claim.run_deadline_us if queued else deadline_us
+            if due_us is not None and (until_us is None or due_us < until_us):
                 waiting = RunReturned(
-                    *run, not_before_us=due_us, deadline_us=deadline_us, attempts=attempts, why=error.reason
+                    *run,
+                    not_before_us=due_us,
+                    deadline_us=None if queued else deadline_us,
+                    attempts=attempts,
+                    why=error.reason,
+                    waits_for=waits_for,
                 )
                 self._report(waiting)
             else:
@@ -225,6 +234,7 @@ class RunExecutor:
             tools=stage.tools,
             tool_choice=stage.tool_choice,
             response_schema=stage.response_schema,
+            experiment_id=plan.experiment_id,
         )
 
     async def _stage(self, request: CompletionRequest, call: Call, name: str, repeat: int) -> StageResult:

@@ -58,6 +58,7 @@ class RunReturned:
     attempts: int = 0  # HTTP requests that were made
     maybe_paid: bool = False
     why: str = ""  # a name of ErrorReason
+    waits_for: str = ""  # which limit: concurrency, rate, quota or pause; "" where the provider was asked
 
 
 Outcome = StageDone | RunEnded | RunReturned

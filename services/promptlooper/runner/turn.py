@@ -13,7 +13,7 @@ from typing import Any
 
 from promptlooper.experiment import ExperimentState
 from promptlooper.run import RunError, RunState, Score, StageResult
-from promptlooper.runner.event_facts import FAILURES, NewEvent, experiment_facts
+from promptlooper.runner.event_facts import FAILURES, NewEvent, experiment_facts, waiting_facts
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 
@@ -170,7 +170,8 @@ class Turn:
         row.deadline_us = None
         if outcome.not_before_us is not None:
             row.deadline_us = outcome.deadline_us
-            self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, error_reason=outcome.why)
+            facts = waiting_facts(outcome.why, outcome.waits_for)
+            self._run_event("run.waiting", outcome, not_before_us=outcome.not_before_us, **facts)
 
     def _topped_up(self, outcome: RunReturned, row: RunRow) -> bool:
         """A run that needs a larger reservation keeps its place where the budget admits that. The epoch says that it

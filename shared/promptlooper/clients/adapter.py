@@ -21,13 +21,16 @@ from promptlooper.completion import (
     ModelInfo,
     OnDelta,
 )
+from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddings, check_embedding_request
 from promptlooper.errors import ServiceUnavailable, TooLarge
-from promptlooper.rpc.client import away, is_name, open_channel, replicas_of
+from promptlooper.rpc.client import away, domain_errors, is_name, open_channel, replicas_of
 from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.tracing import current
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.completion import check_from_pb, completion_from_pb, model_from_pb, request_to_pb
+from promptlooper.wire.embeddings import embeddings_from_pb
+from promptlooper.wire.embeddings import request_to_pb as embed_to_pb
 from promptlooper.wire.limits import MAX_MESSAGE
 
 MARGIN = 2.0  # seconds that an answer may take to travel: the Adapter ends what takes longer than its timeout
@@ -54,7 +57,7 @@ async def connected(
         yield await enter(AdapterClient(channel, address, replicas, max_age=max_age))
 
 
-class AdapterClient(CompletionGateway):
+class AdapterClient(CompletionGateway, EmbeddingGateway):
     """Questions travel on long-lived CompleteMany streams, one for each of `replicas`, by default one for `channel`,
     which takes the other calls. The same channel several times is for a name: round robin lets each of its streams
     begin at the next replica. What is ready in one tick of the event loop goes in one message. A question whose
@@ -115,6 +118,16 @@ class AdapterClient(CompletionGateway):
             error.sent = True
             raise
         raise ServiceUnavailable("the Adapter ended its answer before the end", sent=True, address=self._address)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        check_embedding_request(request)
+        try:
+            with domain_errors(self._address, "adapter"):
+                response = await self._stub.Embed(embed_to_pb(request), timeout=request.timeout + self._margin)
+        except ServiceUnavailable as error:
+            error.sent = True  # nobody knows whether it is billed
+            raise
+        return embeddings_from_pb(response)
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         with away(self._address, "adapter"):

@@ -38,6 +38,7 @@ USUAL: dict[str, float | None] = {
     _ADAPTER + "Complete": 60,
     _ADAPTER + "CompleteMany": None,
     _ADAPTER + "StreamComplete": 60,
+    _ADAPTER + "Embed": 60,
     _ADAPTER + "CheckModels": 10,
     _ADAPTER + "ListModels": 10,
     _CACHE + "Lookup": 1,

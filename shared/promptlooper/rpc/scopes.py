@@ -55,6 +55,7 @@ SCOPES: dict[str, Scope | None] = {
     _ADAPTER + "Complete": Scope.RUN,
     _ADAPTER + "CompleteMany": Scope.RUN,
     _ADAPTER + "StreamComplete": Scope.RUN,
+    _ADAPTER + "Embed": Scope.RUN,
     _ADAPTER + "CheckModels": Scope.READ,
     _ADAPTER + "ListModels": Scope.READ,
     _CACHE + "Lookup": Scope.RUN,  # it takes leases

@@ -241,6 +241,7 @@ class CompletionRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     RESPONSE_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`provider/model`, split at the first slash."""
     timeout_ms: _builtins.int
@@ -253,6 +254,10 @@ class CompletionRequest(_message.Message):
     """`auto`, `none`, `required` or a tool's name; empty is not sent."""
     response_schema_json: _builtins.str
     """JSON Schema that the answer must match: a JSON object; empty is none."""
+    experiment_id: _builtins.str
+    """Who asks: where a provider's limit makes questions wait, experiments are served in turn. Empty is someone who waits for
+    this one answer, and comes first.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
@@ -272,10 +277,11 @@ class CompletionRequest(_message.Message):
         tools: _abc.Iterable[Global___Tool] | None = ...,
         tool_choice: _builtins.str = ...,
         response_schema_json: _builtins.str = ...,
+        experiment_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "once", b"once", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_id", b"experiment_id", "messages", b"messages", "model", b"model", "once", b"once", "response_schema_json", b"response_schema_json", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

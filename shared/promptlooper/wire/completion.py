@@ -25,6 +25,7 @@ from promptlooper.errors import (
 )
 from promptlooper.v1 import adapter_service_pb2 as adapter_pb
 from promptlooper.v1 import completion_pb2 as pb
+from promptlooper.wire.limit_states import limit_from_pb, limit_to_pb
 from promptlooper.wire.scalars import milliseconds, object_of, object_text, seconds, text_of, value_of, value_text
 
 DEFAULT_TIMEOUT = 60.0  # seconds, where a request says 0
@@ -152,6 +153,7 @@ def request_to_pb(request: CompletionRequest) -> pb.CompletionRequest:
         tools=[tool_to_pb(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)],
         tool_choice=request.tool_choice,
         response_schema_json=schema_text(request.response_schema, "response_schema_json"),
+        experiment_id=request.experiment_id,
     )
 
 
@@ -165,6 +167,7 @@ def request_from_pb(message: pb.CompletionRequest, field: str = "request") -> Co
         tuple(tool_from_pb(tool, f"{field}.tools[{i}]") for i, tool in enumerate(message.tools)),
         message.tool_choice,
         schema_of(message.response_schema_json, f"{field}.response_schema_json"),
+        message.experiment_id,
     )
 
 
@@ -260,6 +263,8 @@ def check_to_pb(check: ModelCheck) -> adapter_pb.ModelCheck:
         list_price=price_to_pb(check.list_price),
         price_version=check.price_version,
         price_unknown=check.price_unknown,
+        batches=check.batches,
+        batch_price=price_to_pb(check.batch_price),
     )
 
 
@@ -273,6 +278,8 @@ def check_from_pb(message: adapter_pb.ModelCheck) -> ModelCheck:
         price_from_pb(message.list_price) if message.HasField("list_price") else None,
         message.price_version,
         message.price_unknown,
+        message.batches,
+        price_from_pb(message.batch_price) if message.HasField("batch_price") else None,
     )
 
 
@@ -284,6 +291,7 @@ def model_to_pb(model: ModelInfo) -> adapter_pb.ModelInfo:
         problem=model.problem or "",
         price=price_to_pb(model.price),
         price_version=model.price_version,
+        limits=[limit_to_pb(limit) for limit in model.limits],
     )
 
 
@@ -295,4 +303,5 @@ def model_from_pb(message: adapter_pb.ModelInfo) -> ModelInfo:
         message.problem or None,
         price_from_pb(message.price) if message.HasField("price") else None,
         message.price_version,
+        tuple(limit_from_pb(limit) for limit in message.limits),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from promptlooper.adapter.servicer import SERVICE_NAME, AdapterServicer
+from promptlooper.adapter.servicer import SERVICE_NAME, AdapterCore, AdapterServicer
 from promptlooper.clients.adapter import AdapterClient
 from promptlooper.completion import (
     Completion,
@@ -23,6 +24,7 @@ from promptlooper.completion import (
     OnDelta,
     Price,
 )
+from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddings
 from promptlooper.rpc.client import open_channel
 from promptlooper.rpc.server import serving
 
@@ -33,13 +35,14 @@ async def echo(request: CompletionRequest) -> Completion:
     return Completion(output=request.messages[-1].content, model="echo", finish_reason="stop", latency_ms=1)
 
 
-class ScriptedGateway(CompletionGateway):
+class ScriptedGateway(CompletionGateway, EmbeddingGateway):
     """Answers as `answer` says; records what it was asked and which questions were cancelled."""
 
     def __init__(self) -> None:
         self.answer: Answer = echo
         self.asked: list[CompletionRequest] = []
         self.cancelled: list[str] = []
+        self.embedded: list[EmbeddingRequest] = []
         self.changed = asyncio.Condition()
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
@@ -49,6 +52,11 @@ class ScriptedGateway(CompletionGateway):
         except asyncio.CancelledError:
             await self._note(self.cancelled, request.messages[-1].content)
             raise
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        self.embedded.append(request)
+        vectors = tuple(array("f", [len(text), 0.5]) for text in request.inputs)
+        return Embeddings(vectors, "e", 7, 3, 11, "list 1", 2)
 
     async def _note(self, notes: list[Any], note: Any) -> None:
         async with self.changed:
@@ -70,7 +78,7 @@ class ScriptedGateway(CompletionGateway):
 class CountingServicer(AdapterServicer):
     """Counts streams and messages, and can break streams."""
 
-    def __init__(self, core: CompletionGateway, **options: Any) -> None:
+    def __init__(self, core: AdapterCore, **options: Any) -> None:
         super().__init__(core, **options)
         self.streams = self.requests = self.responses = 0
         self.ended: asyncio.Queue[None] = asyncio.Queue()

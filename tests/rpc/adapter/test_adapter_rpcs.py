@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
 
 from promptlooper.clients.adapter import connected
 from promptlooper.completion import Completion, ModelCheck, ModelInfo, Price
+from promptlooper.embeddings import MAX_INPUTS, MAX_NUMBERS, EmbeddingRequest, Embeddings
 from promptlooper.errors import (
     ERRORS_BY_REASON,
     CompletionFailed,
@@ -15,7 +17,9 @@ from promptlooper.errors import (
     DomainError,
     Draining,
     InvalidArgument,
+    ProviderRateLimited,
     ServiceUnavailable,
+    TooLarge,
 )
 from promptlooper.rpc.client import domain_errors
 from promptlooper.v1 import adapter_service_pb2 as pb
@@ -35,6 +39,54 @@ async def test_complete_gives_the_core_no_more_time_than_the_caller_has(adapter:
     await stub.Complete(pb.CompleteRequest(request=request_to_pb(ask("hi", timeout=3.0))), timeout=20)
     assert adapter.gateway.asked[0].timeout < 21  # grpc rounds a deadline up
     assert adapter.gateway.asked[1].timeout == 3.0
+
+
+async def test_embed_gives_each_text_its_vector(adapter: Any) -> None:
+    request = EmbeddingRequest("mock/e", ("a", "b €"), 2, {"user": "u", "n": 3}, 30.0)
+    found = await adapter.client.embed(request)
+    assert adapter.gateway.embedded == [request]
+    assert found == Embeddings((array("f", [1, 0.5]), array("f", [3, 0.5])), "e", 7, 3, 11, "list 1", 2)
+
+
+async def test_embed_gives_the_core_no_more_time_than_the_caller_has(adapter: Any) -> None:
+    stub = AdapterServiceStub(adapter.channel)
+    await stub.Embed(pb.EmbedRequest(model="mock/e", inputs=["a"], timeout_ms=500_000), timeout=20)
+    await stub.Embed(pb.EmbedRequest(model="mock/e", inputs=["a"]), timeout=100)
+    assert adapter.gateway.embedded[0].timeout < 21  # grpc rounds a deadline up
+    assert adapter.gateway.embedded[1].timeout == 60.0
+
+
+async def test_as_many_vectors_as_may_be_fit_into_an_answer(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Embeddings((array("f", [0.1] * (MAX_NUMBERS // MAX_INPUTS)),) * MAX_INPUTS, "e" * 100)
+
+    async def most(request: EmbeddingRequest) -> Embeddings:
+        return whole
+
+    monkeypatch.setattr(adapter.gateway, "embed", most)
+    assert await adapter.client.embed(EmbeddingRequest("mock/e", ("a" * 500,) * MAX_INPUTS)) == whole
+
+
+async def test_too_many_texts_are_refused_before_they_are_sent(adapter: Any) -> None:
+    with pytest.raises(TooLarge, match="at most 2048"):
+        await adapter.client.embed(EmbeddingRequest("mock/e", ("a",) * 2049))
+    assert adapter.gateway.embedded == []
+
+
+async def test_error_of_embed_is_raised_again_with_its_facts(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(request: EmbeddingRequest) -> Embeddings:
+        raise ProviderRateLimited("wait", attempts=2, retry_after=7.0, provider="p")
+
+    monkeypatch.setattr(adapter.gateway, "embed", fail)
+    with pytest.raises(ProviderRateLimited, match="wait") as caught:
+        await adapter.client.embed(EmbeddingRequest("p/m", ("a",)))
+    assert (caught.value.attempts, caught.value.retry_after, caught.value.metadata) == (2, 7.0, {"provider": "p"})
+
+
+async def test_embed_of_an_adapter_that_is_gone_says_so(adapter: Any) -> None:
+    async with connected("127.0.0.1:1") as client:
+        with pytest.raises(ServiceUnavailable) as caught:
+            await client.embed(EmbeddingRequest("p/m", ("a",), timeout=1.0))
+    assert caught.value.sent
 
 
 @pytest.mark.parametrize("reason", sorted(set(ERRORS_BY_REASON) - {"INVALID_EXPERIMENT"}))

@@ -14,7 +14,8 @@ import pytest
 
 from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.gateway import Gateway
-from promptlooper.adapter.limits import LocalLimiter
+from promptlooper.adapter.limits.lanes import Lanes
+from promptlooper.adapter.limits.ledger import Rules
 from promptlooper.adapter.providers.local import MODEL, LocalProvider
 from promptlooper.adapter.routes.route import Pool, Upstream
 from promptlooper.adapter.routes.router import Router
@@ -51,7 +52,8 @@ async def local() -> AsyncIterator[LocalProvider]:
 
 @pytest.fixture
 def gateway(local: LocalProvider) -> Gateway:
-    return Gateway(Router({"local": Pool((Upstream(local),))}), LocalLimiter({"local": 2}))
+    limiter = Lanes(lambda _: Rules(max_concurrency=2), SystemClock())
+    return Gateway(Router({"local": Pool((Upstream(local),))}), limiter)
 
 
 async def test_local_model_knows_the_capital_of_france(gateway, local):

@@ -20,10 +20,10 @@ from runner_lab import experiment, stage
 
 from promptlooper.backing import RedisServer
 from promptlooper.cache.settings import CacheSettings
-from promptlooper.cache.store.access import FAILURES
 from promptlooper.cache.store.redis import RedisStore
 from promptlooper.clients.cache import CacheClient
 from promptlooper.experiment import ExperimentSpec, ModelEntry, Pipeline
+from promptlooper.redis_access import FAILURES
 from promptlooper.run import Run
 from promptlooper.testing.clock import ManualClock
 from promptlooper.testing.eventually import eventually

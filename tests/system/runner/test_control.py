@@ -112,6 +112,33 @@ async def test_a_run_that_must_wait_is_parked_and_completes_later(lab: Lab) -> N
         assert (await runner.get(created.experiment_id)).counts.completed == 3
 
 
+async def test_a_run_that_waits_for_others_does_not_lose_its_stages_time_and_says_what_it_waits_for(lab: Lab) -> None:
+    held = ProviderRateLimited("not asked", retry_after=1.0, waits_for="rate")
+    answers: list[str | Exception] = [held, "fine"]
+    lab.model.say = lambda request: answers.pop(0)
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("hi", limits={"stage_timeout": 0.5}))
+        messages = await watched(runner, created.experiment_id)
+        (waiting,) = [m.event for m in messages if m.event and m.event.kind == "run.waiting"]
+        assert waiting.detail["error_message"] == "the requests or tokens of this minute are used up"
+        assert (await runner.get(created.experiment_id)).counts.completed == 1
+
+
+async def test_a_limit_does_not_have_all_runs_started_and_parked(lab: Lab) -> None:
+    lab.model.say = lambda request: ProviderRateLimited("not asked", retry_after=600.0, waits_for="rate")
+    async with lab.runner() as runner:
+        created = await runner.create(experiment("{{ input.n }}", rows=ROWS * 5, limits={"max_concurrency": 1}))
+        waiting = 0
+        async for message in runner.watch(created.experiment_id):
+            waiting += message.event is not None and message.event.kind == "run.waiting"
+            if waiting == 4:
+                break
+        known = await runner.get(created.experiment_id)
+        assert known.counts.pending == len(ROWS) * 5
+        assert len(await exported(runner, created.experiment_id)) == 4
+        await runner.cancel(created.experiment_id)
+
+
 async def test_100_concurrent_creates_with_one_request_id_make_one_experiment(lab: Lab) -> None:
     spec = experiment("{{ input.n }}", rows=ROWS[:3])
     async with lab.runner() as runner:

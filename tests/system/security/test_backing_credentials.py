@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,11 +21,13 @@ import psycopg
 import pytest
 from tls_lab import Authority, Pair, put
 
+from promptlooper.adapter.limits.shared_ledger import Away, Fleet
 from promptlooper.backing import NatsServer, PostgresServer, RedisServer
 from promptlooper.cache.purges import Purge
 from promptlooper.cache.store.contract import Lease, Wanted
 from promptlooper.cache.store.redis import RedisStore
 from promptlooper.cli.main import main
+from promptlooper.clock import SystemClock
 from promptlooper.errors import CacheUnavailable, InvalidArgument, StoreUnavailable
 from promptlooper.runner.events.connection import NatsSecurity, connected
 from promptlooper.runner.settings import RunnerSettings
@@ -40,18 +43,17 @@ def ca(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-# As docs/security.md has them.
-RIGHTS = (
-    "on ~promptlooper:* +eval +evalsha +get +set +del +pexpire +hget +hgetall +hset +hsetnx +hincrby"
-    " +scan +unlink +info +auth +hello +ping +select +client|setinfo +client|setname"
-)
+DOCS = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
+RIGHTS, ADAPTER_RIGHTS = re.findall("`(on ~promptlooper:.*?)`", DOCS)
 
 
 class SecuredRedis(RedisServer):
-    """Its default user is off; `cache` may do what the Cache does."""
+    """Its default user is off; `cache` may do what the Cache does, and `adapter` what the Adapter does."""
 
     def _command(self) -> Sequence[str | Path]:
-        return [*super()._command(), "--user", "default", "off", "--user", "cache", *RIGHTS.split(), ">" + PASSWORD]
+        users = {"cache": RIGHTS, "adapter": ADAPTER_RIGHTS}
+        words = [word for user, rights in users.items() for word in ("--user", user, *rights.split(), ">" + PASSWORD)]
+        return [*super()._command(), "--user", "default", "off", *words]
 
     def _answers(self, connection: socket.socket, pid: int) -> bool:
         connection.sendall(b"PING\r\n")
@@ -111,6 +113,21 @@ async def test_redis_by_tls_and_a_password_that_is_rotated(ca: Authority, redis:
         async with RedisStore(url, password_file=password, ca_file=stranger.file, timeout=5) as store:
             with pytest.raises(CacheUnavailable, match="certificate verify failed"):
                 await store.size()
+
+
+async def test_limits_are_shared_by_tls_and_with_the_rights_that_are_documented(
+    ca: Authority, redis: SecuredRedis, tmp_path: Path
+) -> None:
+    password = tmp_path / "redis-password"
+    password.write_text(PASSWORD)
+    async with behind_tls(ca.issue("redis"), redis.port) as port:
+        url = f"rediss://adapter@127.0.0.1:{port}/0"
+        async with Fleet(url, SystemClock(), "a", password_file=password, ca_file=ca.file, timeout=5) as fleet:
+            version, theirs = await fleet.swap("promptlooper:limits:1:{x}", b"", b"ledger")
+            assert theirs is None
+            assert await fleet.swap("promptlooper:limits:1:{x}", b"other", b"mine") == (version, b"ledger")
+            with pytest.raises(Away, match="No permissions to access a key"):
+                await fleet.swap("promptlooper:cache:1:{x}", b"", b"mine")
 
 
 async def size_of(store: RedisStore) -> tuple[int, int]:

@@ -12,8 +12,8 @@ import pytest
 
 from promptlooper.adapter.config import read_providers_file
 from promptlooper.adapter.gateway import Gateway
-from promptlooper.adapter.limits import LocalLimiter
-from promptlooper.adapter.providers.registry import built_pool, entries_with_built_in, max_concurrency
+from promptlooper.adapter.limits.lanes import Lanes
+from promptlooper.adapter.providers.registry import built_pool, entries_with_built_in, rules_of
 from promptlooper.adapter.routes.router import Router
 from promptlooper.completion import CompletionRequest, Message
 from promptlooper.testing.clock import ManualClock
@@ -73,7 +73,7 @@ async def gateways(time: Time, tmp_path: Path) -> AsyncIterator[MakeGateway]:
             Router(
                 {entry.name: built_pool(entry, env, clock=time) for entry in entries}, clock=time, random=lambda: 0.5
             ),
-            LocalLimiter({entry.name: max_concurrency(entry) for entry in entries}),
+            Lanes(rules_of(entries), time),
             clock=time,
             sleep=time.sleep,
         )

@@ -75,12 +75,12 @@ async def test_errors_are_counted_per_question_and_retried(mock, asking):
 
 
 async def test_scripted_errors_are_those_of_a_provider(mock, asking):
-    with pytest.raises(ProviderRateLimited) as limited:
-        await mock.complete(asking("limited", model="mock/ok"))
-    assert limited.value.retry_after == 9
     with pytest.raises(ProviderUnavailable) as dead:
         await mock.complete(asking("dead", model="mock/ok"))
     assert dead.value.attempts == 3
+    with pytest.raises(ProviderRateLimited) as limited:
+        await mock.complete(asking("limited", model="mock/ok"))
+    assert limited.value.retry_after == 9
 
 
 async def test_question_that_no_rule_fits_is_refused(gateways, asking):

@@ -171,13 +171,13 @@ async def test_retry_after_is_waited_for(gateway, fake, asking, time):
         [
             error(429, retry_after="2"),
             error(429, retry_after="Mon, 23 Nov 2026 12:00:05 GMT"),
-            *[error(429, retry_after="1")] * 3,
+            error(429, retry_after="1"),
         ]
     )
     answer = await gateway.complete(asking())
-    assert answer.attempts == 6
+    assert answer.attempts == 4
     # 5 % is our spread; at the second attempt 2.1 of the 5 s are over.
-    assert time.slept == [pytest.approx(2.1), pytest.approx(2.9 * 1.05), *[pytest.approx(1.05)] * 3]
+    assert time.slept == [pytest.approx(2.1), pytest.approx(2.9 * 1.05), pytest.approx(1.05)]
 
 
 async def test_longer_waits_are_left_to_the_caller(gateway, fake, asking, time):
@@ -242,7 +242,8 @@ async def test_call_cancelled_while_it_waits_for_a_slot_makes_no_request(gateway
     assert dict(fake.calls) == {"first": 1, "third": 1}
 
 
-async def test_five_hundred_calls_run_at_once(many_files, gateway, fake, asking):
+async def test_five_hundred_calls_run_at_once(many_files, gateways, fake, asking):
+    gateway = gateways("providers: [{name: openai, limits: {max_concurrency: 500}}]", OPENAI_BASE_URL=fake.base_url)
     release = asyncio.Event()
     fake.answer = Reply(until=release)
     calls = [asyncio.create_task(gateway.complete(asking(str(n)))) for n in range(500)]

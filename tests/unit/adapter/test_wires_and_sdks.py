@@ -12,6 +12,7 @@ import pytest
 from promptlooper.completion import ToolCall
 from promptlooper.testing.wires import Reply, Said, WireServer
 from promptlooper.testing.wires.anthropic import AnthropicWire
+from promptlooper.testing.wires.embeddings import numbers_of
 from promptlooper.testing.wires.openai_chat import OpenAIChatWire
 
 CALL = ToolCall("call_1", "weather", '{"city":"Paris"}')
@@ -68,6 +69,19 @@ async def test_openais_sdk_understands_a_stream(openai_sdk):
     chunks = [chunk async for chunk in stream]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == SAID.text
     assert chunks[-1].usage.completion_tokens == 9
+
+
+async def test_openais_sdk_understands_embeddings(openai_sdk, openai_server):
+    texts: Any = {"model": "text-embedding-3-small", "input": ["a", "b"], "dimensions": 3}
+    found = await openai_sdk.embeddings.create(**texts, encoding_format="float")
+    assert {item.index: item.embedding for item in found.data} == {0: numbers_of("a", 3), 1: numbers_of("b", 3)}
+    assert found.usage.prompt_tokens == 100
+    # Without a format it asks for base64, which its strict validation does not know.
+    async with openai.AsyncOpenAI(base_url=openai_server.base_url, api_key="k", max_retries=0) as usual:
+        found = await usual.embeddings.create(**texts)
+    assert openai_server.asked[1].body["encoding_format"] == "base64"
+    assert {item.index: item.embedding for item in found.data} == {0: numbers_of("a", 3), 1: numbers_of("b", 3)}
+    assert not openai_server.refused
 
 
 async def test_anthropics_sdk_understands_an_answer_and_its_turns_are_taken(anthropic_sdk, anthropic_server):

@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from promptlooper.backing import RedisServer
 from promptlooper.cache.core import CacheCore
 from promptlooper.cache.settings import CacheSettings
-from promptlooper.cache.store.access import FAILURES
 from promptlooper.cache.store.redis import RedisStore
 from promptlooper.caching import CacheEntry, Lookup, LookupStatus
 from promptlooper.errors import CacheUnavailable, InvalidArgument
+from promptlooper.redis_access import FAILURES
 from promptlooper.testing.clock import ManualClock
 from promptlooper.testing.proxy import FaultProxy, fault_proxy
 from promptlooper.testing.servers import redis_server

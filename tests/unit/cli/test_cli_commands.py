@@ -276,6 +276,7 @@ def test_models_say_price_and_problem(promptlooper: Any) -> None:
         "output_usd_per_mtok": 0.0,
         "request_usd": 0.0,
         "price_version": "free",
+        "limits": [],
     }
     assert listed[1]["input_usd_per_mtok"] is None
     assert listed[1]["price_version"] is None

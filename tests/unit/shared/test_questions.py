@@ -56,7 +56,7 @@ NOT_IN_KEY: dict[type, dict[str, Any]] = {
     ToolCall: {},
     Message: {},
     Tool: {},
-    CompletionRequest: {"timeout": 1.0, "once": True},
+    CompletionRequest: {"timeout": 1.0, "once": True, "experiment_id": "e"},
     CachePolicy: {"mode": CacheMode.REFRESH, "max_age": 5.0},
     Question: {},
 }

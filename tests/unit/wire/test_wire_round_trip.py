@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -14,15 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptlooper import caching, completion, experiment, experiments, run, scoring, sources
+from promptlooper import caching, completion, embeddings, experiment, experiments, run, scoring, sources
 from promptlooper.digest import canonical
 from promptlooper.errors import Problem
 from promptlooper.v1 import cache_service_pb2 as cache_pb
 from promptlooper.wire import caching as caching_wire
 from promptlooper.wire import completion as completion_wire
+from promptlooper.wire import embeddings as embeddings_wire
 from promptlooper.wire import events as events_wire
 from promptlooper.wire import experiment as experiment_wire
 from promptlooper.wire import experiments as experiments_wire
+from promptlooper.wire import limit_states as limits_wire
 from promptlooper.wire import run as run_wire
 from promptlooper.wire import scoring as scoring_wire
 from promptlooper.wire import single_runs as single_wire
@@ -41,7 +44,10 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     completion.Completion: (completion_wire.completion_to_pb, completion_wire.completion_from_pb),
     completion.Price: (completion_wire.price_to_pb, completion_wire.price_from_pb),
     completion.ModelCheck: (completion_wire.check_to_pb, completion_wire.check_from_pb),
+    completion.LimitState: (limits_wire.limit_to_pb, limits_wire.limit_from_pb),
     completion.ModelInfo: (completion_wire.model_to_pb, completion_wire.model_from_pb),
+    embeddings.EmbeddingRequest: (embeddings_wire.request_to_pb, embeddings_wire.request_from_pb),
+    embeddings.Embeddings: (embeddings_wire.embeddings_to_pb, embeddings_wire.embeddings_from_pb),
     experiment.InputRow: (experiment_wire.input_to_pb, experiment_wire.input_from_pb),
     experiment.ModelEntry: (experiment_wire.model_to_pb, experiment_wire.model_from_pb),
     experiment.MessageTemplate: (experiment_wire.template_to_pb, experiment_wire.template_from_pb),
@@ -94,7 +100,7 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     scoring.ScorerCheck: (scoring_wire.check_to_pb, scoring_wire.check_from_pb),
     scoring.ScorerInfo: (scoring_wire.scorer_to_pb, scoring_wire.scorer_from_pb),
 }
-MODULES = (caching, completion, experiment, experiments, run, scoring, sources)
+MODULES = (caching, completion, embeddings, experiment, experiments, run, scoring, sources)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 names = st.text("abcxyz019._-", min_size=1, max_size=8)
@@ -105,6 +111,7 @@ durations = st.integers(1, 10**10).map(lambda ms: ms / 1000)
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | reals | texts
 jsons = st.recursive(scalars, lambda x: st.lists(x, max_size=2) | st.dictionaries(texts, x, max_size=2), max_leaves=4)
 objects = st.dictionaries(texts, jsons, max_size=2)
+vectors = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=3).map(lambda v: array("f", v))
 parameters = st.fixed_dictionaries(
     {},
     optional={
@@ -155,6 +162,9 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (completion.ModelCheck, "problem_reason"): st.none() | names,
     (completion.ModelCheck, "problem"): st.none() | names,
     (completion.ModelInfo, "problem"): st.none() | names,
+    (embeddings.EmbeddingRequest, "dimensions"): st.none() | integers,
+    (embeddings.EmbeddingRequest, "timeout"): durations,
+    (embeddings.Embeddings, "vectors"): st.lists(vectors, max_size=2).map(tuple),
     (experiment.ModelEntry, "name"): names,
     (experiment.Stage, "timeout"): st.none() | durations,
     (experiment.Stage, "response_schema"): st.none() | objects,
@@ -244,7 +254,7 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | array):
         return [plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()

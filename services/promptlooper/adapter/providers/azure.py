@@ -16,6 +16,12 @@ _REASONS = re.compile(r"(?:^|[^a-z0-9])(?:o\d|gpt-?(?:[5-9]|\d\d))", re.IGNORECA
 _DATED = replace(OPENAI, renamed={})
 
 
+def azure_path(operation: str, deployment: str, api_version: str) -> str:
+    if not api_version:
+        return f"/openai/v1/{operation}"
+    return f"/openai/deployments/{quote(deployment, safe='')}/{operation}?api-version={api_version}"
+
+
 class AzureChat(OpenAIChat):
     """The v1 API; with an `api_version` the API of deployments' paths. A model is the name of a deployment."""
 
@@ -24,9 +30,7 @@ class AzureChat(OpenAIChat):
         self._api_version = api_version
 
     def path(self, model: str, *, stream: bool) -> str:
-        if not self._api_version:
-            return "/openai/v1/chat/completions"
-        return f"/openai/deployments/{quote(model, safe='')}/chat/completions?api-version={self._api_version}"
+        return azure_path("chat/completions", model, self._api_version)
 
     def place(self, key: str) -> Mapping[str, str]:
         return {"api-key": key}

@@ -7,14 +7,19 @@ from urllib.parse import urlsplit
 
 from promptlooper.adapter.config import ProviderEntry
 from promptlooper.adapter.providers import quirks
+from promptlooper.adapter.providers.embedding import EmbeddingDialect
 from promptlooper.adapter.providers.http import Dialect
 
 
 def _openai(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
     from promptlooper.adapter.providers.openai import OpenAIChat
 
+    return OpenAIChat(_quirks(entry, base_url))
+
+
+def _quirks(entry: ProviderEntry, base_url: str) -> quirks.Quirks:
     said = quirks.named(entry.quirks) if entry.quirks else None
-    return OpenAIChat(said or quirks.of_host(urlsplit(base_url).hostname or ""))
+    return said or quirks.of_host(urlsplit(base_url).hostname or "")
 
 
 def _anthropic(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
@@ -32,7 +37,11 @@ def _gemini(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dial
 def _azure(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
     from promptlooper.adapter.providers.azure import AzureChat
 
-    return AzureChat(entry.api_version or env.get("AZURE_OPENAI_API_VERSION", "").strip())
+    return AzureChat(_api_version(entry, env))
+
+
+def _api_version(entry: ProviderEntry, env: Mapping[str, str]) -> str:
+    return entry.api_version or env.get("AZURE_OPENAI_API_VERSION", "").strip()
 
 
 def _responses(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
@@ -63,3 +72,25 @@ DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect
     "bedrock": _bedrock,
 }
 WANT_BYTES = frozenset({"bedrock", "ollama"})  # of images: they take no addresses
+
+
+def embedding_of(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> EmbeddingDialect | None:
+    """Its format of embeddings; None where it has none."""
+    if entry.type in ("openai", "openai-responses"):
+        from promptlooper.adapter.providers.openai_embeddings import OpenAIEmbeddings
+
+        said = _quirks(entry, base_url)
+        return OpenAIEmbeddings(said) if said.embeds else None
+    if entry.type == "azure":
+        from promptlooper.adapter.providers.openai_embeddings import AzureEmbeddings
+
+        return AzureEmbeddings(_api_version(entry, env))
+    if entry.type == "gemini":
+        from promptlooper.adapter.providers.gemini_embeddings import GeminiEmbeddings
+
+        return GeminiEmbeddings(base_url)
+    if entry.type == "ollama":
+        from promptlooper.adapter.providers.ollama_embeddings import OllamaEmbeddings
+
+        return OllamaEmbeddings()
+    return None

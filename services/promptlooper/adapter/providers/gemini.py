@@ -20,19 +20,31 @@ _VERSION = "/v1beta"
 _KINDS = ("models", "tunedModels")
 
 
+def version_of(base_url: str) -> str:
+    """What comes first in a path: their own tools take an address without the version, others' often have it."""
+    return "" if base_url.rpartition("/")[2] in ("v1", "v1beta", "v1alpha") else _VERSION
+
+
+def path_of(model: str) -> str:
+    kind, name = resource_of(model)
+    return f"{kind}/{quote(name, safe='')}"
+
+
+def resource_of(model: str) -> tuple[str, str]:
+    """Kind and name."""
+    kind, slash, name = model.partition("/")
+    return (kind, name) if slash and kind in _KINDS else ("models", model)
+
+
 class GeminiGenerateContent:
     headers: Mapping[str, str] = {}
 
     def __init__(self, base_url: str) -> None:
-        # Their own tools take it without the version, others' addresses often have it.
-        self._before = "" if base_url.rpartition("/")[2] in ("v1", "v1beta", "v1alpha") else _VERSION
+        self._before = version_of(base_url)
 
     def path(self, model: str, *, stream: bool) -> str:
-        kind, slash, name = model.partition("/")
-        if not slash or kind not in _KINDS:
-            kind, name = "models", model
         verb = "streamGenerateContent?alt=sse" if stream else "generateContent"
-        return f"{self._before}/{kind}/{quote(name, safe='')}:{verb}"
+        return f"{self._before}/{path_of(model)}:{verb}"
 
     def place(self, key: str) -> Mapping[str, str]:
         return {"x-goog-api-key": key}

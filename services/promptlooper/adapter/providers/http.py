@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import httpx
@@ -16,12 +17,17 @@ from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.images import ImageFetcher, with_bytes
 from promptlooper.adapter.keys import Key
-from promptlooper.adapter.providers.headers import Headers
+from promptlooper.adapter.providers.embedding import EmbeddingDialect
+from promptlooper.adapter.providers.headers import Headers, Sent
 from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.providers.refusal import refusal
 from promptlooper.adapter.providers.transport import CONNECT_TIMEOUT, LARGEST_BODY, BodyTooLarge, Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.embeddings import EmbeddingRequest, Embeddings
+
+AnswerT = TypeVar("AnswerT")
 
 
 class Gathering(Protocol):
@@ -88,7 +94,8 @@ class Signer(Protocol):
 
 
 class HttpProvider:
-    """One base URL with one key and one dialect. `images` is for a dialect that takes no addresses of images."""
+    """One base URL with one key and one dialect. `images` is for a dialect that takes no addresses of images. What
+    `embedding` asks is not signed."""
 
     def __init__(
         self,
@@ -101,6 +108,7 @@ class HttpProvider:
         key: Key | None = None,
         signer: Signer | None = None,
         images: ImageFetcher | None = None,
+        embedding: EmbeddingDialect | None = None,
         headers: Mapping[str, str] | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         proxy: str | None = None,
@@ -113,6 +121,7 @@ class HttpProvider:
         self._key = key or Key(name)
         self._signer = signer
         self._images = images
+        self._embedding = embedding
         self._headers = Headers(self._key, headers or {}, dialect.place, dialect.headers)
         self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
@@ -139,9 +148,36 @@ class HttpProvider:
                 status, headers, answer, first = await self._streamed(path, sending, body, heard)
                 ttft_ms = None if first is None else round((first - started) * 1000)
         latency_ms = round((self._clock.monotonic() - started) * 1000)
+        try:
+            read = partial(self._dialect.completion, model=model, latency_ms=latency_ms)
+            return replace(self._read(status, headers, answer, sent, read), ttft_ms=ttft_ms)
+        except AttemptFailed as error:
+            if error.failure.kind is Kind.CONTENT_FILTERED:
+                return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)
+            raise
+
+    @property
+    def embeds(self) -> int:
+        return 0 if self._embedding is None else self._embedding.at_once
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embeddings:
+        if self._embedding is None:
+            raise refusal("it has no embeddings")
+        body, path, sent = self._embedding.body(model, request), self._embedding.path(model), self._headers.current()
+        started = self._clock.monotonic()
+        with self._failures():
+            status, headers, answer = await self._transport.request("POST", path, sent.headers, body)
+        latency_ms = round((self._clock.monotonic() - started) * 1000)
+        read = partial(self._embedding.embeddings, model=model, request=request)
+        return replace(self._read(status, headers, answer, sent, read), latency_ms=latency_ms)
+
+    def _read(
+        self, status: int, headers: httpx.Headers, answer: bytes, sent: Sent, read: Callable[[bytes], AnswerT]
+    ) -> AnswerT:
+        """What a response says. Raises AttemptFailed where it is no answer."""
         if status == 200:
             try:
-                return replace(self._dialect.completion(answer, model, latency_ms), ttft_ms=ttft_ms)
+                return read(answer)
             except AttemptFailed as error:
                 if headers.get("content-encoding", "identity") != "identity":
                     message = "it is compressed, though identity was asked for"
@@ -152,8 +188,6 @@ class HttpProvider:
         failure = self._dialect.failure(status, headers, answer, now=self._clock.now(), redacted=self._headers.redacted)
         if failure.status == 401:
             self._headers.refused(sent)
-        if failure.kind is Kind.CONTENT_FILTERED:
-            return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)
         raise AttemptFailed(failure)
 
     async def _streamed(

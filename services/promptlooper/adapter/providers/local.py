@@ -22,10 +22,12 @@ from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.openai import OpenAIChat
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.providers.quirks import SERVERS
+from promptlooper.adapter.providers.refusal import refusal
 from promptlooper.adapter.providers.transport import Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.embeddings import EmbeddingRequest, Embeddings
 
 MODEL = "smollm2-135m-instruct"
 PARALLEL = 2  # answers at once; each has half of the context
@@ -45,6 +47,7 @@ class LocalProvider:
         self.name = name
         self.prices = prices
         self.endpoint = _GGUF
+        self.embeds = 0
         self._clock = clock
         self._server: _Server | None = None
         self._start: asyncio.Task[_Server] | None = None
@@ -71,6 +74,9 @@ class LocalProvider:
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         server = await self._running()
         return await server.provider.complete(model, request, heard)
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embeddings:
+        raise refusal("it has no embeddings")  # its server has them only where it has nothing else
 
     async def _running(self) -> _Server:
         if self._server is not None and self._server.process.poll() is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +18,10 @@ from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ToolCall
 from promptlooper.digest import sha256_hex
+from promptlooper.embeddings import MAX_INPUTS, EmbeddingRequest, Embeddings, Vector
 
 _BUILT_IN = ("echo", "ok")
+_DIMENSIONS = 256
 _PIECES = re.compile(r"\s*\S+\s*|\s+")  # of a stream: words
 
 
@@ -60,6 +64,7 @@ class MockProvider:
     def __init__(self, name: str, rules: Sequence[MockRule], *, prices: Prices, clock: Clock) -> None:
         self.name = name
         self.prices = prices
+        self.embeds = MAX_INPUTS
         self._rules = tuple(rules)
         self.endpoint = _script_id(self._rules)
         self._clock = clock
@@ -81,14 +86,7 @@ class MockProvider:
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         started = self._clock.monotonic()
         question = next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
-        rule, text = self._answer(model, question)
-        if rule.delay:
-            await asyncio.sleep(rule.delay)
-        if text is None:
-            assert rule.error is not None
-            error = rule.error
-            kind = kind_of(error.status, error.code, error.message)
-            raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
+        rule, text = await self._ruled(model, question)
         finish_reason = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
         words = text.split()
         limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
@@ -110,6 +108,30 @@ class MockProvider:
             latency_ms=round((self._clock.monotonic() - started) * 1000),
             tool_calls=tuple(ToolCall(f"call-{n}", *call) for n, call in enumerate(rule.tool_calls)),
         )
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embeddings:
+        """The same texts have the same vectors, of length 1, and texts that share words are near one another. Of a rule
+        that fits the texts together its delay, error and tokens_in count."""
+        started = self._clock.monotonic()
+        rule, _ = await self._ruled(model, "\n".join(request.inputs))
+        return Embeddings(
+            tuple(_vector(text, request.dimensions or _DIMENSIONS) for text in request.inputs),
+            model,
+            sum(len(text.split()) for text in request.inputs) if rule.tokens_in is None else rule.tokens_in,
+            round((self._clock.monotonic() - started) * 1000),
+        )
+
+    async def _ruled(self, model: str, question: str) -> tuple[MockRule, str]:
+        """The rule that answers and its text, after its delay. Raises its error."""
+        rule, text = self._answer(model, question)
+        if rule.delay:
+            await asyncio.sleep(rule.delay)
+        if text is None:
+            assert rule.error is not None
+            error = rule.error
+            kind = kind_of(error.status, error.code, error.message)
+            raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
+        return rule, text
 
     def _answer(self, model: str, question: str) -> tuple[MockRule, str | None]:
         """The rule that answers and its text; no text is its error."""
@@ -141,6 +163,16 @@ class MockProvider:
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+
+def _vector(text: str, dimensions: int) -> Vector:
+    """Counts of words, each at a place that its SHA-256 says, over their root of squares."""
+    counts = Counter(int(sha256_hex(word)[:8], 16) % dimensions for word in text.split() or [text])
+    length = math.sqrt(sum(count * count for count in counts.values()))
+    vector = array("f", bytes(4 * dimensions))
+    for place, count in counts.items():
+        vector[place] = count / length
+    return vector
 
 
 def _script_id(rules: Sequence[MockRule]) -> str:

@@ -29,7 +29,7 @@ _TAG = "ollama"
 _OURS = frozenset({"model", "messages", "stream", "tools", "tool_choice", "format", "response_format"})
 _REFUSED = frozenset({"reasoning_tokens", "parallel_tool_calls", "logit_bias", "n", "best_of"})
 _BESIDE = frozenset({"think", "logprobs", "top_logprobs", "keep_alive", "truncate", "shift"})
-_OPTIONS = frozenset(
+OPTIONS = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "num_predict"),
         *("frequency_penalty", "presence_penalty", "repeat_penalty", "repeat_last_n"),
@@ -139,7 +139,7 @@ def _put(body: dict[str, Any], options: dict[str, Any], name: str, value: Any) -
         body["think"] = False if value == "none" else value
     elif name == "options" and isinstance(value, dict):
         options |= value
-    elif name in _OPTIONS:
+    elif name in OPTIONS:
         options[name] = value
     elif name in _BESIDE:
         body[name] = value

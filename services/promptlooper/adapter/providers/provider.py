@@ -8,6 +8,7 @@ from typing import Protocol
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
 from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.embeddings import EmbeddingRequest, Embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,15 @@ class Provider(Protocol):
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         """One attempt, without cost; raises AttemptFailed. A caller that cancels leaves no open request behind.
         `heard` asks for a stream and hears its pieces."""
+        ...
+
+    @property
+    def embeds(self) -> int:
+        """How many texts it embeds in one request; 0 where it has no embeddings."""
+        ...
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embeddings:
+        """One attempt of at most `embeds` texts, as `complete`."""
         ...
 
     def problem(self, model: str) -> Problem | None:

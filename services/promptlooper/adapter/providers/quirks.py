@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """Of chat completions. A parameter that an endpoint would ignore is in `refused`: nothing is dropped silently."""
+    """Of chat completions, and of embeddings. A parameter that an endpoint would ignore is in `refused`: nothing is
+    dropped silently."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)  # ours to theirs; with a dot: into an object
     refused: frozenset[str] = frozenset()
@@ -17,6 +18,9 @@ class Quirks:
     stream_usage: bool = True  # whether usage of a stream must be asked for, by stream_options
     short_ids: bool = False  # whether ids of tool calls must be nine letters and digits
     kept: tuple[str, ...] = ()  # fields of an answer's message that it wants back in the next turn
+    embeds: bool = True  # whether it has embeddings
+    base64: bool = False  # whether it surely sends vectors as base64, a quarter of their size in JSON
+    dimensions: str = "dimensions"  # its name for the length of a vector
 
     @property
     def touched(self) -> frozenset[str]:
@@ -36,21 +40,24 @@ class Endpoint:
 _NO_BUDGET = frozenset({"reasoning_tokens"})
 _NO_LOGPROBS = frozenset({"logprobs", "top_logprobs", "logit_bias"})
 UNKNOWN = Quirks(refused=_NO_BUDGET)  # of a server that nothing is known of: it gets what it is sent
-OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, refused=_NO_BUDGET | {"top_k"})
+OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, refused=_NO_BUDGET | {"top_k"}, base64=True)
 
 ENDPOINTS: Mapping[str, Endpoint] = {
     "openai": Endpoint("https://api.openai.com/v1", "OPENAI_API_KEY", OPENAI),
     "cerebras": Endpoint(
         "https://api.cerebras.ai/v1",
         "CEREBRAS_API_KEY",
-        Quirks(renamed={"max_tokens": "max_completion_tokens"}, refused=_NO_BUDGET | {"top_k"}),
+        Quirks(renamed={"max_tokens": "max_completion_tokens"}, refused=_NO_BUDGET | {"top_k"}, embeds=False),
     ),
     "deepseek": Endpoint(
         "https://api.deepseek.com",
         "DEEPSEEK_API_KEY",
         # Ignores what it does not know; has JSON, but not by a schema.
         Quirks(
-            refused=_NO_BUDGET | {"top_k", "seed", "parallel_tool_calls"}, schema=False, kept=("reasoning_content",)
+            refused=_NO_BUDGET | {"top_k", "seed", "parallel_tool_calls"},
+            schema=False,
+            kept=("reasoning_content",),
+            embeds=False,
         ),
     ),
     "fireworks": Endpoint("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", UNKNOWN),
@@ -58,7 +65,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         "https://api.groq.com/openai/v1",
         "GROQ_API_KEY",
         # `strict` is for two of its models; the others refuse it.
-        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k"}, strict=False),
+        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k"}, strict=False, embeds=False),
     ),
     "mistral": Endpoint(
         "https://api.mistral.ai/v1",
@@ -69,12 +76,13 @@ ENDPOINTS: Mapping[str, Endpoint] = {
             refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k"},
             stream_usage=False,
             short_ids=True,
+            dimensions="output_dimension",
         ),
     ),
     "moonshot": Endpoint(
         "https://api.moonshot.ai/v1",
         "MOONSHOT_API_KEY",
-        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k", "seed"}, kept=("reasoning_content",)),
+        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k", "seed"}, kept=("reasoning_content",), embeds=False),
     ),
     "openrouter": Endpoint(
         "https://openrouter.ai/api/v1",
@@ -87,10 +95,10 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "perplexity": Endpoint(
         "https://api.perplexity.ai",
         "PERPLEXITY_API_KEY",
-        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"seed", "stop", "parallel_tool_calls"}, strict=False),
+        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"seed", "stop", "parallel_tool_calls"}, strict=False, embeds=False),
     ),
     "together": Endpoint("https://api.together.xyz/v1", "TOGETHER_API_KEY", UNKNOWN),
-    "xai": Endpoint("https://api.x.ai/v1", "XAI_API_KEY", Quirks(refused=_NO_BUDGET | {"top_k"})),
+    "xai": Endpoint("https://api.x.ai/v1", "XAI_API_KEY", Quirks(refused=_NO_BUDGET | {"top_k"}, embeds=False)),
 }
 """By the name that the built-in provider has. Host names of addresses are unique: they say whose quirks apply."""
 

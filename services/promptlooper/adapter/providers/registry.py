@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from promptlooper.adapter.config import ProviderEntry, Rule, ScriptedCall
 from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.images import ImageFetcher
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.limits.ledger import Rules
+from promptlooper.adapter.limits.limiter import Lane
 from promptlooper.adapter.price_entries import dated
 from promptlooper.adapter.providers.aws import SigV4, no_credentials, region_in, region_of
 from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
-from promptlooper.adapter.providers.dialects import DIALECTS, WANT_BYTES
+from promptlooper.adapter.providers.dialects import DIALECTS, WANT_BYTES, embedding_of
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
@@ -32,9 +34,19 @@ def entries_with_built_in(entries: Sequence[ProviderEntry]) -> list[ProviderEntr
     return [*entries, *(entry for entry in built_in if entry.name not in named)]
 
 
-def max_concurrency(entry: ProviderEntry) -> int | None:
-    """None is without a limit."""
-    return entry.limits.max_concurrency or (PARALLEL if entry.type == "local" else None)
+def rules_of(entries: Sequence[ProviderEntry]) -> Callable[[Lane], Rules]:
+    """What the providers file says of a lane's limits."""
+    by_name = {entry.name: entry for entry in entries}
+
+    def rules(lane: Lane) -> Rules:
+        entry = by_name[lane.provider]
+        said = {"max_concurrency": PARALLEL} if entry.type == "local" else {}
+        for limits in (entry.limits, entry.limits.models.get(lane.model)):
+            if limits is not None:
+                said |= limits.model_dump(exclude_none=True, exclude={"models"})
+        return Rules(**said)
+
+    return rules
 
 
 def built_pool(entry: ProviderEntry, env: Mapping[str, str], *, clock: Clock) -> Pool:
@@ -75,6 +87,7 @@ def _upstream(
         key=key,
         signer=SigV4(entry.name, region, env, profile=entry.profile) if signs else None,
         images=ImageFetcher() if entry.type in WANT_BYTES else None,
+        embedding=embedding_of(entry, place.base_url, env),
         headers=entry.headers,
         connect_timeout=entry.timeouts.connect,
         proxy=entry.proxy,

@@ -10,6 +10,8 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from promptlooper.adapter.limits.quota import hear
+
 LARGEST_BODY = 8 * 1024 * 1024
 CONNECT_TIMEOUT = 5.0  # seconds
 _KEEPALIVE = 30.0  # seconds
@@ -55,6 +57,7 @@ class Transport:
             url = self._urls[path] = httpx.URL(self._base_url + path)
         request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
         response = await self._opened().handle_async_request(request)
+        hear(response.headers.raw)
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         try:

@@ -7,6 +7,7 @@ from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers.provider import Problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.embeddings import EmbeddingRequest, Embeddings
 
 
 class UnreadyProvider:
@@ -14,6 +15,7 @@ class UnreadyProvider:
         self.name = name
         self.prices = prices
         self.endpoint = ""
+        self.embeds = 1
         self._problem = problem
 
     def problem(self, model: str) -> Problem | None:
@@ -23,6 +25,9 @@ class UnreadyProvider:
         return self.prices.known_models()
 
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
+        raise AttemptFailed(Failure(Kind.PERMANENT, self._problem.message))
+
+    async def embed(self, model: str, request: EmbeddingRequest) -> Embeddings:
         raise AttemptFailed(Failure(Kind.PERMANENT, self._problem.message))
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from promptlooper.adapter.limits.limiter import Lane
 from promptlooper.adapter.providers.provider import Provider
 from promptlooper.adapter.route_config import StreamSetting, Timeouts
 
@@ -32,6 +33,13 @@ class Route:
     @property
     def provider(self) -> Provider:
         return self.upstream.provider
+
+    @property
+    def lane(self) -> Lane:
+        """What is limited together: by the key at an address."""
+        upstream = self.upstream
+        key = f"{upstream.key}@{upstream.deployment}" if upstream.deployment else upstream.key
+        return Lane(self.provider.name, self.model, key)
 
     @property
     def name(self) -> str:

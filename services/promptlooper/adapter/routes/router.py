@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random as _random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 from promptlooper.adapter.config import NOT_YET
@@ -50,11 +50,7 @@ class Router:
         routes = self.routes(name)
         if isinstance(routes, Problem):
             return routes
-        models = [routes, *self._fallbacks(name, lambda pool: pool.fallbacks)]
-        problem = routes[0].provider.problem(routes[0].model)
-        if problem is None or any(r.provider.problem(r.model) is None for routes in models for r in routes):
-            return models
-        return problem
+        return _checked([routes, *self._fallbacks(name, lambda pool: pool.fallbacks)])
 
     def longer(self, name: str) -> list[list[Route]]:
         """The routes of those that are asked where the prompt is too long for the model."""
@@ -64,6 +60,22 @@ class Router:
         """For one question to a `provider/model`, or why it can't be asked."""
         models = self.models(name)
         return models if isinstance(models, Problem) else Way(models, self.longer(name), self.health, self._random)
+
+    def embedding_routes(self, name: str) -> list[Route] | Problem:
+        """Those that have embeddings, or why there are none. No fallbacks: vectors of two models can't be compared."""
+        routes = self.routes(name)
+        if isinstance(routes, Problem):
+            return routes
+        able = [route for route in routes if route.provider.embeds]
+        if not able:
+            provider = routes[0].provider.name
+            message = f"provider {provider!r} has no embeddings; docs/providers.md says which others have them"
+            return Problem("INVALID_ARGUMENT", message)
+        models = _checked([able])
+        return models if isinstance(models, Problem) else able
+
+    def embedding_way(self, routes: Sequence[Route]) -> Way:
+        return Way([routes], (), self.health, self._random)
 
     def _fallbacks(self, name: str, of_pool: Callable[[Pool], Mapping[str, tuple[str, ...]]]) -> list[list[Route]]:
         provider, _, model = name.partition("/")
@@ -89,3 +101,12 @@ class Router:
             f"{'' if near else ';'} others go into the providers file (PROMPTLOOPER_PROVIDERS)"
         )
         return Problem("UNKNOWN_PROVIDER", message)
+
+
+def _checked(models: list[list[Route]]) -> list[list[Route]] | Problem:
+    """The same where one route at least can be asked; else why the first can't."""
+    first = models[0][0]
+    problem = first.provider.problem(first.model)
+    if problem is None or any(r.provider.problem(r.model) is None for routes in models for r in routes):
+        return models
+    return problem

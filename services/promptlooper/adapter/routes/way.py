@@ -10,6 +10,7 @@ from promptlooper.adapter.routes.health import Health
 from promptlooper.adapter.routes.route import Route
 
 _NOW = Decision(0.0)
+_FOR_OTHERS = ("concurrency", "rate")
 
 
 class Way:
@@ -57,6 +58,8 @@ class Way:
 
     def failed(self, failure: Failure, *, time_left: float) -> Decision:
         """Moves to the route that is asked next, and says when; `sleep` is None where there is none."""
+        if failure.waits_for in _FOR_OTHERS:
+            return self._held(failure)
         self._attempts += 1
         self._tried.append(self.route)
         self._health.failed(self.route, failure)
@@ -79,6 +82,15 @@ class Way:
             following = self._next_model(decision.retry_after)
             return decision if following.sleep is None else following
         return decision
+
+    def _held(self, failure: Failure) -> Decision:
+        """Others are before this question, which is no fault of the route: another key or address may have room, and
+        other models are not asked for that."""
+        self._tried.append(self.route)
+        if others := self._others(failure.kind):
+            self._go(self._chosen(others))
+            return _NOW
+        return Decision(None, failure.retry_after)
 
     def _others(self, kind: Kind) -> list[Route]:
         """Routes to the same model that may do better now: other keys where the key is at fault or used up, other

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from promptlooper.cache.breaker import BreakerState
+from promptlooper.breaker import BreakerState
 from promptlooper.cache.purges import Purge
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from promptlooper.cache.breaker import Breaker, BreakerState
+from promptlooper.breaker import Breaker, BreakerState
 from promptlooper.cache.purges import Purge
 from promptlooper.cache.store.cachefile import BrokenFile, CacheFile, is_broken
 from promptlooper.cache.store.contract import Claims, Wanted

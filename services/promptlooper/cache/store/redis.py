@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from promptlooper.cache.breaker import BreakerState
+from promptlooper.breaker import BreakerState
 from promptlooper.cache.purges import ANY, NUMBER, Purge
 from promptlooper.cache.store import scripts
-from promptlooper.cache.store.access import RedisAccess, Script
 from promptlooper.cache.store.contract import Claim, Claims, Lease, Wanted
 from promptlooper.clock import Clock, SystemClock
+from promptlooper.redis_access import RedisAccess, Script
 
 _VALUES = "promptlooper:cache:1:"  # 1 is the version of the layout
 _LEASES = "promptlooper:lease:1:"

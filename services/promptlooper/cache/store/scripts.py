@@ -4,7 +4,7 @@ stand in one script, the hash of purges; the answer's last number is then how ma
 from __future__ import annotations
 
 from promptlooper.cache.purges import EVERYTHING, NUMBER
-from promptlooper.cache.store.access import Script
+from promptlooper.redis_access import Script
 
 _PURGES = f"""
 if #KEYS % 2 == 1 then

@@ -138,6 +138,7 @@ class TurnResult:
     kinds: Mapping[str, int] = field(default_factory=dict)  # events that were made, by kind
 
 
+MOST_PARKED = 4  # times max_concurrency: else a rate limit has all runs of an experiment started and parked
 LIVING = sa.select(runners.c.runner_id).where(runners.c.runner_id == sa.bindparam("r"), runners.c.dead.is_(False))
 LOCK = (
     sa.select(*LEDGER_COLUMNS, LIVING.scalar_subquery())
@@ -170,7 +171,8 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
         if ledger.returned:
             ready, next_due_us = _ready(connection, decided, room, now_us)
             decided.claim_returned(ready)
-        decided.claim_new(room - len(decided.claims), request.variant_ids, request.repeats)
+        new = min(room - len(decided.claims), MOST_PARKED * ledger.max_concurrency - ledger.returned)
+        decided.claim_new(max(0, new), request.variant_ids, request.repeats)
     ended = decided.settle(lambda: _waiting(connection, decided), parked=next_due_us is not None)
     write(connection, decided, failpoints)
     if decided.claims:

@@ -1,4 +1,4 @@
-"""Azure OpenAI: chat completions at the paths of deployments or of the v1 API, with the key in `api-key`."""
+"""Azure OpenAI: as OpenAI, at the paths of deployments or of the v1 API, with the key in `api-key`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from promptlooper.testing.wires.wire import Asked, Refused, needed
 class AzureWire(OpenAIChatWire):
     type = "azure"
     base = ""
-    paths = ("/openai/deployments/{name}/chat/completions", "/openai/v1/chat/completions")
+    paths = tuple(
+        place + operation
+        for place in ("/openai/deployments/{name}", "/openai/v1")
+        for operation in OpenAIChatWire.paths
+    )
 
     def check(self, asked: Asked) -> None:
         key = needed(asked, "api-key")

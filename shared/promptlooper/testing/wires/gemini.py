@@ -1,4 +1,4 @@
-"""Google's Gemini generateContent as its public address takes it."""
+"""Google's Gemini generateContent and batchEmbedContents as its public address takes it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from promptlooper.completion import ToolCall
+from promptlooper.testing.wires.embeddings import gemini_answer, gemini_checked
 from promptlooper.testing.wires.wire import Asked, Refused, Said, Strict, checked, needed, pieces, sse
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -134,17 +135,24 @@ _STATUSES: Mapping[int, str] = {
     500: "INTERNAL",
     503: "UNAVAILABLE",
 }
+_EMBEDS = ":batchEmbedContents"
 
 
 class GeminiWire:
     type = "gemini"
     base = ""
-    paths = ("/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent")
+    paths = tuple(
+        f"/v1beta/models/{{model}}:{verb}"
+        for verb in ("generateContent", "streamGenerateContent", "batchEmbedContents")
+    )
 
     def check(self, asked: Asked) -> None:
         needed(asked, "x-goog-api-key", 403)
         if "key=" in asked.path:
             raise Refused(400, "the key belongs into its header")
+        if asked.path.endswith(_EMBEDS):
+            gemini_checked(asked)
+            return
         request = checked(_Request, asked.body)
         generation = request.generation_config or _Generation()
         thinking = generation.thinking_config
@@ -160,6 +168,8 @@ class GeminiWire:
         return ":streamGenerateContent?" in asked.path and "alt=sse" in asked.path
 
     def whole(self, asked: Asked, said: Said) -> bytes:
+        if asked.path.endswith(_EMBEDS):
+            return gemini_answer(asked, said)
         parts = [*_thoughts([said.reasoning], said), *([{"text": said.text}] if said.text else []), *_calls(said)]
         return orjson.dumps(_answer(asked, parts, said, last=True))
 

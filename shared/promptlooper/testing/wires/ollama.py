@@ -1,4 +1,4 @@
-"""Ollama's `/api/chat`. The real one ignores what it does not know; this one refuses it."""
+"""Ollama's `/api/chat` and `/api/embed`. The real one ignores what it does not know; this one refuses it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import Field
 
+from promptlooper.testing.wires.embeddings import ollama_answer, ollama_checked
 from promptlooper.testing.wires.wire import Asked, Refused, Said, Strict, checked, pieces
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -71,20 +72,28 @@ class _Request(Strict):
     options: _Options | None = None
 
 
+_EMBEDS = "/api/embed"
+
+
 class OllamaWire:
     type = "ollama"
     base = ""
-    paths = ("/api/chat",)
+    paths = ("/api/chat", "/api/embed")
 
     def check(self, asked: Asked) -> None:
         if not asked.headers.get("authorization", "Bearer ").startswith("Bearer "):
             raise Refused(401, "unauthorized")
-        checked(_Request, asked.body)
+        if asked.path == _EMBEDS:
+            ollama_checked(asked)
+        else:
+            checked(_Request, asked.body)
 
     def streams(self, asked: Asked) -> bool:
-        return asked.body.get("stream") is not False
+        return asked.path != _EMBEDS and asked.body.get("stream") is not False
 
     def whole(self, asked: Asked, said: Said) -> bytes:
+        if asked.path == _EMBEDS:
+            return ollama_answer(asked, said)
         calls = [
             {"id": call.id, "function": {"index": index, "name": call.name, "arguments": orjson.loads(call.arguments)}}
             for index, call in enumerate(said.tool_calls)

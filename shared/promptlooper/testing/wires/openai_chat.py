@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as its public address takes them."""
+"""OpenAI's chat completions and embeddings as its public address takes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import Field
 
+from promptlooper.testing.wires.embeddings import openai_answer, openai_checked
 from promptlooper.testing.wires.wire import Asked, Refused, Said, Strict, checked, needed, pieces, sse
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -131,11 +132,14 @@ class _Request(Strict):
 class OpenAIChatWire:
     type = "openai"
     base = "/v1"
-    paths: tuple[str, ...] = ("/chat/completions",)
+    paths: tuple[str, ...] = ("/chat/completions", "/embeddings")
 
     def check(self, asked: Asked) -> None:
         if not needed(asked, "authorization").startswith("Bearer "):
             raise Refused(401, "the key must be a bearer token")
+        if _embeds(asked):
+            openai_checked(asked)
+            return
         request = checked(_Request, asked.body)
         if request.stream_options and not request.stream:
             raise Refused(400, "'stream_options' is only allowed with 'stream'")
@@ -158,6 +162,8 @@ class OpenAIChatWire:
         return bool(asked.body.get("stream"))
 
     def whole(self, asked: Asked, said: Said) -> bytes:
+        if _embeds(asked):
+            return openai_answer(asked, said)
         message: dict[str, Any] = {"role": "assistant", "content": said.text or None, "refusal": None}
         if said.tool_calls:
             message["tool_calls"] = [_call(call) for call in said.tool_calls]
@@ -197,6 +203,10 @@ class OpenAIChatWire:
 
     def error(self, status: int, message: str) -> bytes:
         return orjson.dumps({"error": {"message": message, "type": "error", "param": None, "code": None}})
+
+
+def _embeds(asked: Asked) -> bool:
+    return asked.path.partition("?")[0].endswith("/embeddings")
 
 
 def _head(asked: Asked, kind: str) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as NoAnswer
 
-from promptlooper.cache.breaker import Breaker
-from promptlooper.cache.store.servers import ClusterServers, OneServer, Opener, Servers
+from promptlooper.breaker import Breaker
 from promptlooper.clock import Clock
-from promptlooper.errors import CacheUnavailable, InvalidArgument
+from promptlooper.errors import CacheUnavailable, DomainError, InvalidArgument
+from promptlooper.redis_servers import ClusterServers, OneServer, Opener, Servers
 from promptlooper.settings import masked
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ class Script:
 
 
 class RedisAccess:
-    """Raises CacheUnavailable from every call that Redis refuses or does not answer within `timeout` seconds, the wait
-    for a connection included; InvalidArgument where the URL or a file can't be taken. Nothing is tried twice."""
+    """Raises `away` from every call that Redis refuses or does not answer within `timeout` seconds, the wait for a
+    connection included; InvalidArgument where the URL or a file can't be taken. Nothing is tried twice. `user` and
+    `meanwhile` say in words who uses it, and what is so while it is silent."""
 
     def __init__(
         self,
@@ -63,6 +64,9 @@ class RedisAccess:
         clock: Clock,
         password_file: Path | None = None,
         ca_file: Path | None = None,
+        user: str = "the cache",
+        meanwhile: str = "the cache is off until it does",
+        away: type[DomainError] = CacheUnavailable,
     ) -> None:
         self.breaker = Breaker(clock, failures=FAILURES)
         self.failures = 0
@@ -71,6 +75,7 @@ class RedisAccess:
         """Calls that Redis answered with an error, such as out of memory."""
         self.is_cluster = cluster
         self._timeout = timeout
+        self._user, self._meanwhile, self._away = user, meanwhile, away
         try:
             self._address = masked(url)
             opener = Opener(url, timeout, password_file, ca_file)
@@ -167,16 +172,14 @@ class RedisAccess:
             log.info("Redis at %s answers again", self._address)
         return answer
 
-    def _failed(self, reason: str) -> CacheUnavailable:
+    def _failed(self, reason: str) -> DomainError:
         self.failures += 1
         self._servers.forget()
         if self.breaker.failed():
-            log.warning(
-                "Redis at %s does not answer: the cache is off until it does (%s)", self._address, reason[:_LONGEST]
-            )
+            log.warning("Redis at %s does not answer: %s (%s)", self._address, self._meanwhile, reason[:_LONGEST])
         return self.unavailable(reason)
 
-    def _refused(self, reason: str) -> CacheUnavailable:
+    def _refused(self, reason: str) -> DomainError:
         self.refusals += 1
         if self.refusals in (1, 10, 100) or self.refusals % 1000 == 0:
             log.warning("Redis at %s refused %d calls so far: %s", self._address, self.refusals, reason[:_LONGEST])
@@ -189,8 +192,8 @@ class RedisAccess:
             return "; it is no cluster: set PROMPTLOOPER_REDIS_CLUSTER=false"
         return ""
 
-    def unavailable(self, reason: str) -> CacheUnavailable:
-        return CacheUnavailable(f"the cache cannot use Redis at {self._address!r}: {reason[:_LONGEST]}")
+    def unavailable(self, reason: str) -> DomainError:
+        return self._away(f"{self._user} cannot use Redis at {self._address!r}: {reason[:_LONGEST]}")
 
 
 async def _page(server: Redis, cursor: int, match: str) -> tuple[int, list[bytes]]:

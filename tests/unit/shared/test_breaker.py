@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promptlooper.cache.breaker import Breaker, BreakerState
+from promptlooper.breaker import Breaker, BreakerState
 from promptlooper.testing.clock import ManualClock
 
 

@@ -15,8 +15,8 @@ from redis.crc import key_slot
 from redis.exceptions import ConnectionError as NoConnection
 from redis.maint_notifications import MaintNotificationsConfig
 
-from promptlooper.cache.store.redis_security import with_security
 from promptlooper.errors import InvalidArgument
+from promptlooper.redis_security import with_security
 from promptlooper.settings import masked
 
 CONNECTIONS = 32  # to each server

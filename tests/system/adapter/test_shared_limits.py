@@ -1,0 +1,125 @@
+"""Adapters that share limits through a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from promptlooper.adapter.app import gateway_from
+from promptlooper.adapter.gateway import Gateway
+from promptlooper.adapter.limits.shared_ledger import Fleet
+from promptlooper.backing import RedisServer
+from promptlooper.clock import SystemClock
+from promptlooper.completion import CompletionRequest, Message
+from promptlooper.testing.eventually import eventually
+from promptlooper.testing.provider import FakeProvider, Reply
+from promptlooper.testing.proxy import fault_proxy
+from promptlooper.testing.servers import redis_cluster, redis_server
+
+MODEL = "fake/m"
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+def providers(folder: Path, fake: FakeProvider, limits: str) -> Path:
+    path = folder / "providers.yaml"
+    path.write_text(f"providers: [{{name: fake, type: openai, base_url: '{fake.base_url}', limits: {limits}}}]")
+    return path
+
+
+@asynccontextmanager
+async def adapter(path: Path, url: str, name: str, timeout: float = 0.25) -> AsyncIterator[tuple[Gateway, Fleet]]:
+    async with (
+        Fleet(url, SystemClock(), name, timeout=timeout) as fleet,
+        gateway_from(path, env={}, keeper=fleet.keeper) as gateway,
+    ):
+        yield gateway, fleet
+
+
+def ask(gateway: Gateway, question: str = "hi") -> asyncio.Task[object]:
+    request = CompletionRequest(MODEL, (Message("user", question),), {}, 60.0, experiment_id="e")
+    return asyncio.create_task(gateway.complete(request))
+
+
+def adapters_seen(gateway: Gateway) -> int:
+    return max((state.adapters for state in gateway.limiter.states().values()), default=0)
+
+
+async def test_two_adapters_keep_to_one_limit_and_the_one_that_leaves_gives_its_part_back(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    release = asyncio.Event()
+    async with FakeProvider(Reply(until=release)) as fake, AsyncExitStack() as stack:
+        path = providers(tmp_path, fake, "{max_concurrency: 6}")
+        one, _ = await stack.enter_async_context(adapter(path, redis.url, "one"))
+        async with adapter(path, redis.url, "other") as (other, _):
+            calls = [ask(one, str(n)) for n in range(4)] + [ask(other, str(n)) for n in range(4, 8)]
+            await fake.eventually(lambda f: f.open == 6)
+            await eventually(lambda: adapters_seen(one) == adapters_seen(other) == 2)
+            release.set()
+            await asyncio.gather(*calls)
+            assert fake.most_open == 6
+        release.clear()
+        calls = [ask(one, str(n)) for n in range(6)]
+        await fake.eventually(lambda f: f.open == 6)
+        release.set()
+        await asyncio.gather(*calls)
+        (info,) = [model for model in await one.list_models() if model.model == MODEL]
+        assert (info.limits[0].max_concurrency, info.limits[0].adapters) == (6, 1)
+
+
+async def test_what_redis_holds_is_one_key_that_expires_and_garbage_in_it_is_replaced(
+    tmp_path: Path, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeProvider() as fake, Redis.from_url(redis.url) as client:
+        path = providers(tmp_path, fake, "{requests_per_minute: 600, tokens_per_minute: 100000}")
+        async with adapter(path, redis.url, "one") as (gateway, _):
+            await ask(gateway)
+            (key,) = await client.keys("*")
+            assert key.startswith(b"promptlooper:limits:1:{")
+            assert key.endswith(b"}")
+            assert 0 < await client.ttl(key) <= 3600
+        await client.hset(key, mapping={"version": b"\xff", "ledger": b"garbage"})
+        async with adapter(path, redis.url, "other") as (gateway, _):
+            await ask(gateway)
+        assert "not what an Adapter writes" in caplog.text
+        assert (await client.hget(key, "ledger")).startswith(b"[1,")
+
+
+async def test_ledgers_of_lanes_lie_in_a_cluster_where_their_keys_are() -> None:
+    with redis_cluster() as nodes:
+        async with Fleet(nodes[0].url, SystemClock(), "one", timeout=5.0, cluster=True) as fleet:
+            for n in range(20):
+                key = f"promptlooper:limits:1:{{{n}}}"
+                version, theirs = await fleet.swap(key, b"", b"ledger")
+                assert theirs is None
+                assert await fleet.swap(key, b"other", b"mine") == (version, b"ledger")
+
+
+async def test_while_redis_is_frozen_questions_are_answered_within_the_own_part(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    release = asyncio.Event()
+    async with FakeProvider() as fake, fault_proxy(redis.port) as proxy:
+        url = f"redis://{proxy.address}/0"
+        path = providers(tmp_path, fake, "{max_concurrency: 6}")
+        async with adapter(path, url, "one", 0.05) as (one, fleet), adapter(path, url, "other", 0.05) as (other, _):
+            await asyncio.gather(ask(one), ask(other))
+            await eventually(lambda: adapters_seen(one) == adapters_seen(other) == 2)
+            proxy.hold()
+            await eventually(lambda: not fleet.is_up())
+            fake.answer = Reply(until=release)
+            calls = [ask(one, str(n)) for n in range(5)]
+            await fake.eventually(lambda f: f.open == 3)
+            release.set()
+            await asyncio.gather(*calls)
+            assert fake.most_open == 3
