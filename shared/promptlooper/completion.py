@@ -129,6 +129,8 @@ class ModelCheck:
     list_price: Price | None = None  # what a plain call costs now, for estimates; None where not said
     price_version: str = ""  # of the list price
     price_unknown: bool = False  # `price` is what the operator lets budgets reserve where nobody knows
+    batches: bool = False  # its provider answers batches
+    batch_price: Price | None = None  # what a plain call costs in a batch
 
 
 @dataclass(frozen=True, slots=True)

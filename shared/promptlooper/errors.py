@@ -155,6 +155,20 @@ class DeadlineExceeded(CompletionFailed):
     retryable = True
 
 
+class BatchExpired(CompletionFailed):
+    """The batch's time was over before this question was answered: it is not billed."""
+
+    reason = "BATCH_EXPIRED"
+    retryable = True
+
+
+class BatchCancelled(CompletionFailed):
+    """The batch was cancelled before this question was answered: it is not billed."""
+
+    reason = "BATCH_CANCELLED"
+    retryable = True
+
+
 class TemplateError(DomainError):
     reason = "TEMPLATE_ERROR"
 

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from promptlooper.v1 import completion_pb2 as promptlooper_dot_v1_dot_completion__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%promptlooper/v1/adapter_service.proto\x12\x0fpromptlooper.v1\x1a promptlooper/v1/completion.proto\"F\n\x0f\x43ompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"C\n\x10\x43ompleteResponse\x12/\n\ncompletion\x18\x01 \x01(\x0b\x32\x1b.promptlooper.v1.Completion\"L\n\x15StreamCompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"g\n\x16StreamCompleteResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x42\t\n\x07message\"k\n\x0e\x43ompletionItem\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"a\n\x13\x43ompleteManyRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.promptlooper.v1.CompletionItem\x12\x1a\n\x12\x63\x61ncelled_item_ids\x18\x02 \x03(\x04\"\xe7\x01\n\x0f\x43ompletionError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..promptlooper.v1.CompletionError.MetadataEntry\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_retry_after_ms\"\x97\x01\n\x14\x43ompletionItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .promptlooper.v1.CompletionErrorH\x00\x42\x08\n\x06result\"N\n\x14\x43ompleteManyResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.promptlooper.v1.CompletionItemResult\"$\n\x12\x43heckModelsRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"a\n\x05Price\x12\x1e\n\x16input_nanousd_per_mtok\x18\x01 \x01(\x03\x12\x1f\n\x17output_nanousd_per_mtok\x18\x02 \x01(\x03\x12\x17\n\x0frequest_nanousd\x18\x03 \x01(\x03\"\xfa\x01\n\nModelCheck\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eproblem_reason\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12*\n\x05price\x18\x04 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12/\n\nlist_price\x18\x06 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x01\x88\x01\x01\x12\x15\n\rprice_version\x18\x07 \x01(\t\x12\x15\n\rprice_unknown\x18\x08 \x01(\x08\x42\x08\n\x06_priceB\r\n\x0b_list_price\"B\n\x13\x43heckModelsResponse\x12+\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ModelCheck\"\x13\n\x11ListModelsRequest\"\x9d\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12*\n\x05price\x18\x05 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x12\x15\n\rprice_version\x18\x06 \x01(\tB\x08\n\x06_price\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.promptlooper.v1.ModelInfo2\xe2\x03\n\x0e\x41\x64\x61pterService\x12O\n\x08\x43omplete\x12 .promptlooper.v1.CompleteRequest\x1a!.promptlooper.v1.CompleteResponse\x12_\n\x0c\x43ompleteMany\x12$.promptlooper.v1.CompleteManyRequest\x1a%.promptlooper.v1.CompleteManyResponse(\x01\x30\x01\x12\x63\n\x0eStreamComplete\x12&.promptlooper.v1.StreamCompleteRequest\x1a\'.promptlooper.v1.StreamCompleteResponse0\x01\x12]\n\x0b\x43heckModels\x12#.promptlooper.v1.CheckModelsRequest\x1a$.promptlooper.v1.CheckModelsResponse\"\x03\x90\x02\x01\x12Z\n\nListModels\x12\".promptlooper.v1.ListModelsRequest\x1a#.promptlooper.v1.ListModelsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%promptlooper/v1/adapter_service.proto\x12\x0fpromptlooper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a promptlooper/v1/completion.proto\"F\n\x0f\x43ompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"C\n\x10\x43ompleteResponse\x12/\n\ncompletion\x18\x01 \x01(\x0b\x32\x1b.promptlooper.v1.Completion\"L\n\x15StreamCompleteRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"g\n\x16StreamCompleteResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x42\t\n\x07message\"k\n\x0e\x43ompletionItem\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"a\n\x13\x43ompleteManyRequest\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.promptlooper.v1.CompletionItem\x12\x1a\n\x12\x63\x61ncelled_item_ids\x18\x02 \x03(\x04\"\xe7\x01\n\x0f\x43ompletionError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12@\n\x08metadata\x18\x03 \x03(\x0b\x32..promptlooper.v1.CompletionError.MetadataEntry\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_retry_after_ms\"\x97\x01\n\x14\x43ompletionItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .promptlooper.v1.CompletionErrorH\x00\x42\x08\n\x06result\"N\n\x14\x43ompleteManyResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.promptlooper.v1.CompletionItemResult\"Q\n\tBatchItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x33\n\x07request\x18\x02 \x01(\x0b\x32\".promptlooper.v1.CompletionRequest\"l\n\x12SubmitBatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05\x61gain\x18\x03 \x01(\x08\x12)\n\x05items\x18\x04 \x03(\x0b\x32\x1a.promptlooper.v1.BatchItem\"\x92\x01\n\x0f\x42\x61tchItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.promptlooper.v1.CompletionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .promptlooper.v1.CompletionErrorH\x00\x42\x08\n\x06result\"W\n\x13SubmitBatchResponse\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x31\n\x07refused\x18\x02 \x03(\x0b\x32 .promptlooper.v1.BatchItemResult\"6\n\x0fGetBatchRequest\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x14\n\x0cwith_results\x18\x02 \x01(\x08\"\x9a\x01\n\x0b\x42\x61tchStatus\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.promptlooper.v1.BatchState\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x10GetBatchResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.promptlooper.v1.BatchStatus\x12\x31\n\x07results\x18\x02 \x03(\x0b\x32 .promptlooper.v1.BatchItemResult\"#\n\x12\x43\x61ncelBatchRequest\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\"\x15\n\x13\x43\x61ncelBatchResponse\"$\n\x12\x43heckModelsRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"a\n\x05Price\x12\x1e\n\x16input_nanousd_per_mtok\x18\x01 \x01(\x03\x12\x1f\n\x17output_nanousd_per_mtok\x18\x02 \x01(\x03\x12\x17\n\x0frequest_nanousd\x18\x03 \x01(\x03\"\xcd\x02\n\nModelCheck\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eproblem_reason\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12*\n\x05price\x18\x04 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12/\n\nlist_price\x18\x06 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x01\x88\x01\x01\x12\x15\n\rprice_version\x18\x07 \x01(\t\x12\x15\n\rprice_unknown\x18\x08 \x01(\x08\x12\x0f\n\x07\x62\x61tches\x18\t \x01(\x08\x12\x30\n\x0b\x62\x61tch_price\x18\n \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x02\x88\x01\x01\x42\x08\n\x06_priceB\r\n\x0b_list_priceB\x0e\n\x0c_batch_price\"B\n\x13\x43heckModelsResponse\x12+\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1b.promptlooper.v1.ModelCheck\"\x13\n\x11ListModelsRequest\"\x9d\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12*\n\x05price\x18\x05 \x01(\x0b\x32\x16.promptlooper.v1.PriceH\x00\x88\x01\x01\x12\x15\n\rprice_version\x18\x06 \x01(\tB\x08\n\x06_price\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.promptlooper.v1.ModelInfo*\x8e\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x01\x12\x1a\n\x16\x42\x41TCH_STATE_CANCELLING\x10\x02\x12\x15\n\x11\x42\x41TCH_STATE_ENDED\x10\x03\x12\x17\n\x13\x42\x41TCH_STATE_UNKNOWN\x10\x04\x32\xf5\x05\n\x0e\x41\x64\x61pterService\x12O\n\x08\x43omplete\x12 .promptlooper.v1.CompleteRequest\x1a!.promptlooper.v1.CompleteResponse\x12_\n\x0c\x43ompleteMany\x12$.promptlooper.v1.CompleteManyRequest\x1a%.promptlooper.v1.CompleteManyResponse(\x01\x30\x01\x12\x63\n\x0eStreamComplete\x12&.promptlooper.v1.StreamCompleteRequest\x1a\'.promptlooper.v1.StreamCompleteResponse0\x01\x12Z\n\x0bSubmitBatch\x12#.promptlooper.v1.SubmitBatchRequest\x1a$.promptlooper.v1.SubmitBatchResponse(\x01\x12V\n\x08GetBatch\x12 .promptlooper.v1.GetBatchRequest\x1a!.promptlooper.v1.GetBatchResponse\"\x03\x90\x02\x01\x30\x01\x12]\n\x0b\x43\x61ncelBatch\x12#.promptlooper.v1.CancelBatchRequest\x1a$.promptlooper.v1.CancelBatchResponse\"\x03\x90\x02\x02\x12]\n\x0b\x43heckModels\x12#.promptlooper.v1.CheckModelsRequest\x1a$.promptlooper.v1.CheckModelsResponse\"\x03\x90\x02\x01\x12Z\n\nListModels\x12\".promptlooper.v1.ListModelsRequest\x1a#.promptlooper.v1.ListModelsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +35,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMPLETIONERROR_METADATAENTRY']._loaded_options = None
   _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_ADAPTERSERVICE'].methods_by_name['GetBatch']._loaded_options = None
+  _globals['_ADAPTERSERVICE'].methods_by_name['GetBatch']._serialized_options = b'\220\002\001'
+  _globals['_ADAPTERSERVICE'].methods_by_name['CancelBatch']._loaded_options = None
+  _globals['_ADAPTERSERVICE'].methods_by_name['CancelBatch']._serialized_options = b'\220\002\002'
   _globals['_ADAPTERSERVICE'].methods_by_name['CheckModels']._loaded_options = None
   _globals['_ADAPTERSERVICE'].methods_by_name['CheckModels']._serialized_options = b'\220\002\001'
   _globals['_ADAPTERSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_ADAPTERSERVICE'].methods_by_name['ListModels']._serialized_options = b'\220\002\001'
-  _globals['_COMPLETEREQUEST']._serialized_start=92
-  _globals['_COMPLETEREQUEST']._serialized_end=162
-  _globals['_COMPLETERESPONSE']._serialized_start=164
-  _globals['_COMPLETERESPONSE']._serialized_end=231
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=233
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=309
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=311
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=414
-  _globals['_COMPLETIONITEM']._serialized_start=416
-  _globals['_COMPLETIONITEM']._serialized_end=523
-  _globals['_COMPLETEMANYREQUEST']._serialized_start=525
-  _globals['_COMPLETEMANYREQUEST']._serialized_end=622
-  _globals['_COMPLETIONERROR']._serialized_start=625
-  _globals['_COMPLETIONERROR']._serialized_end=856
-  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_start=790
-  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_end=837
-  _globals['_COMPLETIONITEMRESULT']._serialized_start=859
-  _globals['_COMPLETIONITEMRESULT']._serialized_end=1010
-  _globals['_COMPLETEMANYRESPONSE']._serialized_start=1012
-  _globals['_COMPLETEMANYRESPONSE']._serialized_end=1090
-  _globals['_CHECKMODELSREQUEST']._serialized_start=1092
-  _globals['_CHECKMODELSREQUEST']._serialized_end=1128
-  _globals['_PRICE']._serialized_start=1130
-  _globals['_PRICE']._serialized_end=1227
-  _globals['_MODELCHECK']._serialized_start=1230
-  _globals['_MODELCHECK']._serialized_end=1480
-  _globals['_CHECKMODELSRESPONSE']._serialized_start=1482
-  _globals['_CHECKMODELSRESPONSE']._serialized_end=1548
-  _globals['_LISTMODELSREQUEST']._serialized_start=1550
-  _globals['_LISTMODELSREQUEST']._serialized_end=1569
-  _globals['_MODELINFO']._serialized_start=1572
-  _globals['_MODELINFO']._serialized_end=1729
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1731
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1795
-  _globals['_ADAPTERSERVICE']._serialized_start=1798
-  _globals['_ADAPTERSERVICE']._serialized_end=2280
+  _globals['_BATCHSTATE']._serialized_start=2735
+  _globals['_BATCHSTATE']._serialized_end=2877
+  _globals['_COMPLETEREQUEST']._serialized_start=125
+  _globals['_COMPLETEREQUEST']._serialized_end=195
+  _globals['_COMPLETERESPONSE']._serialized_start=197
+  _globals['_COMPLETERESPONSE']._serialized_end=264
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=266
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=342
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=344
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=447
+  _globals['_COMPLETIONITEM']._serialized_start=449
+  _globals['_COMPLETIONITEM']._serialized_end=556
+  _globals['_COMPLETEMANYREQUEST']._serialized_start=558
+  _globals['_COMPLETEMANYREQUEST']._serialized_end=655
+  _globals['_COMPLETIONERROR']._serialized_start=658
+  _globals['_COMPLETIONERROR']._serialized_end=889
+  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_start=823
+  _globals['_COMPLETIONERROR_METADATAENTRY']._serialized_end=870
+  _globals['_COMPLETIONITEMRESULT']._serialized_start=892
+  _globals['_COMPLETIONITEMRESULT']._serialized_end=1043
+  _globals['_COMPLETEMANYRESPONSE']._serialized_start=1045
+  _globals['_COMPLETEMANYRESPONSE']._serialized_end=1123
+  _globals['_BATCHITEM']._serialized_start=1125
+  _globals['_BATCHITEM']._serialized_end=1206
+  _globals['_SUBMITBATCHREQUEST']._serialized_start=1208
+  _globals['_SUBMITBATCHREQUEST']._serialized_end=1316
+  _globals['_BATCHITEMRESULT']._serialized_start=1319
+  _globals['_BATCHITEMRESULT']._serialized_end=1465
+  _globals['_SUBMITBATCHRESPONSE']._serialized_start=1467
+  _globals['_SUBMITBATCHRESPONSE']._serialized_end=1554
+  _globals['_GETBATCHREQUEST']._serialized_start=1556
+  _globals['_GETBATCHREQUEST']._serialized_end=1610
+  _globals['_BATCHSTATUS']._serialized_start=1613
+  _globals['_BATCHSTATUS']._serialized_end=1767
+  _globals['_GETBATCHRESPONSE']._serialized_start=1769
+  _globals['_GETBATCHRESPONSE']._serialized_end=1884
+  _globals['_CANCELBATCHREQUEST']._serialized_start=1886
+  _globals['_CANCELBATCHREQUEST']._serialized_end=1921
+  _globals['_CANCELBATCHRESPONSE']._serialized_start=1923
+  _globals['_CANCELBATCHRESPONSE']._serialized_end=1944
+  _globals['_CHECKMODELSREQUEST']._serialized_start=1946
+  _globals['_CHECKMODELSREQUEST']._serialized_end=1982
+  _globals['_PRICE']._serialized_start=1984
+  _globals['_PRICE']._serialized_end=2081
+  _globals['_MODELCHECK']._serialized_start=2084
+  _globals['_MODELCHECK']._serialized_end=2417
+  _globals['_CHECKMODELSRESPONSE']._serialized_start=2419
+  _globals['_CHECKMODELSRESPONSE']._serialized_end=2485
+  _globals['_LISTMODELSREQUEST']._serialized_start=2487
+  _globals['_LISTMODELSREQUEST']._serialized_end=2506
+  _globals['_MODELINFO']._serialized_start=2509
+  _globals['_MODELINFO']._serialized_end=2666
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2668
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2732
+  _globals['_ADAPTERSERVICE']._serialized_start=2880
+  _globals['_ADAPTERSERVICE']._serialized_end=3637
 # @@protoc_insertion_point(module_scope)

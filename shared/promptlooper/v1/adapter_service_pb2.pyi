@@ -6,7 +6,9 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from promptlooper.v1 import completion_pb2 as _completion_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +20,32 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BatchState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BATCH_STATE_UNSPECIFIED: _BatchState.ValueType  # 0
+    BATCH_STATE_RUNNING: _BatchState.ValueType  # 1
+    BATCH_STATE_CANCELLING: _BatchState.ValueType  # 2
+    BATCH_STATE_ENDED: _BatchState.ValueType  # 3
+    """No further item will be answered: each has its result."""
+    BATCH_STATE_UNKNOWN: _BatchState.ValueType  # 4
+    """The provider knows no such batch any more."""
+
+class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
+    """What becomes of a batch."""
+
+BATCH_STATE_UNSPECIFIED: BatchState.ValueType  # 0
+BATCH_STATE_RUNNING: BatchState.ValueType  # 1
+BATCH_STATE_CANCELLING: BatchState.ValueType  # 2
+BATCH_STATE_ENDED: BatchState.ValueType  # 3
+"""No further item will be answered: each has its result."""
+BATCH_STATE_UNKNOWN: BatchState.ValueType  # 4
+"""The provider knows no such batch any more."""
+Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):
@@ -284,6 +312,251 @@ class CompleteManyResponse(_message.Message):
 Global___CompleteManyResponse: _TypeAlias = CompleteManyResponse  # noqa: Y015
 
 @_typing.final
+class BatchItem(_message.Message):
+    """One question of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """Unique in the batch: `[A-Za-z0-9_-]{1,64}`."""
+    @_builtins.property
+    def request(self) -> _completion_pb2.CompletionRequest:
+        """Of the batch's model; timeout_ms and once mean nothing here."""
+
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        request: _completion_pb2.CompletionRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchItem: _TypeAlias = BatchItem  # noqa: Y015
+
+@_typing.final
+class SubmitBatchRequest(_message.Message):
+    """A part of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`provider/model`; in the first message."""
+    label: _builtins.str
+    """Names the batch at the provider: `[a-z0-9-]{1,63}`; in the first message."""
+    again: _builtins.bool
+    """A batch of this label may have been submitted before: it is looked for where the provider can tell, and returned."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItem]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        label: _builtins.str = ...,
+        again: _builtins.bool = ...,
+        items: _abc.Iterable[Global___BatchItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "items", b"items", "label", b"label", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitBatchRequest: _TypeAlias = SubmitBatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchItemResult(_message.Message):
+    """An item's answer or error."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    @_builtins.property
+    def completion(self) -> _completion_pb2.Completion: ...
+    @_builtins.property
+    def error(self) -> Global___CompletionError: ...
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        completion: _completion_pb2.Completion | None = ...,
+        error: Global___CompletionError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "error", b"error", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "error", b"error", "item_id", b"item_id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["completion", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchItemResult: _TypeAlias = BatchItemResult  # noqa: Y015
+
+@_typing.final
+class SubmitBatchResponse(_message.Message):
+    """A batch that the provider has taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """What GetBatch and CancelBatch take."""
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItemResult]:
+        """Items that this provider can't be asked: they are not in the batch."""
+
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+        refused: _abc.Iterable[Global___BatchItemResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitBatchResponse: _TypeAlias = SubmitBatchResponse  # noqa: Y015
+
+@_typing.final
+class GetBatchRequest(_message.Message):
+    """Asks for a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    WITH_RESULTS_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    with_results: _builtins.bool
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+        with_results: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "with_results", b"with_results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBatchRequest: _TypeAlias = GetBatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchStatus(_message.Message):
+    """How far a batch is. Counts are of items, as the provider says; 0 where it does not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    state: Global___BatchState.ValueType
+    total: _builtins.int
+    answered: _builtins.int
+    failed: _builtins.int
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the provider gives up what is not answered."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___BatchState.ValueType = ...,
+        total: _builtins.int = ...,
+        answered: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "expires_at", b"expires_at", "failed", b"failed", "state", b"state", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStatus: _TypeAlias = BatchStatus  # noqa: Y015
+
+@_typing.final
+class GetBatchResponse(_message.Message):
+    """First the status, then results."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___BatchStatus: ...
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItemResult]: ...
+    def __init__(
+        self,
+        *,
+        status: Global___BatchStatus | None = ...,
+        results: _abc.Iterable[Global___BatchItemResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBatchResponse: _TypeAlias = GetBatchResponse  # noqa: Y015
+
+@_typing.final
+class CancelBatchRequest(_message.Message):
+    """Stops a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelBatchRequest: _TypeAlias = CancelBatchRequest  # noqa: Y015
+
+@_typing.final
+class CancelBatchResponse(_message.Message):
+    """It was asked to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelBatchResponse: _TypeAlias = CancelBatchResponse  # noqa: Y015
+
+@_typing.final
 class CheckModelsRequest(_message.Message):
     """Models to check."""
 
@@ -347,6 +620,8 @@ class ModelCheck(_message.Message):
     LIST_PRICE_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     PRICE_UNKNOWN_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    BATCH_PRICE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     problem_reason: _builtins.str
     """Set where the model can't be asked: a reason of ErrorReason without its prefix, and a sentence that says what to do."""
@@ -356,6 +631,8 @@ class ModelCheck(_message.Message):
     price_version: _builtins.str
     price_unknown: _builtins.bool
     """The price is unknown, and `price` is what the operator lets budgets reserve for that."""
+    batches: _builtins.bool
+    """Its provider answers batches, and what a plain call costs in one."""
     @_builtins.property
     def price(self) -> Global___Price:
         """The most that a call may cost, to reserve by; unset where nobody knows."""
@@ -364,6 +641,8 @@ class ModelCheck(_message.Message):
     def list_price(self) -> Global___Price:
         """What a plain call costs now, for estimates, and the price list that says so. Unset where unknown."""
 
+    @_builtins.property
+    def batch_price(self) -> Global___Price: ...
     def __init__(
         self,
         *,
@@ -375,15 +654,21 @@ class ModelCheck(_message.Message):
         list_price: Global___Price | None = ...,
         price_version: _builtins.str = ...,
         price_unknown: _builtins.bool = ...,
+        batches: _builtins.bool = ...,
+        batch_price: Global___Price | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_list_price", b"_list_price", "_price", b"_price", "list_price", b"list_price", "price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_price", b"_batch_price", "_list_price", b"_list_price", "_price", b"_price", "batch_price", b"batch_price", "list_price", b"list_price", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_list_price", b"_list_price", "_price", b"_price", "endpoint", b"endpoint", "list_price", b"list_price", "model", b"model", "price", b"price", "price_unknown", b"price_unknown", "price_version", b"price_version", "problem", b"problem", "problem_reason", b"problem_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_price", b"_batch_price", "_list_price", b"_list_price", "_price", b"_price", "batch_price", b"batch_price", "batches", b"batches", "endpoint", b"endpoint", "list_price", b"list_price", "model", b"model", "price", b"price", "price_unknown", b"price_unknown", "price_version", b"price_version", "problem", b"problem", "problem_reason", b"problem_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__batch_price: _TypeAlias = _typing.Literal["batch_price"]  # noqa: Y015
+    _WhichOneofArgType__batch_price: _TypeAlias = _typing.Literal["_batch_price", b"_batch_price"]  # noqa: Y015
     _WhichOneofReturnType__list_price: _TypeAlias = _typing.Literal["list_price"]  # noqa: Y015
     _WhichOneofArgType__list_price: _TypeAlias = _typing.Literal["_list_price", b"_list_price"]  # noqa: Y015
     _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
     _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_price) -> _WhichOneofReturnType__batch_price | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__list_price) -> _WhichOneofReturnType__list_price | None: ...
     @_typing.overload

@@ -51,6 +51,21 @@ class AdapterServiceStub:
                 request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteRequest.SerializeToString,
                 response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteResponse.FromString,
                 _registered_method=True)
+        self.SubmitBatch = channel.stream_unary(
+                '/promptlooper.v1.AdapterService/SubmitBatch',
+                request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.SubmitBatchRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.SubmitBatchResponse.FromString,
+                _registered_method=True)
+        self.GetBatch = channel.unary_stream(
+                '/promptlooper.v1.AdapterService/GetBatch',
+                request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.GetBatchRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.GetBatchResponse.FromString,
+                _registered_method=True)
+        self.CancelBatch = channel.unary_unary(
+                '/promptlooper.v1.AdapterService/CancelBatch',
+                request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchRequest.SerializeToString,
+                response_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchResponse.FromString,
+                _registered_method=True)
         self.CheckModels = channel.unary_unary(
                 '/promptlooper.v1.AdapterService/CheckModels',
                 request_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CheckModelsRequest.SerializeToString,
@@ -97,6 +112,31 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitBatch(self, request_iterator, context):
+        """Hands many questions for one model to its provider as one batch: answered within hours, mostly at half the price. The
+        first message names the model; items may be in all of them, at most 256 and 1 MiB in each, 50,000 in all.
+        FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider has no batches, or no item could be taken.
+        Not idempotent: after a lost answer submit the same with `again`. Usual deadline: 300 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatch(self, request, context):
+        """How far a batch is; with `with_results`, and when it has ended, every item's answer or error follows. Results may be asked
+        for again as long as the provider keeps them. Usual deadline: 300 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBatch(self, request, context):
+        """Asks the provider to stop a batch. What is answered already stays so, and is billed. Usual deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckModels(self, request, context):
         """Says of each model whether its provider is configured, a key is there, and what it costs. Calls no provider.
         Usual deadline: 10 s.
@@ -129,6 +169,21 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.StreamComplete,
                     request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteRequest.FromString,
                     response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteResponse.SerializeToString,
+            ),
+            'SubmitBatch': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitBatch,
+                    request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.SubmitBatchRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.SubmitBatchResponse.SerializeToString,
+            ),
+            'GetBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetBatch,
+                    request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.GetBatchRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.GetBatchResponse.SerializeToString,
+            ),
+            'CancelBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBatch,
+                    request_deserializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchRequest.FromString,
+                    response_serializer=promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchResponse.SerializeToString,
             ),
             'CheckModels': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckModels,
@@ -224,6 +279,87 @@ class AdapterService:
             '/promptlooper.v1.AdapterService/StreamComplete',
             promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteRequest.SerializeToString,
             promptlooper_dot_v1_dot_adapter__service__pb2.StreamCompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitBatch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/promptlooper.v1.AdapterService/SubmitBatch',
+            promptlooper_dot_v1_dot_adapter__service__pb2.SubmitBatchRequest.SerializeToString,
+            promptlooper_dot_v1_dot_adapter__service__pb2.SubmitBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/promptlooper.v1.AdapterService/GetBatch',
+            promptlooper_dot_v1_dot_adapter__service__pb2.GetBatchRequest.SerializeToString,
+            promptlooper_dot_v1_dot_adapter__service__pb2.GetBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/promptlooper.v1.AdapterService/CancelBatch',
+            promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchRequest.SerializeToString,
+            promptlooper_dot_v1_dot_adapter__service__pb2.CancelBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,18 @@ class AdapterServiceStub:
     can't stream, one delta. What fails after the first delta is not tried again. Usual deadline: 60 s. A caller that cancels
     stops the provider call.
     """
+    SubmitBatch: _aio.StreamUnaryMultiCallable[_adapter_service_pb2.SubmitBatchRequest, _adapter_service_pb2.SubmitBatchResponse]
+    """Hands many questions for one model to its provider as one batch: answered within hours, mostly at half the price. The
+    first message names the model; items may be in all of them, at most 256 and 1 MiB in each, 50,000 in all.
+    FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider has no batches, or no item could be taken.
+    Not idempotent: after a lost answer submit the same with `again`. Usual deadline: 300 s.
+    """
+    GetBatch: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.GetBatchRequest, _adapter_service_pb2.GetBatchResponse]
+    """How far a batch is; with `with_results`, and when it has ended, every item's answer or error follows. Results may be asked
+    for again as long as the provider keeps them. Usual deadline: 300 s.
+    """
+    CancelBatch: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.CancelBatchRequest, _adapter_service_pb2.CancelBatchResponse]
+    """Asks the provider to stop a batch. What is answered already stays so, and is billed. Usual deadline: 30 s."""
     CheckModels: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.CheckModelsRequest, _adapter_service_pb2.CheckModelsResponse]
     """Says of each model whether its provider is configured, a key is there, and what it costs. Calls no provider.
     Usual deadline: 10 s.
@@ -81,6 +93,36 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         can't stream, one delta. What fails after the first delta is not tried again. Usual deadline: 60 s. A caller that cancels
         stops the provider call.
         """
+
+    @_abc_1.abstractmethod
+    def SubmitBatch(
+        self,
+        request_iterator: _abc.AsyncIterator[_adapter_service_pb2.SubmitBatchRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_adapter_service_pb2.SubmitBatchRequest], _abc.Awaitable[_adapter_service_pb2.SubmitBatchResponse]],
+    ) -> _abc.Awaitable[_adapter_service_pb2.SubmitBatchResponse]:
+        """Hands many questions for one model to its provider as one batch: answered within hours, mostly at half the price. The
+        first message names the model; items may be in all of them, at most 256 and 1 MiB in each, 50,000 in all.
+        FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider has no batches, or no item could be taken.
+        Not idempotent: after a lost answer submit the same with `again`. Usual deadline: 300 s.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBatch(
+        self,
+        request: _adapter_service_pb2.GetBatchRequest,
+        context: _aio.ServicerContext[_adapter_service_pb2.GetBatchRequest, _abc.AsyncIterator[_adapter_service_pb2.GetBatchResponse]],
+    ) -> _abc.AsyncIterator[_adapter_service_pb2.GetBatchResponse]:
+        """How far a batch is; with `with_results`, and when it has ended, every item's answer or error follows. Results may be asked
+        for again as long as the provider keeps them. Usual deadline: 300 s.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelBatch(
+        self,
+        request: _adapter_service_pb2.CancelBatchRequest,
+        context: _aio.ServicerContext[_adapter_service_pb2.CancelBatchRequest, _abc.Awaitable[_adapter_service_pb2.CancelBatchResponse]],
+    ) -> _abc.Awaitable[_adapter_service_pb2.CancelBatchResponse]:
+        """Asks the provider to stop a batch. What is answered already stays so, and is billed. Usual deadline: 30 s."""
 
     @_abc_1.abstractmethod
     def CheckModels(

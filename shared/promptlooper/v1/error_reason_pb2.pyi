@@ -81,6 +81,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 28
     """The deadline passed before there was an answer. DEADLINE_EXCEEDED."""
+    ERROR_REASON_BATCH_EXPIRED: _ErrorReason.ValueType  # 29
+    """A batch's time was over before this item was answered: it is not billed. Ask directly, or in another batch."""
+    ERROR_REASON_BATCH_CANCELLED: _ErrorReason.ValueType  # 30
+    """The batch was cancelled before this item was answered: it is not billed."""
     ERROR_REASON_TEMPLATE_ERROR: _ErrorReason.ValueType  # 40
     """A template could not be rendered with this run's values. A run's reason only. Metadata: stage, variable."""
     ERROR_REASON_OUTPUT_INVALID: _ErrorReason.ValueType  # 41
@@ -162,6 +166,10 @@ CONTENT_FILTER. FAILED_PRECONDITION where the provider refused the prompt: chang
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 28
 """The deadline passed before there was an answer. DEADLINE_EXCEEDED."""
+ERROR_REASON_BATCH_EXPIRED: ErrorReason.ValueType  # 29
+"""A batch's time was over before this item was answered: it is not billed. Ask directly, or in another batch."""
+ERROR_REASON_BATCH_CANCELLED: ErrorReason.ValueType  # 30
+"""The batch was cancelled before this item was answered: it is not billed."""
 ERROR_REASON_TEMPLATE_ERROR: ErrorReason.ValueType  # 40
 """A template could not be rendered with this run's values. A run's reason only. Metadata: stage, variable."""
 ERROR_REASON_OUTPUT_INVALID: ErrorReason.ValueType  # 41

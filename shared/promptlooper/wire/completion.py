@@ -260,6 +260,8 @@ def check_to_pb(check: ModelCheck) -> adapter_pb.ModelCheck:
         list_price=price_to_pb(check.list_price),
         price_version=check.price_version,
         price_unknown=check.price_unknown,
+        batches=check.batches,
+        batch_price=price_to_pb(check.batch_price),
     )
 
 
@@ -273,6 +275,8 @@ def check_from_pb(message: adapter_pb.ModelCheck) -> ModelCheck:
         price_from_pb(message.list_price) if message.HasField("list_price") else None,
         message.price_version,
         message.price_unknown,
+        message.batches,
+        price_from_pb(message.batch_price) if message.HasField("batch_price") else None,
     )
 
 
