@@ -42,6 +42,8 @@ class AdapterMetrics(Collector):
             ("provider", "reason"),
             counts.completions,
         )
+        yield counters("batches", "Batches that providers took.", ("provider",), counts.batches)
+        yield counters("batch_items", "Questions in them.", ("provider",), counts.batch_items)
         yield counters("tokens", "Tokens of answers.", (*_OF_MODEL, "direction"), counts.tokens)
         yield counters(
             "tokens_given_up",

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
+from promptlooper.adapter.batch.messages import batch_in, in_messages
 from promptlooper.adapter.batches import GRACE, MAX_IN_FLIGHT, ItemStreams, completed
+from promptlooper.batches import BatchGateway, BatchState
 from promptlooper.completion import CompletionGateway, CompletionRequest
 from promptlooper.errors import DomainError, TooLarge
 from promptlooper.rpc.deadlines import is_deadline
@@ -19,6 +21,7 @@ from promptlooper.tracing import go_on_with
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1 import completion_pb2
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceServicer, add_AdapterServiceServicer_to_server
+from promptlooper.wire.batches import status_to_pb, submitted_to_pb
 from promptlooper.wire.completion import check_to_pb, completion_to_pb, error_to_pb, model_to_pb, request_from_pb
 from promptlooper.wire.limits import MAX_MESSAGE, refuse_too_many
 
@@ -29,10 +32,14 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _Requests: TypeAlias = AsyncIterator[pb.CompleteManyRequest]
 
 
+class Core(CompletionGateway, BatchGateway, Protocol):
+    """What the RPCs are about."""
+
+
 class AdapterServicer(AdapterServiceServicer):
     """`drain` is for the server's `on_drain`: without it open streams hold the server for its whole grace."""
 
-    def __init__(self, core: CompletionGateway, *, max_in_flight: int = MAX_IN_FLIGHT, grace: float = GRACE) -> None:
+    def __init__(self, core: Core, *, max_in_flight: int = MAX_IN_FLIGHT, grace: float = GRACE) -> None:
         self._core = core
         self._grace = grace
         self._streams = ItemStreams(self._answer, _failed, max_in_flight)
@@ -71,6 +78,25 @@ class AdapterServicer(AdapterServiceServicer):
         if (size := result.ByteSize()) > MAX_MESSAGE:
             raise TooLarge(f"the answer has {size} bytes, and at most {MAX_MESSAGE} can be sent; ask for less")
         return result
+
+    async def SubmitBatch(
+        self, request_iterator: AsyncIterator[pb.SubmitBatchRequest], context: Context
+    ) -> pb.SubmitBatchResponse:
+        first, items = await batch_in(request_iterator)
+        submitted = await self._core.submit_batch(first.model, first.label, items, again=first.again)
+        return submitted_to_pb(submitted)
+
+    async def GetBatch(self, request: pb.GetBatchRequest, context: Context) -> AsyncIterator[pb.GetBatchResponse]:
+        status = await self._core.batch_status(request.batch)
+        yield pb.GetBatchResponse(status=status_to_pb(status))
+        if request.with_results and status.state is BatchState.ENDED:
+            async with aclosing(in_messages(self._core.batch_results(request.batch))) as messages:
+                async for results in messages:
+                    yield pb.GetBatchResponse(results=results)
+
+    async def CancelBatch(self, request: pb.CancelBatchRequest, context: Context) -> pb.CancelBatchResponse:
+        await self._core.cancel_batch(request.batch)
+        return pb.CancelBatchResponse()
 
     async def CheckModels(self, request: pb.CheckModelsRequest, context: Context) -> pb.CheckModelsResponse:
         refuse_too_many(request.models, "models")

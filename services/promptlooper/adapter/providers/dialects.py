@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from promptlooper.adapter.config import ProviderEntry
 from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.providers.http import Dialect
 
+if TYPE_CHECKING:
+    from promptlooper.adapter.batch.calls import Calls
+    from promptlooper.adapter.batch.format import BatchProvider
+
 
 def _openai(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
     from promptlooper.adapter.providers.openai import OpenAIChat
 
+    return OpenAIChat(_quirks(entry, base_url))
+
+
+def _quirks(entry: ProviderEntry, base_url: str) -> quirks.Quirks:
     said = quirks.named(entry.quirks) if entry.quirks else None
-    return OpenAIChat(said or quirks.of_host(urlsplit(base_url).hostname or ""))
+    return said or quirks.of_host(urlsplit(base_url).hostname or "")
 
 
 def _anthropic(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
@@ -63,3 +72,22 @@ DIALECTS: Mapping[str, Callable[[ProviderEntry, str, Mapping[str, str]], Dialect
     "bedrock": _bedrock,
 }
 WANT_BYTES = frozenset({"bedrock", "ollama"})  # of images: they take no addresses
+
+
+def _openai_batches(calls: Calls) -> BatchProvider:
+    from promptlooper.adapter.batch.openai import OpenAIBatches
+
+    return OpenAIBatches(calls)
+
+
+_BATCHES: Mapping[str, Callable[[Calls], BatchProvider]] = {
+    "openai": _openai_batches,
+    "openai-responses": _openai_batches,
+}
+
+
+def batches_of(entry: ProviderEntry, base_url: str) -> Callable[[Calls], BatchProvider] | None:
+    """None where it answers no batches."""
+    if entry.type == "openai" and not _quirks(entry, base_url).batches:
+        return None
+    return _BATCHES.get(entry.type)

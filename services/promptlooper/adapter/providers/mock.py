@@ -6,8 +6,9 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
@@ -17,6 +18,11 @@ from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest, ToolCall
 from promptlooper.digest import sha256_hex
 
+if TYPE_CHECKING:
+    from promptlooper.adapter.batch.format import Answer as BatchAnswer
+    from promptlooper.adapter.batch.format import BatchProvider
+
+EXPIRED = "batch_expired"  # the code of an error that only a batch can make
 _BUILT_IN = ("echo", "ok")
 _PIECES = re.compile(r"\s*\S+\s*|\s+")  # of a stream: words
 
@@ -64,6 +70,7 @@ class MockProvider:
         self.endpoint = _script_id(self._rules)
         self._clock = clock
         self._errors: Counter[tuple[int, str]] = Counter()
+        self._batches: BatchProvider | None = None
 
     def models(self) -> list[str]:
         return sorted({*_BUILT_IN, *(r.model for r in self._rules if r.model), *self.prices.known_models()})
@@ -80,39 +87,41 @@ class MockProvider:
 
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         started = self._clock.monotonic()
-        question = next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
-        rule, text = self._answer(model, question)
+        rule, text = self._answer(model, request)
         if rule.delay:
             await asyncio.sleep(rule.delay)
-        if text is None:
-            assert rule.error is not None
-            error = rule.error
-            kind = kind_of(error.status, error.code, error.message)
-            raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
-        finish_reason = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
-        words = text.split()
-        limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
-        if isinstance(limit, int) and len(words) > limit:
-            text, words = " ".join(words[:limit]), words[:limit]
-            finish_reason = rule.finish_reason or "length"
+        completion = _completion(rule, text, model, request)
         if heard is not None:
-            for piece in _PIECES.findall(text):
+            for piece in _PIECES.findall(completion.output):
                 heard(piece)
                 await asyncio.sleep(0)
-        return Completion(
-            output=text,
-            model=model,
-            finish_reason=finish_reason,
-            tokens_in=sum(len(m.content.split()) for m in request.messages)
-            if rule.tokens_in is None
-            else rule.tokens_in,
-            tokens_out=len(words) if rule.tokens_out is None else rule.tokens_out,
-            latency_ms=round((self._clock.monotonic() - started) * 1000),
-            tool_calls=tuple(ToolCall(f"call-{n}", *call) for n, call in enumerate(rule.tool_calls)),
-        )
+        return replace(completion, latency_ms=round((self._clock.monotonic() - started) * 1000))
 
-    def _answer(self, model: str, question: str) -> tuple[MockRule, str | None]:
+    def batches(self, model: str) -> BatchProvider:
+        if self._batches is None:
+            from promptlooper.adapter.batch.mock import MockBatches
+
+            self._batches = MockBatches(self._in_batch, self._clock)
+        return self._batches
+
+    def _in_batch(self, model: str, request: CompletionRequest) -> tuple[float, BatchAnswer]:
+        """How long it takes, and the answer; an error with the code `batch_expired` is none."""
+        from promptlooper.adapter.batch.format import Unanswered
+
+        try:
+            rule, text = self._answer(model, request)
+        except AttemptFailed as error:
+            return 0.0, error.failure
+        if text is None and rule.error is not None and rule.error.code == EXPIRED:
+            return rule.delay, Unanswered.EXPIRED
+        try:
+            return rule.delay, _completion(rule, text, model, request)
+        except AttemptFailed as error:
+            return rule.delay, error.failure
+
+    def _answer(self, model: str, request: CompletionRequest) -> tuple[MockRule, str | None]:
         """The rule that answers and its text; no text is its error."""
+        question = next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
         for index, rule in enumerate(self._rules):
             if rule.model not in (None, model):
                 continue
@@ -146,3 +155,27 @@ class MockProvider:
 def _script_id(rules: Sequence[MockRule]) -> str:
     """Another script is another model: its answers are not taken from the cache of this one."""
     return sha256_hex([repr(rule) for rule in rules])[:16] if rules else ""
+
+
+def _completion(rule: MockRule, text: str | None, model: str, request: CompletionRequest) -> Completion:
+    """What a rule answers. Raises AttemptFailed, its error, where there is no text."""
+    if text is None:
+        assert rule.error is not None
+        error = rule.error
+        kind = kind_of(error.status, error.code, error.message)
+        raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
+    finish_reason = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
+    words = text.split()
+    limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
+    if isinstance(limit, int) and len(words) > limit:
+        text, words = " ".join(words[:limit]), words[:limit]
+        finish_reason = rule.finish_reason or "length"
+    words_in = sum(len(m.content.split()) for m in request.messages)
+    return Completion(
+        output=text,
+        model=model,
+        finish_reason=finish_reason,
+        tokens_in=words_in if rule.tokens_in is None else rule.tokens_in,
+        tokens_out=len(words) if rule.tokens_out is None else rule.tokens_out,
+        tool_calls=tuple(ToolCall(f"call-{n}", *call) for n, call in enumerate(rule.tool_calls)),
+    )
