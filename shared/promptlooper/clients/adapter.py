@@ -128,8 +128,12 @@ class AdapterClient(CompletionGateway, BatchGateway):
     async def submit_batch(
         self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
     ) -> SubmittedBatch:
+        messages = []  # all before the first is sent: grpc makes a cancellation of what its iterator raises
+        for message in batch_messages(model, label, items, again=again):
+            messages.append(message)
+            await asyncio.sleep(0)
         with away(self._address, "adapter"):
-            return submitted_from_pb(await self._stub.SubmitBatch(batch_messages(model, label, items, again=again)))
+            return submitted_from_pb(await self._stub.SubmitBatch(iter(messages)))
 
     async def batch_status(self, batch: str) -> BatchStatus:
         with away(self._address, "adapter"):

@@ -15,7 +15,7 @@ from promptlooper.wire.completion import (
     request_from_pb,
     request_to_pb,
 )
-from promptlooper.wire.limits import BATCH_BYTES, BATCH_ITEMS, MAX_MESSAGE, chunks
+from promptlooper.wire.limits import BATCH_BYTES, BATCH_ITEMS, MAX_MESSAGE
 from promptlooper.wire.scalars import moment, timestamp
 
 _STATES = {state: pb.BatchState.Value(f"BATCH_STATE_{state.name}") for state in BatchState}
@@ -80,13 +80,16 @@ def batch_messages(
     model: str, label: str, items: Sequence[BatchItem], *, again: bool
 ) -> Iterator[pb.SubmitBatchRequest]:
     """A batch in pieces that fit into messages. Raises TooLarge for an item that fits into none."""
-    first = pb.SubmitBatchRequest(model=model, label=label, again=again)
-    for piece in chunks(list(map(_sent, items)), max_items=BATCH_ITEMS, max_bytes=BATCH_BYTES):
-        first.items.extend(piece)
-        yield first
-        first = pb.SubmitBatchRequest()
-    if not items:
-        yield first
+    message, room = pb.SubmitBatchRequest(model=model, label=label, again=again), BATCH_BYTES
+    for item in items:
+        sent = _sent(item)
+        size = sent.ByteSize()
+        if message.items and (size > room or len(message.items) == BATCH_ITEMS):
+            yield message
+            message, room = pb.SubmitBatchRequest(), BATCH_BYTES
+        message.items.append(sent)
+        room -= size
+    yield message
 
 
 def _sent(item: BatchItem) -> pb.BatchItem:
