@@ -115,6 +115,14 @@ def moment(seconds: object) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if isinstance(seconds, int | float) else None
 
 
+def instant(said: object) -> datetime | None:
+    """A time in the words of RFC 3339."""
+    try:
+        return datetime.fromisoformat(said) if isinstance(said, str) else None
+    except ValueError:
+        return None
+
+
 def text_in(data: Mapping[str, Any], name: str) -> str:
     """A text that must be there. Raises AttemptFailed."""
     value = data.get(name)

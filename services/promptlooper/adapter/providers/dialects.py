@@ -80,14 +80,30 @@ def _openai_batches(calls: Calls) -> BatchProvider:
     return OpenAIBatches(calls)
 
 
+def _anthropic_batches(calls: Calls) -> BatchProvider:
+    from promptlooper.adapter.batch.anthropic import AnthropicBatches
+
+    return AnthropicBatches(calls)
+
+
+def _gemini_batches(calls: Calls) -> BatchProvider:
+    from promptlooper.adapter.batch.gemini import GeminiBatches
+
+    return GeminiBatches(calls)
+
+
 _BATCHES: Mapping[str, Callable[[Calls], BatchProvider]] = {
     "openai": _openai_batches,
     "openai-responses": _openai_batches,
+    "anthropic": _anthropic_batches,
+    "gemini": _gemini_batches,
 }
 
 
 def batches_of(entry: ProviderEntry, base_url: str) -> Callable[[Calls], BatchProvider] | None:
     """None where it answers no batches."""
+    if entry.type == "gemini" and base_url.rpartition("/")[2].startswith("v1"):
+        return None  # its files are at paths before the version
     if entry.type == "openai" and not _quirks(entry, base_url).batches:
         return None
     return _BATCHES.get(entry.type)

@@ -139,7 +139,7 @@ _STATUSES: Mapping[int, str] = {
 class GeminiWire:
     type = "gemini"
     base = ""
-    paths = ("/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent")
+    paths: tuple[str, ...] = ("/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent")
 
     def check(self, asked: Asked) -> None:
         needed(asked, "x-goog-api-key", 403)
