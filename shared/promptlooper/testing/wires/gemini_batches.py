@@ -49,6 +49,7 @@ class GeminiBatchServer(BatchServer):
         return [
             web.post("/upload/v1beta/files", guarded(self._upload)),
             web.get("/download/v1beta/files/{id}:download", guarded(self._download)),
+            web.get("/v1beta/files/{id}:download", guarded(self._download)),  # their own client asks here
             web.post("/v1beta/models/{model}:batchGenerateContent", guarded(self._create)),
             web.get("/v1beta/batches", guarded(self._list)),
             web.get("/v1beta/batches/{id}", guarded(self._get)),
