@@ -12,7 +12,7 @@ import pytest
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.batches import BatchItem, BatchState
 from promptlooper.completion import CompletionRequest, Message
-from promptlooper.errors import ProviderCredentials, ProviderRateLimited, ProviderRejected
+from promptlooper.errors import CompletionFailed, ProviderCredentials, ProviderRateLimited, ProviderRejected
 from promptlooper.testing.wires import Asked, Reply, Said
 from promptlooper.testing.wires.anthropic_batches import AnthropicBatchServer
 from promptlooper.testing.wires.batches import BatchServer
@@ -57,8 +57,12 @@ class Lab:
         assert not submitted.refused
         return submitted.batch
 
-    async def results(self, batch: str) -> dict[str, Any]:
-        return {each.item_id: each.completion or each.error async for each in self.gateway.batch_results(batch)}
+    async def results(self, batch: str, read: dict[str, Any] | None = None) -> dict[str, Any]:
+        """`read` has what was read before it failed."""
+        found = {} if read is None else read
+        async for each in self.gateway.batch_results(batch):
+            found[each.item_id] = each.completion or each.error
+        return found
 
 
 @pytest.fixture(params=SERVERS)
@@ -134,6 +138,36 @@ async def test_a_batch_that_is_forgotten_is_unknown(lab):
     batch = await lab.submit("one")
     lab.server.forget()
     assert (await lab.gateway.batch_status(batch)).state is BatchState.UNKNOWN
+
+
+GOOD = b'{"custom_id":"q-0","key":"q-0","result":{"type":"expired"},"error":{"code":1}}\n'
+CUTS = [
+    (GOOD + b'{"cust', "end", "PROVIDER_MALFORMED"),
+    (GOOD + b'{"cust', "drop", "PROVIDER_UNAVAILABLE"),
+    (GOOD + b"[]\n", "end", "PROVIDER_MALFORMED"),
+    (GOOD + b'{"result":{}}\n', "end", "PROVIDER_MALFORMED"),
+    (GOOD + b"x" * (9 * 2**20), "end", "PROVIDER_REJECTED"),
+]
+
+
+@pytest.mark.parametrize(("body", "then", "reason"), CUTS)
+async def test_results_that_break_off_are_not_taken_for_all(lab, body, then, reason):
+    batch = await lab.submit("one", "two")
+    lab.server.finish()
+    before = {"openai": 2, "anthropic": 1, "gemini": 2}[lab.type]  # calls, before that of the file
+    lab.server.failing = [*[None] * before, Reply(body=body, then=then)]
+    read: dict[str, Any] = {}
+    with pytest.raises(CompletionFailed) as raised:
+        await lab.results(batch, read)
+    assert (list(read), raised.value.reason) == (["q-0"], reason)
+    assert len(await lab.results(batch)) == 2
+
+
+async def test_a_status_that_nobody_knows_is_not_guessed(lab):
+    batch = await lab.submit("one")
+    lab.server.failing = [Reply(body=b'{"status":"new","processing_status":"new","metadata":{"state":"NEW"}}')] * 3
+    with pytest.raises(CompletionFailed, match=r"'(new|NEW)' of the batch is not known"):
+        await lab.gateway.batch_status(batch)
 
 
 async def test_a_refused_key_is_said_and_not_sent_again(lab, key):

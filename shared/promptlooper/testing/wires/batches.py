@@ -41,7 +41,7 @@ class BatchServer(WireServer):
         super().__init__(wire, answer)
         self.hold = hold
         self.batches: list[WireBatch] = []
-        self.failing: list[Reply] = []  # of calls about batches: each is answered to one, in order
+        self.failing: list[Reply | None] = []  # what calls about batches are answered, in order; None: as usual
 
     def batch(self, batch_id: str) -> WireBatch:
         """Raises Refused."""
@@ -96,9 +96,8 @@ class BatchServer(WireServer):
         """A handler whose refusals are the wire's errors."""
 
         async def answered(http: web.Request) -> web.StreamResponse:
-            if self.failing:
-                reply = self.failing.pop(0)
-                return self.error(reply.status, reply.message, reply.headers)
+            if self.failing and (reply := self.failing.pop(0)) is not None:
+                return await self.sent(http, Asked(http.raw_path, headers_of(http), {}), reply)
             try:
                 return await handle(http)
             except Refused as error:

@@ -120,13 +120,13 @@ class WireServer:
         except Refused as error:
             self.refused.append(str(error))
             return self.error(error.status, str(error))
-        return await self._sent(http, asked, self.reply(asked))
+        return await self.sent(http, asked, self.reply(asked))
 
     def error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
         said = {"content-type": "application/json", **(headers or {})}
         return web.Response(status=status, body=self.wire.error(status, message), headers=said)
 
-    async def _sent(self, http: web.Request, asked: Asked, reply: Reply) -> web.StreamResponse:
+    async def sent(self, http: web.Request, asked: Asked, reply: Reply) -> web.StreamResponse:
         if reply.status != 200 and reply.body is None:
             return self.error(reply.status, reply.message, reply.headers)
         kind, parts = "application/json", [reply.body if reply.body is not None else b""]
