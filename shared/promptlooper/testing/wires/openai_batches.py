@@ -155,11 +155,9 @@ class OpenAIBatchServer(BatchServer):
 
     def _batch(self, batch: WireBatch) -> dict[str, Any]:
         ended = batch.state == "ended"
-        files = {
-            name: f"{kind}-{batch.id}" if ended and self._lines(batch, failed=kind == "errors") else None
-            for name, kind in (("output_file_id", "answers"), ("error_file_id", "errors"))
-        }
         completed = sum(reply.status == 200 for reply in batch.answers.values())
+        failed = len(batch.answers) - completed
+        errors = failed or (batch.end in ("expired", "cancelled") and batch.unanswered)
         error = {"code": "invalid_request", "message": batch.message, "line": 1, "param": None}
         return {
             "id": batch.id,
@@ -169,13 +167,14 @@ class OpenAIBatchServer(BatchServer):
             "input_file_id": "file-1",
             "completion_window": "24h",
             "status": batch.end if ended else {"running": "in_progress"}.get(batch.state, batch.state),
-            **files,
+            "output_file_id": f"answers-{batch.id}" if ended and completed else None,
+            "error_file_id": f"errors-{batch.id}" if ended and errors else None,
             "created_at": _CREATED,
             "expires_at": _CREATED + _DAY,
             "request_counts": {
                 "total": len(batch.questions),
                 "completed": completed,
-                "failed": len(batch.answers) - completed,
+                "failed": failed,
             },
             "metadata": {"promptlooper": batch.label},
         }
