@@ -9,7 +9,10 @@ from enum import Enum
 from typing import Protocol
 
 from promptlooper.completion import Completion, CompletionRequest
-from promptlooper.errors import DomainError
+from promptlooper.errors import DomainError, InvalidArgument, ProviderRejected
+
+MOST_ITEMS = 50_000  # of a batch
+LARGEST_BATCH = 100 * 1024 * 1024  # bytes of its questions, as they are sent to the provider
 
 
 class BatchState(Enum):
@@ -56,6 +59,15 @@ class BatchStatus:
     answered: int = 0
     failed: int = 0
     expires_at: datetime | None = None
+    message: str = ""  # of one that failed as a whole: why, as the provider says
+
+
+def refuse_unended(status: BatchStatus) -> None:
+    """Raises a DomainError where a batch has no results, or not yet."""
+    if status.state is BatchState.UNKNOWN:
+        raise ProviderRejected("the provider does not know the batch any more; ask its questions anew")
+    if status.state is not BatchState.ENDED:
+        raise InvalidArgument("the batch has not ended; ask for its results when it has", field="batch")
 
 
 class BatchGateway(Protocol):
@@ -66,13 +78,15 @@ class BatchGateway(Protocol):
         self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
     ) -> SubmittedBatch:
         """Hands all items, of one `provider/model`, to the provider as one batch. `label` (`[a-z0-9-]{1,63}`) names it
-        there. With `again` a batch with this label may be there already: it is looked for first, and returned."""
+        there. With `again` a batch with this label may be there already: it is looked for first, and returned. Raises
+        InvalidArgument where the provider answers no batches, or not such a one; TooLarge."""
         ...
 
     async def batch_status(self, batch: str) -> BatchStatus: ...
 
     def batch_results(self, batch: str) -> AsyncIterator[BatchResult]:
-        """Of a batch that has ended: every item's, in no order. May be asked again, as long as the provider keeps
+        """Of a batch that has ended, in no order. An item of which nothing comes was not answered, and is not billed:
+        some providers say nothing of those they did not come to. May be asked again, as long as the provider keeps
         them."""
         ...
 

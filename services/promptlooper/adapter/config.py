@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from promptlooper.adapter.address import checked_base_url
-from promptlooper.adapter.price_entries import ModelPrice, ModelPrices, PriceCeiling, Tier
+from promptlooper.adapter.price_entries import BatchPrice, ModelPrice, ModelPrices, PriceCeiling, Tier
 from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.route_config import Deployment, Fallbacks, KeyEntry, Proxy, StreamSetting, Timeouts
 from promptlooper.document import Document, NotUtf8, decoded, read_document
@@ -166,6 +166,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "models": ModelLimits,
     "prices": ModelPrice,
     "tiers": Tier,
+    "batch": BatchPrice,
     "price_ceiling": PriceCeiling,
     "script": Rule,
     "error": ScriptedError,

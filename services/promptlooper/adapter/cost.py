@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from promptlooper.adapter.public_prices import PublicPrices, Terms
-from promptlooper.adapter.tariff import Tariff, billed
+from promptlooper.adapter.tariff import BATCH, Tariff, billed
 from promptlooper.completion import Completion, ModelCheck, Price
 
 LONGEST_EXPERIMENT = timedelta(31)  # what a call may cost is asked for once, before the first one
@@ -29,6 +29,11 @@ class Dated:
     tariff: Tariff
     start: datetime | None = None
     end: datetime | None = None
+    batch: Tariff | None = None  # None: as outside of batches
+
+    def under(self, terms: Terms) -> Tariff:
+        """They hold under whatever terms, but those of a batch where it has a price of its own."""
+        return self.batch if self.batch is not None and terms == BATCH else self.tariff
 
     def holds(self, now: datetime) -> bool:
         return (self.start is None or self.start <= now) and (self.end is None or now < self.end)
@@ -50,20 +55,20 @@ class Prices:
         self._dated = any(len(prices) > 1 or prices[0].start or prices[0].end for prices in own.values())
 
     def tariff(self, model: str, terms: Terms = ()) -> Tariff | None:
-        """The price of a call made now. The operator's hold under whatever terms."""
+        """The price of a call made now."""
         if self._public is None and not self._dated:  # nothing changes with time
             found = self._own.get(model) or self._own.get("*")
-            return found[0].tariff if found else None
+            return found[0].under(terms) if found else None
         now = datetime.now(UTC)
-        if (own := self._own_tariff(model, now)) is not None:
-            return own
+        if (own := self._held(model, now)) is not None:
+            return own.under(terms)
         return None if self._public is None else self._public.tariff(model, now, terms)
 
-    def _own_tariff(self, model: str, now: datetime) -> Tariff | None:
+    def _held(self, model: str, now: datetime) -> Dated | None:
         for name in (model, "*"):
             for dated in self._own.get(name, ()):
                 if dated.holds(now):
-                    return dated.tariff
+                    return dated
         return None
 
     def ceiling(self, model: str) -> Price | None:
@@ -73,9 +78,13 @@ class Prices:
         until = now + LONGEST_EXPERIMENT
         names = [name for name in (model, "*") if name in self._own]
         found: list[Tariff | None] = [
-            dated.tariff for name in names for dated in self._own[name] if dated.meets(now, until)
+            tariff
+            for name in names
+            for dated in self._own[name]
+            if dated.meets(now, until)
+            for tariff in {dated.tariff, dated.under(BATCH)}
         ]
-        if self._own_tariff(model, now) is None or self._ends(names, now, until):
+        if self._held(model, now) is None or self._ends(names, now, until):
             found += [None] if self._public is None else self._public.tariffs(model, now, until)
         return _dearest([tariff.ceiling if tariff and tariff.output else self._unknown for tariff in found])
 
@@ -104,11 +113,12 @@ class Prices:
         return sorted(models)
 
 
-def checked(name: str, endpoint: str, ways: Sequence[tuple[Prices, str]]) -> ModelCheck:
+def checked(name: str, endpoint: str, ways: Sequence[tuple[Prices, str]], *, batches: bool = False) -> ModelCheck:
     """What is known of the price before a model is asked: by the first way at list price, by the dearest at most."""
     prices, model = ways[0]
     tariff = prices.tariff(model)
     listed = tariff if tariff is not None and tariff.output is not None else None
+    in_batch = prices.tariff(model, BATCH) if batches else None
     return ModelCheck(
         name,
         endpoint=endpoint,
@@ -116,6 +126,8 @@ def checked(name: str, endpoint: str, ways: Sequence[tuple[Prices, str]]) -> Mod
         list_price=None if listed is None else listed.price,
         price_version="" if listed is None else listed.version,
         price_unknown=listed is None,
+        batches=batches,
+        batch_price=in_batch.price if in_batch is not None and in_batch.output is not None else None,
     )
 
 

@@ -28,6 +28,8 @@ class AdapterCounts:
     tokens_given_up: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # as tokens
     cost_nanousd: Counter[tuple[str, str]] = field(default_factory=Counter)
     cost_unknown: Counter[str] = field(default_factory=Counter)
+    batches: Counter[str] = field(default_factory=Counter)  # submitted, by provider
+    batch_items: Counter[str] = field(default_factory=Counter)  # questions in them
     resting: Callable[[], Counter[tuple[str, str, str]]] = Counter  # models avoided, by provider, deployment and key
     _named: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 

@@ -6,24 +6,26 @@ import asyncio
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TypeVar
 
+from promptlooper.adapter.batch.core import Batches
 from promptlooper.adapter.cost import checked
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.embedding import as_billed, in_parts
 from promptlooper.adapter.genai import answered, asked, embedded, server
 from promptlooper.adapter.heard import Heard, streams, timed
 from promptlooper.adapter.limits.limiter import Held, Limiter, Permit
-from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.providers.provider import Problem, error_of_problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, error_of
 from promptlooper.adapter.routes.route import Route
 from promptlooper.adapter.routes.router import Router
 from promptlooper.adapter.routes.way import Way
+from promptlooper.batches import BatchGateway, BatchItem, BatchResult, BatchStatus, SubmittedBatch
 from promptlooper.clock import Clock, SystemClock
 from promptlooper.completion import (
     Completion,
@@ -35,7 +37,7 @@ from promptlooper.completion import (
     OnDelta,
 )
 from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddings, check_embedding_request
-from promptlooper.errors import DeadlineExceeded, DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
+from promptlooper.errors import DeadlineExceeded, DomainError
 from promptlooper.tracing import span
 
 AnswerT = TypeVar("AnswerT", Completion, Embeddings)
@@ -43,7 +45,7 @@ AnswerT = TypeVar("AnswerT", Completion, Embeddings)
 _log = logging.getLogger(__name__)
 
 
-class Gateway(CompletionGateway, EmbeddingGateway):
+class Gateway(CompletionGateway, EmbeddingGateway, BatchGateway):
     """One face for all providers. Belongs to the event loop it is used in; `aclose` when nothing is asked any more."""
 
     def __init__(
@@ -59,11 +61,12 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self.counts = AdapterCounts(resting=router.health.resting)
+        self._batches = Batches(router, self.counts, clock=self._clock, sleep=sleep)
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
         way = self._router.way(request.model)
         if isinstance(way, Problem):
-            raise _error_of(way, request.model)
+            raise error_of_problem(way, request.model)
         provider, _, model = request.model.partition("/")
         with span(f"chat {model}", "client") as completing:
             if completing:
@@ -100,7 +103,7 @@ class Gateway(CompletionGateway, EmbeddingGateway):
     def _embedding_routes(self, model: str) -> list[Route]:
         routes = self._router.embedding_routes(model)
         if isinstance(routes, Problem):
-            raise _error_of(routes, model)
+            raise error_of_problem(routes, model)
         return routes
 
     async def _embedded(self, request: EmbeddingRequest) -> Embeddings:
@@ -233,6 +236,20 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         if seconds:
             await self._sleep(seconds)
 
+    async def submit_batch(
+        self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
+    ) -> SubmittedBatch:
+        return await self._batches.submit_batch(model, label, items, again=again)
+
+    async def batch_status(self, batch: str) -> BatchStatus:
+        return await self._batches.batch_status(batch)
+
+    def batch_results(self, batch: str) -> AsyncIterator[BatchResult]:
+        return self._batches.batch_results(batch)
+
+    async def cancel_batch(self, batch: str) -> None:
+        await self._batches.cancel_batch(batch)
+
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         return [self._check(model) for model in models]
 
@@ -244,7 +261,8 @@ class Gateway(CompletionGateway, EmbeddingGateway):
         endpoints = sorted({route.provider.endpoint for route in models[0]})
         endpoint = hashlib.sha256("\n".join(endpoints).encode()).hexdigest()[:12]
         routes = chain(*models, *self._router.longer(name))
-        return checked(name, endpoint, [(route.provider.prices, route.model) for route in routes])
+        batches = any(not isinstance(route.provider.batches(route.model), Problem) for route in models[0])
+        return checked(name, endpoint, [(route.provider.prices, route.model) for route in routes], batches=batches)
 
     async def list_models(self) -> list[ModelInfo]:
         """By provider, then model: those known by name and those that were asked. `provider/*` stands for a provider
@@ -303,12 +321,3 @@ def _estimated(request: CompletionRequest) -> int:
 
 def _requests(attempts: int) -> str:
     return f"{attempts} request was made" if attempts == 1 else f"{attempts} requests were made"
-
-
-def _error_of(problem: Problem, model: str) -> DomainError:
-    provider = model.partition("/")[0]
-    if problem.reason == "PROVIDER_CREDENTIALS":
-        return ProviderCredentials(problem.message, provider=provider, model=model)
-    if problem.reason == "UNKNOWN_PROVIDER":
-        return UnknownProvider(problem.message, provider=provider, model=model)
-    return ProviderRejected(problem.message, provider=provider, model=model)

@@ -49,6 +49,8 @@ class AdapterMetrics(Collector):
             ("provider", "reason"),
             counts.embeddings,
         )
+        yield counters("batches", "Batches that providers took.", ("provider",), counts.batches)
+        yield counters("batch_items", "Questions in them.", ("provider",), counts.batch_items)
         yield counters("tokens", "Tokens of answers and embeddings.", (*_OF_MODEL, "direction"), counts.tokens)
         yield counters(
             "tokens_given_up",

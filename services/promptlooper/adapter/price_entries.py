@@ -60,6 +60,12 @@ class Tier(_Rates):
     above_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
+class BatchPrice(_Rates):
+    """What a call costs in a batch."""
+
+    request_usd: _Usd = Decimal(0)
+
+
 class ModelPrice(_Rates):
     """One price of a model, for ever or for a time: from the beginning of a day on, up to that of another (UTC)."""
 
@@ -67,6 +73,7 @@ class ModelPrice(_Rates):
     until: _Day | None = None
     request_usd: _Usd = Decimal(0)
     tiers: tuple[Tier, ...] = ()
+    batch: BatchPrice | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> ModelPrice:
@@ -88,8 +95,17 @@ class ModelPrice(_Rates):
             name: Rate(rounded_rate(usd), tuple((t.above_tokens, rounded_rate(t.rates()[name])) for t in tiers))
             for name, usd in self.rates().items()
         }
-        version = f"providers-file {self.from_}" if self.from_ else "providers-file"
-        return Tariff(**rates, per_request=units_per_request(self.request_usd), version=version)
+        return Tariff(**rates, per_request=units_per_request(self.request_usd), version=self._version)
+
+    def batch_tariff(self) -> Tariff | None:
+        if self.batch is None:
+            return None
+        rates = {name: Rate(rounded_rate(usd)) for name, usd in self.batch.rates().items()}
+        return Tariff(**rates, per_request=units_per_request(self.batch.request_usd), version=self._version)
+
+    @property
+    def _version(self) -> str:
+        return f"providers-file {self.from_}" if self.from_ else "providers-file"
 
 
 class PriceCeiling(BaseModel):
@@ -139,7 +155,7 @@ def dated(prices: Sequence[ModelPrice]) -> tuple[Dated, ...]:
     """The prices of a model, with the moments when they hold."""
     nexts = [*(price.from_ for price in prices[1:]), None]
     return tuple(
-        Dated(price.tariff(), _moment(price.from_), _moment(price.until or following))
+        Dated(price.tariff(), _moment(price.from_), _moment(price.until or following), price.batch_tariff())
         for price, following in zip(prices, nexts, strict=True)
     )
 

@@ -10,7 +10,9 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
+from promptlooper.adapter.batch.messages import batch_in, in_messages
 from promptlooper.adapter.batches import GRACE, MAX_IN_FLIGHT, ItemStreams, completed
+from promptlooper.batches import BatchGateway, BatchState
 from promptlooper.completion import CompletionGateway, CompletionRequest
 from promptlooper.embeddings import EmbeddingGateway
 from promptlooper.errors import DomainError, TooLarge
@@ -20,6 +22,7 @@ from promptlooper.tracing import go_on_with
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1 import completion_pb2
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceServicer, add_AdapterServiceServicer_to_server
+from promptlooper.wire.batches import status_to_pb, submitted_to_pb
 from promptlooper.wire.completion import check_to_pb, completion_to_pb, error_to_pb, model_to_pb, request_from_pb
 from promptlooper.wire.embeddings import embeddings_to_pb
 from promptlooper.wire.embeddings import request_from_pb as embed_from_pb
@@ -32,7 +35,7 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _Requests: TypeAlias = AsyncIterator[pb.CompleteManyRequest]
 
 
-class AdapterCore(CompletionGateway, EmbeddingGateway, Protocol):
+class AdapterCore(CompletionGateway, EmbeddingGateway, BatchGateway, Protocol):
     """What the RPCs ask."""
 
 
@@ -83,6 +86,25 @@ class AdapterServicer(AdapterServiceServicer):
         question = embed_from_pb(request)
         question = replace(question, timeout=_at_most(question.timeout, context))
         return embeddings_to_pb(await self._core.embed(question))
+
+    async def SubmitBatch(
+        self, request_iterator: AsyncIterator[pb.SubmitBatchRequest], context: Context
+    ) -> pb.SubmitBatchResponse:
+        first, items = await batch_in(request_iterator)
+        submitted = await self._core.submit_batch(first.model, first.label, items, again=first.again)
+        return submitted_to_pb(submitted)
+
+    async def GetBatch(self, request: pb.GetBatchRequest, context: Context) -> AsyncIterator[pb.GetBatchResponse]:
+        status = await self._core.batch_status(request.batch)
+        yield pb.GetBatchResponse(status=status_to_pb(status))
+        if request.with_results and status.state is BatchState.ENDED:
+            async with aclosing(in_messages(self._core.batch_results(request.batch))) as messages:
+                async for results in messages:
+                    yield pb.GetBatchResponse(results=results)
+
+    async def CancelBatch(self, request: pb.CancelBatchRequest, context: Context) -> pb.CancelBatchResponse:
+        await self._core.cancel_batch(request.batch)
+        return pb.CancelBatchResponse()
 
     async def CheckModels(self, request: pb.CheckModelsRequest, context: Context) -> pb.CheckModelsResponse:
         refuse_too_many(request.models, "models")

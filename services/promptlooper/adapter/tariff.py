@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 
 from promptlooper.completion import Completion, Price
@@ -44,6 +44,7 @@ class Billed:
 
 
 _NOTHING_APART = Billed()
+BATCH = (("processing", "batch"),)  # the terms of an answer in a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class BilledCompletion(Completion):
 
 def billed(completion: Completion) -> Billed:
     return completion.billed if isinstance(completion, BilledCompletion) else _NOTHING_APART
+
+
+def in_batch(completion: Completion) -> BilledCompletion:
+    """The same answer, as it is billed in a batch."""
+    said = {each.name: getattr(completion, each.name) for each in fields(Completion)}
+    return BilledCompletion(**said, billed=replace(billed(completion), terms=BATCH))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ FAILURES = {
     "CONTEXT_TOO_LONG": "the prompt does not fit the model's context",
     "CONTENT_FILTERED": "the provider's content filter withheld the answer",
     "DEADLINE_EXCEEDED": "there was no answer in time",
+    "BATCH_EXPIRED": "the provider did not come to it within the batch's time",
+    "BATCH_CANCELLED": "its batch was cancelled",
     "SERVICE_UNAVAILABLE": "the Adapter could not be reached",
     "UNKNOWN_PROVIDER": "the provider is not configured",
 }

@@ -12,6 +12,14 @@ from types import TracebackType
 
 import grpc
 
+from promptlooper.batches import (
+    BatchGateway,
+    BatchItem,
+    BatchResult,
+    BatchStatus,
+    SubmittedBatch,
+    refuse_unended,
+)
 from promptlooper.clients.completion_stream import CompletionStream, Lost
 from promptlooper.completion import (
     Completion,
@@ -28,6 +36,7 @@ from promptlooper.rpc.security import ChannelSecurity
 from promptlooper.tracing import current
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from promptlooper.wire.batches import batch_messages, result_from_pb, status_from_pb, submitted_from_pb
 from promptlooper.wire.completion import check_from_pb, completion_from_pb, model_from_pb, request_to_pb
 from promptlooper.wire.embeddings import embeddings_from_pb
 from promptlooper.wire.embeddings import request_to_pb as embed_to_pb
@@ -57,7 +66,7 @@ async def connected(
         yield await enter(AdapterClient(channel, address, replicas, max_age=max_age))
 
 
-class AdapterClient(CompletionGateway, EmbeddingGateway):
+class AdapterClient(CompletionGateway, EmbeddingGateway, BatchGateway):
     """Questions travel on long-lived CompleteMany streams, one for each of `replicas`, by default one for `channel`,
     which takes the other calls. The same channel several times is for a name: round robin lets each of its streams
     begin at the next replica. What is ready in one tick of the event loop goes in one message. A question whose
@@ -128,6 +137,34 @@ class AdapterClient(CompletionGateway, EmbeddingGateway):
             error.sent = True  # nobody knows whether it is billed
             raise
         return embeddings_from_pb(response)
+
+    async def submit_batch(
+        self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
+    ) -> SubmittedBatch:
+        messages = []  # all before the first is sent: grpc makes a cancellation of what its iterator raises
+        for message in batch_messages(model, label, items, again=again):
+            messages.append(message)
+            await asyncio.sleep(0)
+        with away(self._address, "adapter"):
+            return submitted_from_pb(await self._stub.SubmitBatch(iter(messages)))
+
+    async def batch_status(self, batch: str) -> BatchStatus:
+        with away(self._address, "adapter"):
+            async for response in self._stub.GetBatch(pb.GetBatchRequest(batch=batch)):
+                return status_from_pb(response.status)
+        raise ServiceUnavailable("the Adapter said nothing of the batch", address=self._address)
+
+    async def batch_results(self, batch: str) -> AsyncIterator[BatchResult]:
+        with away(self._address, "adapter"):
+            async for response in self._stub.GetBatch(pb.GetBatchRequest(batch=batch, with_results=True)):
+                if response.HasField("status"):
+                    refuse_unended(status_from_pb(response.status))
+                for result in response.results:
+                    yield result_from_pb(result)
+
+    async def cancel_batch(self, batch: str) -> None:
+        with away(self._address, "adapter"):
+            await self._stub.CancelBatch(pb.CancelBatchRequest(batch=batch))
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         with away(self._address, "adapter"):

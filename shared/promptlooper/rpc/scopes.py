@@ -56,6 +56,9 @@ SCOPES: dict[str, Scope | None] = {
     _ADAPTER + "CompleteMany": Scope.RUN,
     _ADAPTER + "StreamComplete": Scope.RUN,
     _ADAPTER + "Embed": Scope.RUN,
+    _ADAPTER + "SubmitBatch": Scope.RUN,
+    _ADAPTER + "GetBatch": Scope.RUN,  # answers are in it
+    _ADAPTER + "CancelBatch": Scope.RUN,
     _ADAPTER + "CheckModels": Scope.READ,
     _ADAPTER + "ListModels": Scope.READ,
     _CACHE + "Lookup": Scope.RUN,  # it takes leases

@@ -42,6 +42,8 @@ CODES: dict[type[DomainError], grpc.StatusCode] = {
     errors.ContextTooLong: Code.INVALID_ARGUMENT,
     errors.ContentFiltered: Code.FAILED_PRECONDITION,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
+    errors.BatchExpired: Code.DEADLINE_EXCEEDED,
+    errors.BatchCancelled: Code.ABORTED,
     errors.TemplateError: Code.INVALID_ARGUMENT,
     errors.OutputInvalid: Code.INVALID_ARGUMENT,
     errors.CacheUnavailable: Code.UNAVAILABLE,

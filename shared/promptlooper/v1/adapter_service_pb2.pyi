@@ -31,7 +31,7 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     BATCH_STATE_RUNNING: _BatchState.ValueType  # 1
     BATCH_STATE_CANCELLING: _BatchState.ValueType  # 2
     BATCH_STATE_ENDED: _BatchState.ValueType  # 3
-    """No further item will be answered: each has its result."""
+    """No further item will be answered."""
     BATCH_STATE_UNKNOWN: _BatchState.ValueType  # 4
     """The provider knows no such batch any more."""
 
@@ -42,7 +42,7 @@ BATCH_STATE_UNSPECIFIED: BatchState.ValueType  # 0
 BATCH_STATE_RUNNING: BatchState.ValueType  # 1
 BATCH_STATE_CANCELLING: BatchState.ValueType  # 2
 BATCH_STATE_ENDED: BatchState.ValueType  # 3
-"""No further item will be answered: each has its result."""
+"""No further item will be answered."""
 BATCH_STATE_UNKNOWN: BatchState.ValueType  # 4
 """The provider knows no such batch any more."""
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
@@ -413,7 +413,7 @@ class SubmitBatchResponse(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     batch: _builtins.str
-    """What GetBatch and CancelBatch take."""
+    """What GetBatch and CancelBatch take; empty where no item could be taken."""
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItemResult]:
         """Items that this provider can't be asked: they are not in the batch."""
@@ -467,10 +467,13 @@ class BatchStatus(_message.Message):
     ANSWERED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     state: Global___BatchState.ValueType
     total: _builtins.int
     answered: _builtins.int
     failed: _builtins.int
+    message: _builtins.str
+    """Of a batch that failed as a whole: why, as the provider says."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the provider gives up what is not answered."""
@@ -483,10 +486,11 @@ class BatchStatus(_message.Message):
         answered: _builtins.int = ...,
         failed: _builtins.int = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "expires_at", b"expires_at", "failed", b"failed", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "expires_at", b"expires_at", "failed", b"failed", "message", b"message", "state", b"state", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

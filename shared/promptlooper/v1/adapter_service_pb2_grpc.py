@@ -120,7 +120,7 @@ class AdapterServiceServicer:
     def SubmitBatch(self, request_iterator, context):
         """Hands many questions for one model to its provider as one batch: answered within hours, mostly at half the price. The
         first message names the model; items may be in all of them, at most 256 and 1 MiB in each, 50,000 in all.
-        FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider has no batches, or no item could be taken.
+        FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider answers no batches.
         Not idempotent: after a lost answer submit the same with `again`. Usual deadline: 300 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -128,8 +128,10 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBatch(self, request, context):
-        """How far a batch is; with `with_results`, and when it has ended, every item's answer or error follows. Results may be asked
-        for again as long as the provider keeps them. Usual deadline: 300 s.
+        """How far a batch is; with `with_results`, and when it has ended, the items' answers and errors follow. An item of which
+        nothing comes was not answered, and is not billed. Results may be asked for again as long as the provider keeps them.
+        FAILED_PRECONDITION PROVIDER_CREDENTIALS where the address or key that it was submitted with is not configured any more.
+        Usual deadline: 300 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

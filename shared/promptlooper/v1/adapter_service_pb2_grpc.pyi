@@ -38,12 +38,14 @@ class AdapterServiceStub:
     SubmitBatch: _aio.StreamUnaryMultiCallable[_adapter_service_pb2.SubmitBatchRequest, _adapter_service_pb2.SubmitBatchResponse]
     """Hands many questions for one model to its provider as one batch: answered within hours, mostly at half the price. The
     first message names the model; items may be in all of them, at most 256 and 1 MiB in each, 50,000 in all.
-    FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider has no batches, or no item could be taken.
+    FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider answers no batches.
     Not idempotent: after a lost answer submit the same with `again`. Usual deadline: 300 s.
     """
     GetBatch: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.GetBatchRequest, _adapter_service_pb2.GetBatchResponse]
-    """How far a batch is; with `with_results`, and when it has ended, every item's answer or error follows. Results may be asked
-    for again as long as the provider keeps them. Usual deadline: 300 s.
+    """How far a batch is; with `with_results`, and when it has ended, the items' answers and errors follow. An item of which
+    nothing comes was not answered, and is not billed. Results may be asked for again as long as the provider keeps them.
+    FAILED_PRECONDITION PROVIDER_CREDENTIALS where the address or key that it was submitted with is not configured any more.
+    Usual deadline: 300 s.
     """
     CancelBatch: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.CancelBatchRequest, _adapter_service_pb2.CancelBatchResponse]
     """Asks the provider to stop a batch. What is answered already stays so, and is billed. Usual deadline: 30 s."""
@@ -107,7 +109,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_adapter_service_pb2.SubmitBatchResponse]:
         """Hands many questions for one model to its provider as one batch: answered within hours, mostly at half the price. The
         first message names the model; items may be in all of them, at most 256 and 1 MiB in each, 50,000 in all.
-        FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider has no batches, or no item could be taken.
+        FAILED_PRECONDITION PROVIDER_CREDENTIALS; INVALID_ARGUMENT where the provider answers no batches.
         Not idempotent: after a lost answer submit the same with `again`. Usual deadline: 300 s.
         """
 
@@ -117,8 +119,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.GetBatchRequest,
         context: _aio.ServicerContext[_adapter_service_pb2.GetBatchRequest, _abc.AsyncIterator[_adapter_service_pb2.GetBatchResponse]],
     ) -> _abc.AsyncIterator[_adapter_service_pb2.GetBatchResponse]:
-        """How far a batch is; with `with_results`, and when it has ended, every item's answer or error follows. Results may be asked
-        for again as long as the provider keeps them. Usual deadline: 300 s.
+        """How far a batch is; with `with_results`, and when it has ended, the items' answers and errors follow. An item of which
+        nothing comes was not answered, and is not billed. Results may be asked for again as long as the provider keeps them.
+        FAILED_PRECONDITION PROVIDER_CREDENTIALS where the address or key that it was submitted with is not configured any more.
+        Usual deadline: 300 s.
         """
 
     @_abc_1.abstractmethod

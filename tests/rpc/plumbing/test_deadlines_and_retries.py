@@ -217,4 +217,4 @@ def test_every_rpc_says_whether_it_may_be_repeated_except_those_that_cost_money(
         for method in service.methods
         if not method.GetOptions().idempotency_level
     ]
-    assert unsafe == ["Complete", "CompleteMany", "StreamComplete", "Embed", "ExecuteRun"]
+    assert unsafe == ["Complete", "CompleteMany", "StreamComplete", "SubmitBatch", "Embed", "ExecuteRun"]

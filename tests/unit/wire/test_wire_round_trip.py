@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptlooper import caching, completion, embeddings, experiment, experiments, run, scoring, sources
+from promptlooper import batches, caching, completion, embeddings, experiment, experiments, run, scoring, sources
 from promptlooper.digest import canonical
 from promptlooper.errors import Problem
 from promptlooper.v1 import cache_service_pb2 as cache_pb
+from promptlooper.wire import batches as batches_wire
 from promptlooper.wire import caching as caching_wire
 from promptlooper.wire import completion as completion_wire
 from promptlooper.wire import embeddings as embeddings_wire
@@ -32,6 +33,10 @@ from promptlooper.wire import single_runs as single_wire
 from promptlooper.wire import sources as sources_wire
 
 CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    batches.BatchItem: (batches_wire.item_to_pb, batches_wire.item_from_pb),
+    batches.BatchResult: (batches_wire.result_to_pb, batches_wire.result_from_pb),
+    batches.SubmittedBatch: (batches_wire.submitted_to_pb, batches_wire.submitted_from_pb),
+    batches.BatchStatus: (batches_wire.status_to_pb, batches_wire.status_from_pb),
     caching.Lookup: (caching_wire.lookup_to_pb, caching_wire.lookup_from_pb),
     caching.Found: (caching_wire.found_to_pb, caching_wire.found_from_pb),
     caching.CacheEntry: (caching_wire.entry_to_pb, caching_wire.entry_from_pb),
@@ -100,7 +105,7 @@ CONVERSIONS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     scoring.ScorerCheck: (scoring_wire.check_to_pb, scoring_wire.check_from_pb),
     scoring.ScorerInfo: (scoring_wire.scorer_to_pb, scoring_wire.scorer_from_pb),
 }
-MODULES = (caching, completion, embeddings, experiment, experiments, run, scoring, sources)
+MODULES = (batches, caching, completion, embeddings, experiment, experiments, run, scoring, sources)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 names = st.text("abcxyz019._-", min_size=1, max_size=8)
@@ -149,6 +154,7 @@ run_facts = st.fixed_dictionaries(
 
 # Where a field takes less than its type says, or None stands for what is not said.
 OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
+    (batches.BatchResult, "error"): st.none(),  # no dataclass: see the tests of the RPCs
     (caching.Lookup, "max_age"): st.none() | durations,
     (caching.CacheStats, "entries"): integers,  # None together with bytes: below
     (caching.CacheStats, "bytes"): integers,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from promptlooper.adapter.config import ProviderEntry
 from promptlooper.adapter.providers import quirks
 from promptlooper.adapter.providers.embedding import EmbeddingDialect
 from promptlooper.adapter.providers.http import Dialect
+
+if TYPE_CHECKING:
+    from promptlooper.adapter.batch.calls import Calls
+    from promptlooper.adapter.batch.format import BatchProvider
 
 
 def _openai(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) -> Dialect:
@@ -94,3 +99,38 @@ def embedding_of(entry: ProviderEntry, base_url: str, env: Mapping[str, str]) ->
 
         return OllamaEmbeddings()
     return None
+
+
+def _openai_batches(calls: Calls) -> BatchProvider:
+    from promptlooper.adapter.batch.openai import OpenAIBatches
+
+    return OpenAIBatches(calls)
+
+
+def _anthropic_batches(calls: Calls) -> BatchProvider:
+    from promptlooper.adapter.batch.anthropic import AnthropicBatches
+
+    return AnthropicBatches(calls)
+
+
+def _gemini_batches(calls: Calls) -> BatchProvider:
+    from promptlooper.adapter.batch.gemini import GeminiBatches
+
+    return GeminiBatches(calls)
+
+
+_BATCHES: Mapping[str, Callable[[Calls], BatchProvider]] = {
+    "openai": _openai_batches,
+    "openai-responses": _openai_batches,
+    "anthropic": _anthropic_batches,
+    "gemini": _gemini_batches,
+}
+
+
+def batches_of(entry: ProviderEntry, base_url: str) -> Callable[[Calls], BatchProvider] | None:
+    """None where it answers no batches."""
+    if entry.type == "gemini" and base_url.rpartition("/")[2].startswith("v1"):
+        return None  # its files are at paths before the version
+    if entry.type == "openai" and not _quirks(entry, base_url).batches:
+        return None
+    return _BATCHES.get(entry.type)

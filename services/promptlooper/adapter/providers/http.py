@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import aiohttp
 import httpx
 
 from promptlooper.adapter.cost import Prices
@@ -19,15 +16,19 @@ from promptlooper.adapter.images import ImageFetcher, with_bytes
 from promptlooper.adapter.keys import Key
 from promptlooper.adapter.providers.embedding import EmbeddingDialect
 from promptlooper.adapter.providers.headers import Headers, Sent
-from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.providers.provider import Problem, no_batches
 from promptlooper.adapter.providers.refusal import refusal
-from promptlooper.adapter.providers.transport import CONNECT_TIMEOUT, LARGEST_BODY, BodyTooLarge, Transport
+from promptlooper.adapter.providers.transport import CONNECT_TIMEOUT, Transport, failures_of
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.clock import Clock
 from promptlooper.completion import Completion, CompletionRequest
 from promptlooper.embeddings import EmbeddingRequest, Embeddings
 
 AnswerT = TypeVar("AnswerT")
+
+if TYPE_CHECKING:
+    from promptlooper.adapter.batch.calls import Calls
+    from promptlooper.adapter.batch.format import BatchProvider
 
 
 class Gathering(Protocol):
@@ -109,6 +110,7 @@ class HttpProvider:
         signer: Signer | None = None,
         images: ImageFetcher | None = None,
         embedding: EmbeddingDialect | None = None,
+        batches: Callable[[Calls], BatchProvider] | None = None,
         headers: Mapping[str, str] | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         proxy: str | None = None,
@@ -122,11 +124,23 @@ class HttpProvider:
         self._signer = signer
         self._images = images
         self._embedding = embedding
+        self._make_batches = batches
+        self._batches: BatchProvider | None = None
         self._headers = Headers(self._key, headers or {}, dialect.place, dialect.headers)
         self._transport = Transport(base_url, connect_timeout=connect_timeout, proxy=proxy)
 
     def problem(self, model: str) -> Problem | None:
         return self._key.problem() or (self._signer.problem() if self._signer else None)
+
+    def batches(self, model: str) -> BatchProvider | Problem:
+        if self._make_batches is None:
+            return no_batches(self.name)
+        if self._batches is None:
+            from promptlooper.adapter.batch.calls import Calls
+
+            calls = Calls(self.endpoint, self._transport, self._headers, self._dialect, clock=self._clock)
+            self._batches = self._make_batches(calls)
+        return self._batches
 
     def models(self) -> list[str]:
         return self.prices.known_models()
@@ -141,7 +155,7 @@ class HttpProvider:
             sending = await self._signer.signed(self.endpoint + path, sending, body)
         started = self._clock.monotonic()
         ttft_ms: int | None = None
-        with self._failures():
+        with failures_of(self.endpoint, self._headers):
             if heard is None:
                 status, headers, answer = await self._transport.request("POST", path, sending, body)
             else:
@@ -165,7 +179,7 @@ class HttpProvider:
             raise refusal("it has no embeddings")
         body, path, sent = self._embedding.body(model, request), self._embedding.path(model), self._headers.current()
         started = self._clock.monotonic()
-        with self._failures():
+        with failures_of(self.endpoint, self._headers):
             status, headers, answer = await self._transport.request("POST", path, sent.headers, body)
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         read = partial(self._embedding.embeddings, model=model, request=request)
@@ -205,41 +219,7 @@ class HttpProvider:
                     first = self._clock.monotonic()
             return status, headers, gathered.body(), first
 
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """What goes wrong with HTTP, as AttemptFailed."""
-        try:
-            yield
-        except BodyTooLarge:
-            message = f"the answer is larger than {LARGEST_BODY >> 20} MiB"
-            raise AttemptFailed(Failure(Kind.PERMANENT, message)) from None
-        except httpx.TransportError as error:
-            # httpx-aiohttp calls most things ConnectTimeout; the cause knows better.
-            cause = error.__cause__
-            said = self._headers.redacted(_reason(cause or error)) or type(error).__name__
-            if isinstance(cause, aiohttp.ClientProxyConnectionError):
-                message = (
-                    f"cannot connect to the proxy of {self.endpoint} ({said}); check 'proxy' in the providers file"
-                )
-            elif isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-                message = f"cannot connect to {self.endpoint} ({said}); check that it runs there"
-            else:
-                message = f"the connection to {self.endpoint} broke ({said})"
-            raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
-        except aiohttp.ClientResponseError as error:
-            message = f"what came from {self.endpoint} is not HTTP ({self._headers.redacted(error.message)})"
-            raise AttemptFailed(Failure(Kind.MALFORMED, message)) from None  # its repr shows our headers
-        except aiohttp.ClientError as error:
-            message = f"the request to {self.endpoint} failed ({type(error).__name__})"
-            raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
-
     async def aclose(self) -> None:
         await self._transport.aclose()
         if self._images is not None:
             await self._images.aclose()
-
-
-def _reason(error: BaseException) -> str:
-    """The system's words where there are some: the library's repeat the address."""
-    system = getattr(error, "os_error", None)
-    return os.strerror(system.errno) if type(system) is ConnectionRefusedError and system.errno else str(error)

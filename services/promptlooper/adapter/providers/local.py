@@ -20,7 +20,7 @@ from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers import local_server
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.openai import OpenAIChat
-from promptlooper.adapter.providers.provider import Problem
+from promptlooper.adapter.providers.provider import Problem, no_batches
 from promptlooper.adapter.providers.quirks import SERVERS
 from promptlooper.adapter.providers.refusal import refusal
 from promptlooper.adapter.providers.transport import Transport
@@ -70,6 +70,9 @@ class LocalProvider:
             )
             return Problem("INVALID_ARGUMENT", message)
         return None
+
+    def batches(self, model: str) -> Problem:
+        return no_batches(self.name)
 
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         server = await self._running()

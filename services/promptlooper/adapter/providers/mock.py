@@ -8,8 +8,9 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
@@ -20,6 +21,11 @@ from promptlooper.completion import Completion, CompletionRequest, ToolCall
 from promptlooper.digest import sha256_hex
 from promptlooper.embeddings import MAX_INPUTS, EmbeddingRequest, Embeddings, Vector
 
+if TYPE_CHECKING:
+    from promptlooper.adapter.batch.format import Answer as BatchAnswer
+    from promptlooper.adapter.batch.format import BatchProvider
+
+EXPIRED = "batch_expired"  # the code of an error that only a batch can make
 _BUILT_IN = ("echo", "ok")
 _DIMENSIONS = 256
 _PIECES = re.compile(r"\s*\S+\s*|\s+")  # of a stream: words
@@ -69,6 +75,7 @@ class MockProvider:
         self.endpoint = _script_id(self._rules)
         self._clock = clock
         self._errors: Counter[tuple[int, str]] = Counter()
+        self._batches: BatchProvider | None = None
 
     def models(self) -> list[str]:
         return sorted({*_BUILT_IN, *(r.model for r in self._rules if r.model), *self.prices.known_models()})
@@ -85,35 +92,20 @@ class MockProvider:
 
     async def complete(self, model: str, request: CompletionRequest, heard: Heard | None = None) -> Completion:
         started = self._clock.monotonic()
-        question = next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
-        rule, text = await self._ruled(model, question)
-        finish_reason = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
-        words = text.split()
-        limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
-        if isinstance(limit, int) and len(words) > limit:
-            text, words = " ".join(words[:limit]), words[:limit]
-            finish_reason = rule.finish_reason or "length"
+        rule, text = await self._ruled(model, _question(request))
+        completion = _completion(rule, text, model, request)
         if heard is not None:
-            for piece in _PIECES.findall(text):
+            for piece in _PIECES.findall(completion.output):
                 heard(piece)
                 await asyncio.sleep(0)
-        return Completion(
-            output=text,
-            model=model,
-            finish_reason=finish_reason,
-            tokens_in=sum(len(m.content.split()) for m in request.messages)
-            if rule.tokens_in is None
-            else rule.tokens_in,
-            tokens_out=len(words) if rule.tokens_out is None else rule.tokens_out,
-            latency_ms=round((self._clock.monotonic() - started) * 1000),
-            tool_calls=tuple(ToolCall(f"call-{n}", *call) for n, call in enumerate(rule.tool_calls)),
-        )
+        return replace(completion, latency_ms=round((self._clock.monotonic() - started) * 1000))
 
     async def embed(self, model: str, request: EmbeddingRequest) -> Embeddings:
         """The same texts have the same vectors, of length 1, and texts that share words are near one another. Of a rule
         that fits the texts together its delay, error and tokens_in count."""
         started = self._clock.monotonic()
-        rule, _ = await self._ruled(model, "\n".join(request.inputs))
+        rule, text = await self._ruled(model, "\n".join(request.inputs))
+        _answered(rule, text)
         return Embeddings(
             tuple(_vector(text, request.dimensions or _DIMENSIONS) for text in request.inputs),
             model,
@@ -121,16 +113,33 @@ class MockProvider:
             round((self._clock.monotonic() - started) * 1000),
         )
 
-    async def _ruled(self, model: str, question: str) -> tuple[MockRule, str]:
-        """The rule that answers and its text, after its delay. Raises its error."""
+    def batches(self, model: str) -> BatchProvider:
+        if self._batches is None:
+            from promptlooper.adapter.batch.mock import MockBatches
+
+            self._batches = MockBatches(self._in_batch, self._clock)
+        return self._batches
+
+    def _in_batch(self, model: str, request: CompletionRequest) -> tuple[float, BatchAnswer]:
+        """How long it takes, and the answer; an error with the code `batch_expired` is none."""
+        from promptlooper.adapter.batch.format import Unanswered
+
+        try:
+            rule, text = self._answer(model, _question(request))
+        except AttemptFailed as error:
+            return 0.0, error.failure
+        if text is None and rule.error is not None and rule.error.code == EXPIRED:
+            return rule.delay, Unanswered.EXPIRED
+        try:
+            return rule.delay, _completion(rule, text, model, request)
+        except AttemptFailed as error:
+            return rule.delay, error.failure
+
+    async def _ruled(self, model: str, question: str) -> tuple[MockRule, str | None]:
+        """The rule that answers and its text, after its delay; no text is its error."""
         rule, text = self._answer(model, question)
         if rule.delay:
             await asyncio.sleep(rule.delay)
-        if text is None:
-            assert rule.error is not None
-            error = rule.error
-            kind = kind_of(error.status, error.code, error.message)
-            raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
         return rule, text
 
     def _answer(self, model: str, question: str) -> tuple[MockRule, str | None]:
@@ -178,3 +187,36 @@ def _vector(text: str, dimensions: int) -> Vector:
 def _script_id(rules: Sequence[MockRule]) -> str:
     """Another script is another model: its answers are not taken from the cache of this one."""
     return sha256_hex([repr(rule) for rule in rules])[:16] if rules else ""
+
+
+def _question(request: CompletionRequest) -> str:
+    return next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
+
+
+def _answered(rule: MockRule, text: str | None) -> str:
+    if text is not None:
+        return text
+    assert rule.error is not None
+    error = rule.error
+    kind = kind_of(error.status, error.code, error.message)
+    raise AttemptFailed(Failure(kind, error.message, error.status, error.retry_after))
+
+
+def _completion(rule: MockRule, text: str | None, model: str, request: CompletionRequest) -> Completion:
+    """What a rule answers. Raises AttemptFailed, its error, where there is no text."""
+    text = _answered(rule, text)
+    finish_reason = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
+    words = text.split()
+    limit = request.params.get("max_tokens", request.params.get("max_completion_tokens"))
+    if isinstance(limit, int) and len(words) > limit:
+        text, words = " ".join(words[:limit]), words[:limit]
+        finish_reason = rule.finish_reason or "length"
+    words_in = sum(len(m.content.split()) for m in request.messages)
+    return Completion(
+        output=text,
+        model=model,
+        finish_reason=finish_reason,
+        tokens_in=words_in if rule.tokens_in is None else rule.tokens_in,
+        tokens_out=len(words) if rule.tokens_out is None else rule.tokens_out,
+        tool_calls=tuple(ToolCall(f"call-{n}", *call) for n, call in enumerate(rule.tool_calls)),
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
 from promptlooper.completion import Completion, CompletionRequest
 from promptlooper.embeddings import EmbeddingRequest, Embeddings
+from promptlooper.errors import DomainError, ProviderCredentials, ProviderRejected, UnknownProvider
+
+if TYPE_CHECKING:
+    from promptlooper.adapter.batch.format import BatchProvider
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,21 @@ class Problem:
 
     reason: str
     message: str
+
+
+def error_of_problem(problem: Problem, model: str) -> DomainError:
+    """`model` is the `provider/model` that can't be asked."""
+    provider = model.partition("/")[0]
+    if problem.reason == "PROVIDER_CREDENTIALS":
+        return ProviderCredentials(problem.message, provider=provider, model=model)
+    if problem.reason == "UNKNOWN_PROVIDER":
+        return UnknownProvider(problem.message, provider=provider, model=model)
+    return ProviderRejected(problem.message, provider=provider, model=model)
+
+
+def no_batches(provider: str) -> Problem:
+    message = f"provider {provider!r} answers no batches; ask it directly ('execution: direct')"
+    return Problem("INVALID_ARGUMENT", message)
 
 
 class Provider(Protocol):
@@ -47,6 +66,10 @@ class Provider(Protocol):
 
     def problem(self, model: str) -> Problem | None:
         """What is known to be wrong before `model` is asked. Calls nobody."""
+        ...
+
+    def batches(self, model: str) -> BatchProvider | Problem:
+        """Those of a model that can be asked, or why there are none. Calls nobody."""
         ...
 
     def models(self) -> list[str]:

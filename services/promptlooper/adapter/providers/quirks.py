@@ -17,6 +17,7 @@ class Quirks:
     strict: bool = True  # whether it takes `strict` beside the schema
     stream_usage: bool = True  # whether usage of a stream must be asked for, by stream_options
     short_ids: bool = False  # whether ids of tool calls must be nine letters and digits
+    batches: bool = False  # whether it answers batches in OpenAI's form
     kept: tuple[str, ...] = ()  # fields of an answer's message that it wants back in the next turn
     embeds: bool = True  # whether it has embeddings
     base64: bool = False  # whether it surely sends vectors as base64, a quarter of their size in JSON
@@ -40,7 +41,12 @@ class Endpoint:
 _NO_BUDGET = frozenset({"reasoning_tokens"})
 _NO_LOGPROBS = frozenset({"logprobs", "top_logprobs", "logit_bias"})
 UNKNOWN = Quirks(refused=_NO_BUDGET)  # of a server that nothing is known of: it gets what it is sent
-OPENAI = Quirks(renamed={"max_tokens": "max_completion_tokens"}, refused=_NO_BUDGET | {"top_k"}, base64=True)
+OPENAI = Quirks(
+    renamed={"max_tokens": "max_completion_tokens"},
+    refused=_NO_BUDGET | {"top_k"},
+    base64=True,
+    batches=True,
+)
 
 ENDPOINTS: Mapping[str, Endpoint] = {
     "openai": Endpoint("https://api.openai.com/v1", "OPENAI_API_KEY", OPENAI),
@@ -65,7 +71,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         "https://api.groq.com/openai/v1",
         "GROQ_API_KEY",
         # `strict` is for two of its models; the others refuse it.
-        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k"}, strict=False, embeds=False),
+        Quirks(refused=_NO_BUDGET | _NO_LOGPROBS | {"top_k"}, strict=False, embeds=False, batches=True),
     ),
     "mistral": Endpoint(
         "https://api.mistral.ai/v1",

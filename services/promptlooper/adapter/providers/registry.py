@@ -14,7 +14,7 @@ from promptlooper.adapter.limits.limiter import Lane
 from promptlooper.adapter.price_entries import dated
 from promptlooper.adapter.providers.aws import SigV4, no_credentials, region_in, region_of
 from promptlooper.adapter.providers.defaults import DEFAULTS, key_at, key_of, no_address, places_of
-from promptlooper.adapter.providers.dialects import DIALECTS, WANT_BYTES, embedding_of
+from promptlooper.adapter.providers.dialects import DIALECTS, WANT_BYTES, batches_of, embedding_of
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.local import PARALLEL, LocalProvider
 from promptlooper.adapter.providers.mock import MockError, MockProvider, MockRule
@@ -88,6 +88,7 @@ def _upstream(
         signer=SigV4(entry.name, region, env, profile=entry.profile) if signs else None,
         images=ImageFetcher() if entry.type in WANT_BYTES else None,
         embedding=embedding_of(entry, place.base_url, env),
+        batches=batches_of(entry, place.base_url),
         headers=entry.headers,
         connect_timeout=entry.timeouts.connect,
         proxy=entry.proxy,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from promptlooper.adapter.limits.quota import hear
+from promptlooper.adapter.providers.headers import Headers
+from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 
 LARGEST_BODY = 8 * 1024 * 1024
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -19,7 +22,7 @@ _URLS_KEPT = 256
 
 
 class BodyTooLarge(Exception):
-    """The response is larger than LARGEST_BODY; the rest was not read."""
+    """The response is larger than was asked for; the rest was not read."""
 
 
 class Transport:
@@ -47,9 +50,15 @@ class Transport:
 
     @asynccontextmanager
     async def opened(
-        self, method: str, path: str, headers: httpx.Headers, body: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        headers: httpx.Headers,
+        body: bytes | None = None,
+        *,
+        largest: int = LARGEST_BODY,
     ) -> AsyncIterator[tuple[int, httpx.Headers, AsyncIterator[bytes]]]:
-        """Status, headers and the body as it comes. Raises as `request` does."""
+        """Status, headers and the body, of `largest` bytes at most, as it comes. Raises as `request` does."""
         url = self._urls.get(path)
         if url is None:
             if len(self._urls) >= _URLS_KEPT:  # some paths hold the name of a model, which is the caller's
@@ -61,7 +70,7 @@ class Transport:
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         try:
-            yield response.status_code, response.headers, _bounded(stream)
+            yield response.status_code, response.headers, _bounded(stream, largest)
         finally:
             # Releases before it first awaits: a connection whose body was not read to its end is closed, not kept.
             await stream.aclose()
@@ -88,10 +97,43 @@ class Transport:
             await asyncio.shield(transport.aclose())
 
 
-async def _bounded(stream: httpx.AsyncByteStream) -> AsyncIterator[bytes]:
+async def _bounded(stream: httpx.AsyncByteStream, largest: int) -> AsyncIterator[bytes]:
     size = 0
     async for chunk in stream:
         size += len(chunk)
-        if size > LARGEST_BODY:
+        if size > largest:
             raise BodyTooLarge
         yield chunk
+
+
+@contextmanager
+def failures_of(endpoint: str, headers: Headers, largest: int = LARGEST_BODY) -> Iterator[None]:
+    """What goes wrong with HTTP, as AttemptFailed."""
+    try:
+        yield
+    except BodyTooLarge:
+        message = f"the answer is larger than {largest >> 20} MiB"
+        raise AttemptFailed(Failure(Kind.PERMANENT, message)) from None
+    except httpx.TransportError as error:
+        # httpx-aiohttp calls most things ConnectTimeout; the cause knows better.
+        cause = error.__cause__
+        said = headers.redacted(_reason(cause or error)) or type(error).__name__
+        if isinstance(cause, aiohttp.ClientProxyConnectionError):
+            message = f"cannot connect to the proxy of {endpoint} ({said}); check 'proxy' in the providers file"
+        elif isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            message = f"cannot connect to {endpoint} ({said}); check that it runs there"
+        else:
+            message = f"the connection to {endpoint} broke ({said})"
+        raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
+    except aiohttp.ClientResponseError as error:
+        message = f"what came from {endpoint} is not HTTP ({headers.redacted(error.message)})"
+        raise AttemptFailed(Failure(Kind.MALFORMED, message)) from None  # its repr shows our headers
+    except aiohttp.ClientError as error:
+        message = f"the request to {endpoint} failed ({type(error).__name__})"
+        raise AttemptFailed(Failure(Kind.TRANSIENT, message)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words where there are some: the library's repeat the address."""
+    system = getattr(error, "os_error", None)
+    return os.strerror(system.errno) if type(system) is ConnectionRefusedError and system.errno else str(error)

@@ -21,6 +21,9 @@ class UnreadyProvider:
     def problem(self, model: str) -> Problem | None:
         return self._problem
 
+    def batches(self, model: str) -> Problem:
+        return self._problem
+
     def models(self) -> list[str]:
         return self.prices.known_models()
 

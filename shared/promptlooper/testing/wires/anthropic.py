@@ -149,7 +149,7 @@ _ERRORS: Mapping[int, str] = {
 class AnthropicWire:
     type = "anthropic"
     base = ""
-    paths = ("/v1/messages",)
+    paths: tuple[str, ...] = ("/v1/messages",)
 
     def check(self, asked: Asked) -> None:
         # Their SDK has sent the key as a bearer token since its version 2.

@@ -141,7 +141,7 @@ _EMBEDS = ":batchEmbedContents"
 class GeminiWire:
     type = "gemini"
     base = ""
-    paths = tuple(
+    paths: tuple[str, ...] = tuple(
         f"/v1beta/models/{{model}}:{verb}"
         for verb in ("generateContent", "streamGenerateContent", "batchEmbedContents")
     )

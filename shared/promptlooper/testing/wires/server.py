@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import orjson
 from aiohttp import web
@@ -32,14 +32,18 @@ class Reply:
     each: int | None = None  # so many bytes at a time
 
 
+Answering: TypeAlias = Reply | Said | Callable[[Asked], Reply | Said]
+
+
 class WireServer:
     """An async context manager; `base_url` is for the providers file. Answers what `script` holds, in order, then
-    `answer`. What the wire does not take is answered with its error, and kept in `refused`."""
+    `answer`, which may depend on the question. What the wire does not take is answered with its error, and kept in
+    `refused`."""
 
-    def __init__(self, wire: Wire, answer: Reply | Said | None = None) -> None:
+    def __init__(self, wire: Wire, answer: Answering | None = None) -> None:
         self.wire = wire
-        self.answer: Reply | Said = answer or Reply()
-        self.script: deque[Reply | Said] = deque()
+        self.answer: Answering = answer or Reply()
+        self.script: deque[Answering] = deque()
         self.asked: list[Asked] = []
         self.refused: list[str] = []
         self.open = 0
@@ -59,6 +63,7 @@ class WireServer:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         for path in self.wire.paths:
             app.router.add_post(self.wire.base + path, self._handle)
+        app.router.add_routes(self.more_routes())
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -69,6 +74,16 @@ class WireServer:
     ) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
+
+    def more_routes(self) -> Sequence[web.RouteDef]:
+        """Of who serves more than answers."""
+        return ()
+
+    def reply(self, asked: Asked) -> Reply:
+        """What comes next."""
+        reply = self.script.popleft() if self.script else self.answer
+        reply = reply(asked) if callable(reply) else reply
+        return Reply(reply) if isinstance(reply, Said) else reply
 
     async def closed(self) -> None:
         """Returns when no request is open."""
@@ -93,7 +108,7 @@ class WireServer:
         try:
             body = orjson.loads(raw)
         except ValueError:
-            return self._error(400, "the body is not JSON")
+            return self.error(400, "the body is not JSON")
         asked = Asked(http.raw_path, headers, body, raw)
         self.asked.append(asked)
         try:
@@ -104,17 +119,16 @@ class WireServer:
             self.wire.check(asked)
         except Refused as error:
             self.refused.append(str(error))
-            return self._error(error.status, str(error))
-        reply = self.script.popleft() if self.script else self.answer
-        return await self._sent(http, asked, Reply(reply) if isinstance(reply, Said) else reply)
+            return self.error(error.status, str(error))
+        return await self.sent(http, asked, self.reply(asked))
 
-    def _error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    def error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
         said = {"content-type": "application/json", **(headers or {})}
         return web.Response(status=status, body=self.wire.error(status, message), headers=said)
 
-    async def _sent(self, http: web.Request, asked: Asked, reply: Reply) -> web.StreamResponse:
+    async def sent(self, http: web.Request, asked: Asked, reply: Reply) -> web.StreamResponse:
         if reply.status != 200 and reply.body is None:
-            return self._error(reply.status, reply.message, reply.headers)
+            return self.error(reply.status, reply.message, reply.headers)
         kind, parts = "application/json", [reply.body if reply.body is not None else b""]
         if self.wire.streams(asked):
             kind, events = self.wire.stream(asked, reply.said)

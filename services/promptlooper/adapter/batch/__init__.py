@@ -1,0 +1,1 @@
+"""Batches: the questions that a provider answers within hours, at a lower price."""
