@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,6 +13,7 @@ from promptlooper.adapter.limits.fair_queue import FairQueue
 from promptlooper.adapter.limits.ledger import Ledger, Report, Rules, alone, exchanged
 from promptlooper.adapter.limits.ledger_text import Unreadable, ledger_of, text_of
 from promptlooper.adapter.limits.quota import Allowance, Quota, quotas_of
+from promptlooper.adapter.limits.share import Block, Share, Why
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -190,6 +191,46 @@ def test_members_never_hold_more_than_the_limit_whatever_they_want() -> None:
             assert sum(member.holds for member in ledger.members.values()) <= limit
 
 
+def test_after_a_pause_one_replica_tries_for_all_and_another_where_it_does_not() -> None:
+    ledger, rules = Ledger(), Rules(max_concurrency=10)
+    exchanged(ledger, "a", Report(in_flight=1, refusals=[(0, 4.0)]), rules, 100.0)
+    assert not exchanged(ledger, "a", Report(), rules, 100.1).probes  # nobody asks it
+    trying = Report(wants=1, would_try=True)
+    assert exchanged(ledger, "b", trying, rules, 100.2).probes
+    assert not exchanged(ledger, "a", trying, rules, 104.1).probes
+    assert exchanged(ledger, "a", trying, rules, 106.1).probes  # b had two seconds
+    assert not exchanged(ledger, "b", trying, rules, 106.2).probes
+    exchanged(ledger, "a", Report(begun_after=1, taken=True), rules, 106.3)
+    assert not exchanged(ledger, "b", Report(wants=1), rules, 106.4).probes
+    assert ledger.control.proved
+
+
+def test_places_that_a_pause_left_empty_are_not_filled_all_at_once() -> None:
+    share, rules = Share(Rules()), Rules(max_concurrency=10)
+    ledger = Ledger()
+
+    def exchange(now: float, *, would_try: bool = False) -> None:
+        report = share.report(20, [0.0, 0.0], [0.0, 0.0], now, full=False)
+        report.would_try = would_try
+        share.take(exchanged(ledger, "a", report, rules, now), replace(ledger.control), now)
+
+    exchange(100.0)
+    begun = [share.begin(1, 100.0) for _ in range(10)]
+    assert share.block(1, 100.0) == Block(Why.CONCURRENCY, None)
+    for one in begun[1:]:
+        share.end()
+        share.answered(one, None, 102.6)
+    share.end()
+    share.refused(begun[0], 1.0, 102.6)
+    exchange(102.6, would_try=True)
+    assert share.block(1, 103.0) == Block(Why.PAUSE, pytest.approx(0.6))
+    share.begin(1, 103.6)
+    assert share.block(1, 104.0) == Block(Why.PAUSE, pytest.approx(0.6))  # was it taken?
+    assert share.block(1, 104.6) is None
+    share.begin(1, 104.6)
+    assert share.block(1, 104.6) == Block(Why.PAUSE, pytest.approx(0.25))  # eight in 2.6 s, and 1.3 times as fast
+
+
 def test_tokens_are_granted_for_the_next_one_as_a_whole_or_not_at_all() -> None:
     ledger, rules = Ledger(), Rules(tokens_per_minute=1000)
     first = exchanged(ledger, "a", Report(wants=1, needs=[1, 700], head=[1, 700]), rules, 100.0)
@@ -230,6 +271,6 @@ def test_ledger_survives_as_text_and_nothing_else_is_taken_for_one() -> None:
     ledger, report = Ledger(), Report(in_flight=2, wants=3, used={1000: [2.0, 30.0]})
     exchanged(ledger, "a", report, Rules(requests_per_minute=60), 1000.0)
     assert ledger_of(text_of(ledger)) == ledger
-    for text in (b"", b"{}", b"[1]", b"[2,[],[0,0],{}]", b'[1,[],[0,0],{"a":[1]}]', b"\xff"):
+    for text in (b"", b"{}", b"[1]", b'[2,[],[0,0],{},"",0]', b'[1,[],[0,0],{"a":[1]},"",0]', b"\xff"):
         with pytest.raises(Unreadable):
             ledger_of(text)

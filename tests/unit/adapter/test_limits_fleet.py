@@ -114,6 +114,14 @@ def test_requests_per_minute_that_nobody_configured_are_learned_from_headers() -
     assert world.provider.rate(60, 240) > 0.9 * 600
 
 
+@pytest.mark.parametrize(("seconds", "callers"), [(1.0, 40), (5.0, 20)])
+def test_of_a_minute_that_nobody_tells_little_is_refused(seconds: float, callers: int) -> None:
+    world = World(FOUND_OUT, callers=callers, seconds=seconds)
+    world.run_until(300)
+    assert world.provider.refusals(60, 300) < 0.02
+    assert world.provider.rate(60, 300) > 0.9 * 600
+
+
 def test_who_waits_for_one_answer_stays_and_runs_of_an_experiment_give_their_place_away() -> None:
     loop = SimulatedLoop()
     provider, redis = LimitedProvider(loop, seconds=30.0), SimulatedRedis(loop)

@@ -76,7 +76,9 @@ class WaitingLane:
             max_concurrency=int(share.control.limit),
             in_flight=share.in_flight,
             waiting=self.waiting,
-            waits_for="" if block is None or self._may_help(block) else block.why.value,
+            waits_for=""
+            if block is None or (block.why is not Why.PAUSE and self._may_help(block))
+            else block.why.value,
             wait_ms=0 if block is None else round((block.seconds or 0.0) * 1000),
             requests_per_minute=rules.requests_per_minute,
             tokens_per_minute=rules.tokens_per_minute,
@@ -147,21 +149,23 @@ class WaitingLane:
         """Whether an exchange may bring what lacks."""
         if block.why is Why.CONCURRENCY:
             return self.share.holds < int(self.share.control.limit) or self.share.may_grow(self._keeper.now())
-        return block.why is Why.RATE and not block.seconds
+        return block.why in (Why.RATE, Why.PAUSE) and not block.seconds
 
     def report(self) -> Report:
         now, share, head = self._keeper.now(), self.share, self._queue.head()
-        needs, first, waiting = [0.0, 0.0], [0.0, 0.0], 0
+        needs, first, waiting, block = [0.0, 0.0], [0.0, 0.0], 0, None
         if share.rules.metered:
             ahead = share.used.get(int(now) - 1, [0.0, 0.0])
             tokens = sum(waiter.tokens for waiter in self._queue)
             needs = share.lacking(self.waiting + ahead[0] * _AHEAD, tokens + ahead[1] * _AHEAD)
         if head is not None:
             block = share.block(head.tokens, now)
-            waiting = self.waiting if block is None or block.why is Why.CONCURRENCY else 0
+            waiting = self.waiting if block is None or block.why in (Why.CONCURRENCY, Why.PAUSE) else 0
             first = share.lacking(1, head.tokens) if share.rules.metered else first
         full, self._full = self._full, False
-        return share.report(waiting, needs, first, now, full=full)
+        report = share.report(waiting, needs, first, now, full=full)
+        report.would_try = block is not None and block.why is Why.PAUSE and share.in_flight < share.holds
+        return report
 
     def take(self, grant: Grant, control: Control) -> None:
         self.share.take(grant, control, self._keeper.now())
@@ -171,7 +175,7 @@ class WaitingLane:
 
     def ended(self, begun: Begun, outcome: Completion | Failure | None, heard: Heard) -> None:
         share, now = self.share, self._keeper.now()
-        share.end(begun, now)
+        share.end()
         if heard.headers:
             share.said(begun, quotas_of(heard.headers, self._wall()))
         if isinstance(outcome, Completion):

@@ -20,6 +20,7 @@ from promptlooper.adapter.limits.window import (
 )
 
 LEASE = 5.0  # seconds that a replica's share stays its own when nothing is heard of it
+_PROBE = 2.0  # seconds that a replica has to find out whether the provider takes something again
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Ledger:
     members: dict[str, Member] = field(default_factory=dict)
     divisor: int = 1  # where others go on unseen: how many share what is not known to be used
     alone_since: float = 0.0
+    prober: str = ""  # the replica that asks, for all, whether something is taken again
+    probes_until: float = 0.0
 
     def living(self, now: float) -> int:
         return max(1, sum(member.lease_until > now for member in self.members.values()))
@@ -78,6 +81,7 @@ class Report:
     refusals: Sequence[tuple[int, float | None]] = ()  # begun after, Retry-After
     trouble: bool = False
     taken: bool = False  # such an attempt was not refused within the time that a refusal takes
+    would_try: bool = False  # someone waits until the provider takes something again
     full: bool = False  # someone waited for nothing but one of the attempts at once
 
 
@@ -87,6 +91,7 @@ class Grant:
     stock: tuple[float, float]  # in addition
     wait: float | None  # seconds until there may be more requests and tokens; None where all that was asked for came
     replicas: int
+    probes: bool  # whether it is this replica that tries first after a pause
 
 
 def alone(ledger: Ledger, name: str, replicas: int, now: float) -> Ledger:
@@ -118,7 +123,7 @@ def exchanged(ledger: Ledger, name: str, report: Report, rules: Rules, now: floa
     stock, wait = _granted(ledger, me, report, rules, now) if rules.metered else ((0.0, 0.0), None)
     for kind in KINDS:
         me.stock[kind] += stock[kind]
-    return Grant(me.holds, stock, wait, max(len(living), ledger.divisor))
+    return Grant(me.holds, stock, wait, max(len(living), ledger.divisor), _probes(ledger, name, report, now))
 
 
 def _control(ledger: Ledger, living: dict[str, Member], report: Report, rules: Rules, now: float) -> None:
@@ -132,6 +137,16 @@ def _control(ledger: Ledger, living: dict[str, Member], report: Report, rules: R
         control.trouble()
     for begun_after, retry_after in report.refusals:
         control.refusal(now, begun_after, retry_after)
+
+
+def _probes(ledger: Ledger, name: str, report: Report, now: float) -> bool:
+    """One replica for all: else each would be refused by itself. Who does not find out leaves it to the next."""
+    control = ledger.control
+    if control.proved or now >= ledger.probes_until:
+        ledger.prober = ""
+    if not control.proved and not ledger.prober and report.would_try:
+        ledger.prober, ledger.probes_until = name, max(now, control.paused_until) + _PROBE
+    return ledger.prober == name
 
 
 def _holds(ledger: Ledger, living: dict[str, Member], me: Member, report: Report, now: float) -> int:

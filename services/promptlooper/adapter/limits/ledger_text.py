@@ -23,16 +23,19 @@ def text_of(ledger: Ledger) -> bytes:
         name: (member.lease_until, member.holds, member.wants, member.stock, member.used)
         for name, member in ledger.members.items()
     }
-    return orjson.dumps([_FORM, control, ledger.free_at, members], option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(
+        [_FORM, control, ledger.free_at, members, ledger.prober, ledger.probes_until], option=orjson.OPT_NON_STR_KEYS
+    )
 
 
 def ledger_of(text: bytes) -> Ledger:
     """Raises Unreadable."""
     try:
-        form, control, free_at, members = orjson.loads(text)
+        form, control, free_at, members, prober, probes_until = orjson.loads(text)
         if form != _FORM:
             raise Unreadable(f"form {form!r}")
-        return Ledger(Control(*control), _pair(free_at), {name: _member(*fields) for name, fields in members.items()})
+        known = {name: _member(*fields) for name, fields in members.items()}
+        return Ledger(Control(*control), _pair(free_at), known, prober=str(prober), probes_until=float(probes_until))
     except (ValueError, TypeError, AttributeError) as error:
         raise Unreadable(str(error)) from error
 

@@ -13,6 +13,7 @@ from promptlooper.adapter.limits.window import KINDS, Pair, Used, forget_old
 _REFUSED_WITHIN = 1.0  # seconds: what is not refused by then was taken, though its answer may take minutes
 _KEEP = 1.0  # seconds that what was granted and is not used is kept
 _SOON = 0.2  # seconds between looks at what a minute has left
+_CATCH_UP = 1.3  # times as fast as answers make room: what a pause cost is made up for, but not at once
 _WEIGHT = 0.1  # of a new duration in the mean of all
 
 
@@ -65,12 +66,15 @@ class Share:
         self.in_flight = 0
         self.stock: Pair = [0.0, 0.0]
         self.used: Used = {}
-        self.seconds = 0.0  # that an attempt takes, on average
+        self.seconds = 0.0  # that an answer takes, on average
         self._granted_at = 0.0
         self._rate_until = 0.0
         self._requests, self._tokens = 0, 0.0  # all that were ever begun
         self._allowances = (Allowance(), Allowance())
+        self._probes = False  # of all replicas it is this one
         self._probe: Begun | None = None
+        self._catches_up = False  # since a pause not all places were used
+        self._next_at = 0.0  # when the next attempt may begin meanwhile
         self._report = Report()
 
     def block(self, tokens: float, now: float) -> Block | None:
@@ -78,13 +82,19 @@ class Share:
         control = self.control
         if now < control.paused_until:
             return Block(Why.PAUSE, control.paused_until - now)
-        if not control.proved and self._probe is not None and self._probe.after == control.pauses:
-            left = self._probe.at + _REFUSED_WITHIN - now
-            if left > 0:
-                return Block(Why.PAUSE, left)
-            self._taken(self._probe.after)
+        if not control.proved:
+            if self._probe is not None and self._probe.after == control.pauses:
+                left = self._probe.at + _REFUSED_WITHIN - now
+                if left > 0:
+                    return Block(Why.PAUSE, left)
+                self._taken(self._probe.after)
+            elif not self._probes:
+                return Block(Why.PAUSE, None)
         if self.in_flight >= self.holds:
+            self._catches_up = self._catches_up and now < control.cool_until
             return Block(Why.CONCURRENCY, None)
+        if self._catches_up and now < self._next_at:
+            return Block(Why.PAUSE, self._next_at - now)
         if self.rules.metered:
             for kind, lacking in enumerate(self.lacking(1, tokens)):
                 if lacking > 0 and self.rules.per_minute[kind] is not None:
@@ -110,6 +120,10 @@ class Share:
         begun = Begun(now, tokens, self.control.pauses, self._requests, self._tokens)
         if not self.control.proved:
             self._probe = begun
+        self._catches_up = self._catches_up or now < self.control.cool_until
+        if self._catches_up:
+            apart = self.seconds / (_CATCH_UP * max(1, self.holds))
+            self._next_at = max(now, self._next_at) + min(apart, _REFUSED_WITHIN)
         if self.rules.metered:
             pair = self.used.setdefault(int(now), [0.0, 0.0])
             for kind, amount in enumerate((1.0, tokens)):
@@ -117,12 +131,12 @@ class Share:
                 pair[kind] += amount
         return begun
 
-    def end(self, begun: Begun, now: float) -> None:
+    def end(self) -> None:
         self.in_flight -= 1
-        took = now - begun.at
-        self.seconds = took if not self.seconds else self.seconds + (took - self.seconds) * _WEIGHT
 
     def answered(self, begun: Begun, tokens: int | None, now: float) -> None:
+        took = now - begun.at
+        self.seconds = took if not self.seconds else self.seconds + (took - self.seconds) * _WEIGHT
         if begun.after == self.control.pauses:
             if begun.after != self._report.begun_after:
                 self._report.answers, self._report.begun_after = 0, begun.after
@@ -136,6 +150,7 @@ class Share:
         self._used_after_all(begun, 0.0, now)
         self._report.refusals = [*self._report.refusals, (begun.after, retry_after)]
         self.control.refusal(now, begun.after, retry_after)
+        self._probes = False
 
     def trouble(self) -> None:
         self._report.trouble = True
@@ -179,6 +194,7 @@ class Share:
     def take(self, grant: Grant, control: Control, now: float) -> None:
         """What an exchange brought."""
         self.control, self.holds, self.replicas = control, grant.holds, grant.replicas
+        self._probes = grant.probes and not self._report.refusals
         for kind in KINDS:
             self.stock[kind] += grant.stock[kind]
         if any(grant.stock):
