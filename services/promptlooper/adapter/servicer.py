@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -91,11 +90,8 @@ async def _messages(
 
 def _within(message: completion_pb2.CompletionRequest, context: Context) -> CompletionRequest:
     """The question, with no more time than its caller has."""
-    question = request_from_pb(message)
     left = context.time_remaining()
-    if left is not None and is_deadline(left):
-        return replace(question, timeout=max(0.001, min(question.timeout, left)))
-    return question
+    return request_from_pb(message, within=left if is_deadline(left) else None)
 
 
 def _failed(item_id: int, error: DomainError) -> pb.CompletionItemResult:

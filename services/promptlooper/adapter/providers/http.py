@@ -141,7 +141,8 @@ class HttpProvider:
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         if status == 200:
             try:
-                return replace(self._dialect.completion(answer, model, latency_ms), ttft_ms=ttft_ms)
+                completion = self._dialect.completion(answer, model, latency_ms)
+                return completion if ttft_ms is None else replace(completion, ttft_ms=ttft_ms)
             except AttemptFailed as error:
                 if headers.get("content-encoding", "identity") != "identity":
                     message = "it is compressed, though identity was asked for"
