@@ -36,7 +36,7 @@ class Transport:
         self._transport: AiohttpTransport | None = None
 
     async def request(
-        self, method: str, path: str, headers: httpx.Headers, body: bytes | None = None
+        self, method: str, path: str, headers: httpx.Headers, body: bytes = b""
     ) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and body. Raises httpx.TransportError, aiohttp.ClientError or BodyTooLarge."""
         async with self.opened(method, path, headers, body) as (status, said, parts):
@@ -45,7 +45,7 @@ class Transport:
 
     @asynccontextmanager
     async def opened(
-        self, method: str, path: str, headers: httpx.Headers, body: bytes | None = None
+        self, method: str, path: str, headers: httpx.Headers, body: bytes = b""
     ) -> AsyncIterator[tuple[int, httpx.Headers, AsyncIterator[bytes]]]:
         """Status, headers and the body as it comes. Raises as `request` does."""
         url = self._urls.get(path)
@@ -53,7 +53,10 @@ class Transport:
             if len(self._urls) >= _URLS_KEPT:  # some paths hold the name of a model, which is the caller's
                 self._urls.clear()
             url = self._urls[path] = httpx.URL(self._base_url + path)
-        request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
+        # As `content`, httpx would also work out the headers that aiohttp sends of its own.
+        stream = httpx.ByteStream(body)
+        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=self._extensions)
+        request.read()
         response = await self._opened().handle_async_request(request)
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
