@@ -44,14 +44,21 @@ class Dated:
 
 class Prices:
     """The prices of one provider: what the operator set (`*` for every model), then the public list of its address.
-    `unknown` is what the operator lets a budget reserve for a call whose price nobody knows."""
+    `unknown` is what the operator lets a budget reserve for a call whose price nobody knows. Where a provider
+    `renames`, a model's name is whatever its owner called it, and the answer says which model it is."""
 
     def __init__(
-        self, own: Mapping[str, Sequence[Dated]], api_url: str | None = None, *, unknown: Price | None = None
+        self,
+        own: Mapping[str, Sequence[Dated]],
+        api_url: str | None = None,
+        *,
+        unknown: Price | None = None,
+        renames: bool = False,
     ) -> None:
         self._own = own
         self._public = None if api_url is None else PublicPrices(api_url)
         self._unknown = unknown
+        self._renames = renames
         self._dated = any(len(prices) > 1 or prices[0].start or prices[0].end for prices in own.values())
 
     def tariff(self, model: str, terms: Terms = ()) -> Tariff | None:
@@ -97,9 +104,12 @@ class Prices:
     def cost(self, model: str, completion: Completion) -> Cost:
         """By the model that was asked; by the one that answered where only that is known (a router's choice)."""
         terms = billed(completion).terms
-        tariff = self.tariff(model, terms)
-        if tariff is None and completion.model != model:
-            tariff = self.tariff(completion.model, terms)
+        first, second = model, completion.model
+        if self._renames and model not in self._own:
+            first, second = second, first
+        tariff = self.tariff(first, terms)
+        if tariff is None and first != second:
+            tariff = self.tariff(second, terms)
         if tariff is None or (nanousd := tariff.cost_nanousd(completion)) is None:
             return UNKNOWN
         return Cost(nanousd, tariff.version)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -83,9 +82,7 @@ class AdapterServicer(AdapterServiceServicer):
         return result
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        question = embed_from_pb(request)
-        question = replace(question, timeout=_at_most(question.timeout, context))
-        return embeddings_to_pb(await self._core.embed(question))
+        return embeddings_to_pb(await self._core.embed(embed_from_pb(request, within=_left(context))))
 
     async def SubmitBatch(
         self, request_iterator: AsyncIterator[pb.SubmitBatchRequest], context: Context
@@ -125,15 +122,13 @@ async def _messages(
 
 def _within(message: completion_pb2.CompletionRequest, context: Context) -> CompletionRequest:
     """The question, with no more time than its caller has."""
-    question = request_from_pb(message)
-    timeout = _at_most(question.timeout, context)
-    return question if timeout == question.timeout else replace(question, timeout=timeout)
+    return request_from_pb(message, within=_left(context))
 
 
-def _at_most(timeout: float, context: Context) -> float:
-    """Seconds: no more than the caller has."""
+def _left(context: Context) -> float | None:
+    """Seconds that the caller has; None where it did not say."""
     left = context.time_remaining()
-    return max(0.001, min(timeout, left)) if left is not None and is_deadline(left) else timeout
+    return left if is_deadline(left) else None
 
 
 def _failed(item_id: int, error: DomainError) -> pb.CompletionItemResult:

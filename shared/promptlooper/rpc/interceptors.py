@@ -36,6 +36,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     def __init__(self, calls: Calls, *, otherwise: float = 60.0) -> None:
         self._calls, self._otherwise = calls, otherwise
+        self._guarded: dict[str, tuple[Any, Any]] = {}  # by method: its handler, and what stands in its place
 
     async def intercept_service(
         self,
@@ -46,6 +47,12 @@ class CallGuard(grpc.aio.ServerInterceptor):
         if handler is None:  # no such method: grpc answers UNIMPLEMENTED
             return None
         method = handler_call_details.method
+        known = self._guarded.get(method)
+        if known is None or known[0] is not handler:
+            known = self._guarded[method] = handler, self._guard(handler, method)
+        return known[1]  # type: ignore[no-any-return]
+
+    def _guard(self, handler: Any, method: str) -> Any:
         asks, answers = ("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
         kind = f"{asks}_{answers}"
         otherwise = None if handler.response_streaming else self._otherwise
@@ -53,7 +60,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         guard = _stream if handler.response_streaming else _unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         guarded = guard(getattr(handler, kind), method, seconds, self._calls)
-        return make(guarded, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+        return make(guarded, handler.request_deserializer, handler.response_serializer)
 
 
 def _unary(behavior: Behavior, method: str, seconds: float | None, calls: Calls) -> Behavior:

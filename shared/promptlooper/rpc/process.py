@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from promptlooper.tracing import recording
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_COLLECTED_AFTER = 10_000  # objects more than before; by default 700, which calls under way have at any time
 _CLEANING_UP = 3.0  # seconds beyond the grace of calls, for what comes after them
 
 
@@ -48,6 +50,8 @@ def _run(main: Callable[[], Awaitable[None]], name: str) -> int:
             loop.add_signal_handler(number, stop, number)
         await main()
 
+    gc.freeze()  # what is imported stays
+    gc.set_threshold(_COLLECTED_AFTER)
     try:
         with recording(name), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(with_signals())

@@ -67,11 +67,12 @@ def message_to_pb(message: Message) -> pb.Message:
 
 
 def message_from_pb(message: pb.Message) -> Message:
+    images, calls = message.images, message.tool_calls
     return Message(
         message.role,
         message.content,
-        tuple(message.images),
-        tuple(tool_call_from_pb(call) for call in message.tool_calls),
+        tuple(images) if images else (),
+        tuple(map(tool_call_from_pb, calls)) if calls else (),
         message.tool_call_id,
         message.name,
         message.provider_data,
@@ -157,18 +158,27 @@ def request_to_pb(request: CompletionRequest) -> pb.CompletionRequest:
     )
 
 
-def request_from_pb(message: pb.CompletionRequest, field: str = "request") -> CompletionRequest:
+def request_from_pb(
+    message: pb.CompletionRequest, field: str = "request", *, within: float | None = None
+) -> CompletionRequest:
+    """`within`: seconds that the caller has, where it said."""
     return CompletionRequest(
         message.model,
-        tuple(message_from_pb(m) for m in message.messages),
+        tuple(map(message_from_pb, message.messages)),
         params_from_pb(message.sampling, f"{field}.sampling"),
-        seconds(message.timeout_ms, f"{field}.timeout_ms") or DEFAULT_TIMEOUT,
+        timeout_of(message.timeout_ms, f"{field}.timeout_ms", within),
         message.once,
         tuple(tool_from_pb(tool, f"{field}.tools[{i}]") for i, tool in enumerate(message.tools)),
         message.tool_choice,
         schema_of(message.response_schema_json, f"{field}.response_schema_json"),
         message.experiment_id,
     )
+
+
+def timeout_of(timeout_ms: int, field: str, within: float | None) -> float:
+    """Seconds: no more than the caller has, where it said."""
+    timeout = seconds(timeout_ms, field) or DEFAULT_TIMEOUT
+    return timeout if within is None else max(0.001, min(timeout, within))
 
 
 def completion_to_pb(completion: Completion) -> pb.Completion:

@@ -6,8 +6,8 @@ from array import array
 
 from promptlooper.embeddings import EmbeddingRequest, Embeddings
 from promptlooper.v1 import adapter_service_pb2 as pb
-from promptlooper.wire.completion import DEFAULT_TIMEOUT
-from promptlooper.wire.scalars import milliseconds, object_of, object_text, refusing_misfits, seconds
+from promptlooper.wire.completion import timeout_of
+from promptlooper.wire.scalars import milliseconds, object_of, object_text, refusing_misfits
 
 
 def request_to_pb(request: EmbeddingRequest) -> pb.EmbedRequest:
@@ -21,13 +21,14 @@ def request_to_pb(request: EmbeddingRequest) -> pb.EmbedRequest:
         )
 
 
-def request_from_pb(message: pb.EmbedRequest) -> EmbeddingRequest:
+def request_from_pb(message: pb.EmbedRequest, *, within: float | None = None) -> EmbeddingRequest:
+    """`within`: seconds that the caller has, where it said."""
     return EmbeddingRequest(
         message.model,
         tuple(message.inputs),
         message.dimensions if message.HasField("dimensions") else None,
         object_of(message.extra_json, "extra_json"),
-        seconds(message.timeout_ms, "timeout_ms") or DEFAULT_TIMEOUT,
+        timeout_of(message.timeout_ms, "timeout_ms", within),
     )
 
 

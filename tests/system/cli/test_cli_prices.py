@@ -84,3 +84,5 @@ async def test_known_price_is_told_before_and_kept_with_the_result(shell: Any, p
     summary = json.loads(ran.out)
     assert (ran.code, summary["cost_unknown_calls"]) == (0, 0), ran.err
     assert summary["cost_usd"] == pytest.approx(10 * (7 * 3e-6 + 5e-6 + 1e-4), abs=1e-12)
+    rows = [json.loads(line) for line in (await shell("export")).out.splitlines()]
+    assert {stage["price_version"] for row in rows for stage in row["stages"]} == {"providers-file 2020-01-01"}

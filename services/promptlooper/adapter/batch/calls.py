@@ -36,7 +36,7 @@ class Calls:
         self.dialect = dialect
 
     async def json(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """The object that it answers. Raises AttemptFailed."""
         sent = self._headers.current()

@@ -11,11 +11,13 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.providers.anthropic_format import OWNER
+from promptlooper.adapter.providers.billing import billed_apart, completed, tier_terms
 from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.error_bodies import failure_of
 from promptlooper.adapter.providers.kept import keeping
-from promptlooper.adapter.providers.openai_format import count_in
+from promptlooper.adapter.providers.openai_format import count_in, part_of
 from promptlooper.adapter.retrying import Failure, Kind
+from promptlooper.adapter.tariff import Billed
 from promptlooper.completion import Completion, ToolCall
 from promptlooper.jsonvalue import json_text
 
@@ -57,16 +59,15 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
         if kind in texts and isinstance(block.get(kind), str):
             texts[kind].append(block[kind])
     signed = any(block.get("type") in ("thinking", "redacted_thinking") for block in blocks)
-    usage = data.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    details = usage.get("output_tokens_details")
-    return Completion(
+    usage = part_of(data, "usage")
+    return completed(
+        _billed(usage),
         output="".join(texts["text"]),
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
         finish_reason=_FINISH_REASONS.get(said, "other"),
         tokens_in=tokens_in(usage),
         tokens_out=count_in(usage, "output_tokens"),
-        tokens_reasoning=count_in(details, "thinking_tokens") if isinstance(details, dict) else None,
+        tokens_reasoning=count_in(part_of(usage, "output_tokens_details"), "thinking_tokens"),
         tokens_cached_in=count_in(usage, "cache_read_input_tokens"),
         tokens_cache_write_in=count_in(usage, "cache_creation_input_tokens"),
         latency_ms=latency_ms,
@@ -83,6 +84,13 @@ def tokens_in(usage: Mapping[str, Any]) -> int | None:
         return None
     cached = count_in(usage, "cache_read_input_tokens") or 0
     return own + cached + (count_in(usage, "cache_creation_input_tokens") or 0)
+
+
+def _billed(usage: Mapping[str, Any]) -> Billed | None:
+    """Tokens that the prompt cache keeps for an hour, and at which speed or in which tier the call was served."""
+    terms = (("speed", "fast"),) if usage.get("speed") == "fast" else tier_terms(usage.get("service_tier"))
+    long = count_in(part_of(usage, "cache_creation"), "ephemeral_1h_input_tokens")
+    return billed_apart(terms, tokens_cache_write_1h_in=long)
 
 
 def _call(block: Mapping[str, Any]) -> ToolCall:

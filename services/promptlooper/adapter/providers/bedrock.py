@@ -85,7 +85,8 @@ class Gathered:
         elif kind == "messageStop":
             self._end["stopReason"] = event.get("stopReason")
         elif kind == "metadata":
-            self._end["usage"] = usage = event.get("usage") or {}
+            self._end |= {name: event[name] for name in ("usage", "serviceTier", "performanceConfig") if name in event}
+            usage = event.get("usage") or {}
             self._heard.used(tokens_in=count_in(usage, "inputTokens"), tokens_out=count_in(usage, "outputTokens"))
         elif kind == "exception":
             self._error = {"code": event["code"], "message": event["message"]}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
+from promptlooper.adapter.providers.billing import billed_apart, completed, tier_terms
 from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed, tools_of
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.openai_format import count_in, part_of
 from promptlooper.adapter.providers.refusal import arguments_object, json_bytes, no_parameter, put, refusal
+from promptlooper.adapter.tariff import Billed
 from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 
 _TAG = "bedrock"
@@ -131,7 +133,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     usage = part_of(data, "usage")
     cached, written = count_in(usage, "cacheReadInputTokens"), count_in(usage, "cacheWriteInputTokens")
     fresh = count_in(usage, "inputTokens")
-    return Completion(
+    return completed(
+        _billed(data, usage),
         output="".join(text for block in blocks if isinstance(text := block.get("text"), str)),
         model=model,
         finish_reason=_FINISH_REASONS.get(said, "other"),
@@ -144,6 +147,15 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
         tool_calls=tuple(_call(block["toolUse"]) for block in blocks if "toolUse" in block),
         provider_data=keeping(_TAG, thoughts) if signed else "",
     )
+
+
+def _billed(data: Mapping[str, Any], usage: Mapping[str, Any]) -> Billed | None:
+    """Tokens that the prompt cache keeps for an hour, and the terms of the call."""
+    fast = part_of(data, "performanceConfig").get("latency") == "optimized"
+    terms = (("latency", "optimized"),) if fast else tier_terms(part_of(data, "serviceTier").get("type"))
+    details = usage.get("cacheDetails")
+    lasting = [part for part in details or () if isinstance(part, dict) and part.get("ttl") == "1h"]
+    return billed_apart(terms, tokens_cache_write_1h_in=sum(count_in(part, "inputTokens") or 0 for part in lasting))
 
 
 def _call(tool: Any) -> ToolCall:

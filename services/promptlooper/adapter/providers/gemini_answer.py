@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -10,12 +11,14 @@ from typing import Any
 
 import orjson
 
+from promptlooper.adapter.providers.billing import billed_apart, completed
 from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.error_bodies import failure_of
 from promptlooper.adapter.providers.gemini_format import OWNER
 from promptlooper.adapter.providers.kept import keeping
-from promptlooper.adapter.providers.openai_format import count_in
+from promptlooper.adapter.providers.openai_format import count_in, part_of
 from promptlooper.adapter.retrying import Failure, Kind
+from promptlooper.adapter.tariff import Billed
 from promptlooper.completion import Completion, ToolCall
 from promptlooper.jsonvalue import Json, json_text
 
@@ -31,6 +34,13 @@ _FINISH_REASONS: Mapping[str, str] = {
     ),
 }
 _KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED"})
+_APART = (
+    ("promptTokensDetails", "tokens_{}_in"),
+    ("toolUsePromptTokensDetails", "tokens_{}_in"),
+    ("cacheTokensDetails", "tokens_cached_{}_in"),
+    ("candidatesTokensDetails", "tokens_{}_out"),
+)
+_MODALITIES = {"IMAGE": "image", "DOCUMENT": "image", "AUDIO": "audio"}
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -39,11 +49,13 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     data = answer_in(body)
     answered = data.get("modelVersion")
     model = answered if isinstance(answered, str) and answered else model
+    usage = part_of(data, "usageMetadata")
     candidates = data.get("candidates")
     if not (isinstance(candidates, list) and candidates and isinstance(candidates[0], dict)):
         feedback = data.get("promptFeedback")
         if isinstance(feedback, dict) and feedback.get("blockReason"):  # the question was refused
-            return _counted(Completion("", model, "content_filter", latency_ms=latency_ms), data)
+            refused = {"output": "", "finish_reason": "content_filter"}
+            return completed(_billed(usage), model=model, latency_ms=latency_ms, **refused, **_counts(usage))
         raise malformed("there are no candidates")
     candidate = candidates[0]
     said = candidate.get("finishReason")
@@ -52,7 +64,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     parts = _parts(candidate)
     calls = tuple(_call(part["functionCall"], index) for index, part in enumerate(parts) if "functionCall" in part)
     finish_reason = _FINISH_REASONS.get(said, "other")
-    completion = Completion(
+    return completed(
+        _billed(usage),
         output=_text(parts, thought=False),
         model=model,
         finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
@@ -61,8 +74,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
         tool_calls=calls,
         logprobs=_logprobs(candidate.get("logprobsResult")),
         provider_data=_kept(parts),
+        **_counts(usage),
     )
-    return _counted(completion, data)
 
 
 def _parts(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,18 +111,26 @@ def _kept(parts: Sequence[Mapping[str, Any]]) -> str:
     return keeping(OWNER, kept)
 
 
-def _counted(completion: Completion, data: Mapping[str, Any]) -> Completion:
-    usage = data.get("usageMetadata")
-    if not isinstance(usage, dict):
-        return completion
+def _counts(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokens, as fields of a Completion."""
     tokens_in, tokens_out = used(usage)
-    return replace(
-        completion,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        tokens_reasoning=count_in(usage, "thoughtsTokenCount"),
-        tokens_cached_in=count_in(usage, "cachedContentTokenCount"),
-    )
+    return {
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "tokens_reasoning": count_in(usage, "thoughtsTokenCount"),
+        "tokens_cached_in": count_in(usage, "cachedContentTokenCount"),
+    }
+
+
+def _billed(usage: Mapping[str, Any]) -> Billed | None:
+    """Tokens that are not of text."""
+    counts: Counter[str] = Counter()
+    for said, name in _APART:
+        details = usage.get(said)
+        for part in details if isinstance(details, list) else ():
+            if isinstance(part, dict) and (modality := _MODALITIES.get(str(part.get("modality")))):
+                counts[name.format(modality)] += count_in(part, "tokenCount") or 0
+    return billed_apart((), **counts)
 
 
 def used(usage: Mapping[str, Any]) -> tuple[int | None, int | None]:

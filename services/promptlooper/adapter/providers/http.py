@@ -164,7 +164,8 @@ class HttpProvider:
         latency_ms = round((self._clock.monotonic() - started) * 1000)
         try:
             read = partial(self._dialect.completion, model=model, latency_ms=latency_ms)
-            return replace(self._read(status, headers, answer, sent, read), ttft_ms=ttft_ms)
+            completion = self._read(status, headers, answer, sent, read)
+            return completion if ttft_ms is None else replace(completion, ttft_ms=ttft_ms)
         except AttemptFailed as error:
             if error.failure.kind is Kind.CONTENT_FILTERED:
                 return Completion(output="", model=model, finish_reason="content_filter", latency_ms=latency_ms)

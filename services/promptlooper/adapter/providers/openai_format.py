@@ -8,13 +8,14 @@ from typing import Any
 
 import orjson
 
+from promptlooper.adapter.providers.billing import billed_apart, completed, tier_terms
 from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.quirks import Quirks
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put, refusal
 from promptlooper.adapter.providers.strict_schema import allows_strict
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
-from promptlooper.adapter.tariff import Billed, BilledCompletion
+from promptlooper.adapter.tariff import Billed
 from promptlooper.completion import (
     FINISH_REASONS,
     TOOL_CHOICES,
@@ -38,7 +39,6 @@ _UNREADABLE = {
 }
 """Parameters whose answers are read by nobody, and what to do."""
 _HARMLESS: Mapping[str, tuple[Any, ...]] = {"n": (1,), "best_of": (1,), "modalities": (["text"],)}
-_USUAL_TIERS = ("", "auto", "default", "standard", "on_demand")  # at the list's price
 _TAG = "openai"  # of what is kept for the next turn: it is not sent to a provider of another format
 _MOST_TOKENS = 2**31 - 1  # who says more has not counted; sums and costs of these fit into 64 bits
 _FINISH_REASONS: Mapping[str, str] = {
@@ -175,21 +175,14 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
     )
 
 
-def completed(billed: Billed | None, **fields: Any) -> Completion:
-    return Completion(**fields) if billed is None else BilledCompletion(**fields, billed=billed)
-
-
 def billed_of(of_input: Mapping[str, Any], of_output: Mapping[str, Any], data: Mapping[str, Any]) -> Billed | None:
     """Tokens that are not of text, and the tier that the call was served in; None where there is nothing of this."""
-    images, heard, spoken = (
-        count_in(part, name) or 0
-        for part, name in ((of_input, "image_tokens"), (of_input, "audio_tokens"), (of_output, "audio_tokens"))
+    return billed_apart(
+        tier_terms(data.get("service_tier")),
+        tokens_image_in=count_in(of_input, "image_tokens"),
+        tokens_audio_in=count_in(of_input, "audio_tokens"),
+        tokens_audio_out=count_in(of_output, "audio_tokens"),
     )
-    tier = data.get("service_tier")
-    terms = (("service_tier", tier),) if isinstance(tier, str) and tier not in _USUAL_TIERS else ()
-    if not (images or heard or spoken or terms):
-        return None
-    return Billed(tokens_image_in=images, tokens_audio_in=heard, tokens_audio_out=spoken, terms=terms)
 
 
 def counts_of(usage: Mapping[str, Any]) -> dict[str, Any]:

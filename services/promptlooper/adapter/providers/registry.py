@@ -106,11 +106,12 @@ def _keys_at(place: Deployment, entry: ProviderEntry, env: Mapping[str, str]) ->
 
 
 def _prices(entry: ProviderEntry, api_url: str | None = None) -> Prices:
-    """What is on no public list, and without a price of the operator's, costs nothing."""
+    """What runs here costs nothing unless the operator says otherwise. Deployments of Azure have names of their own."""
     own = {model: dated(prices) for model, prices in entry.prices.items()}
-    if api_url is None and not own:
+    if entry.type in ("local", "mock") and not own:
         own = {"*": (Dated(FREE),)}
-    return Prices(own, api_url, unknown=entry.price_ceiling.price() if entry.price_ceiling else None)
+    ceiling = entry.price_ceiling.price() if entry.price_ceiling else None
+    return Prices(own, api_url, unknown=ceiling, renames=entry.type == "azure")
 
 
 def _rule(rule: Rule) -> MockRule:

@@ -10,11 +10,12 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.heard import Heard
+from promptlooper.adapter.providers.billing import completed
 from promptlooper.adapter.providers.bodies import answer_in, malformed
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import billed_of, completed, count_in, logprobs_of, part_of
+from promptlooper.adapter.providers.openai_format import billed_of, count_in, logprobs_of, part_of
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put
 from promptlooper.adapter.providers.sse import events_of
 from promptlooper.adapter.providers.strict_schema import allows_strict

@@ -41,12 +41,19 @@ class Transport:
         self._transport: AiohttpTransport | None = None
 
     async def request(
-        self, method: str, path: str, headers: httpx.Headers, body: bytes | None = None
+        self, method: str, path: str, headers: httpx.Headers, body: bytes = b""
     ) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and body. Raises httpx.TransportError, aiohttp.ClientError or BodyTooLarge."""
-        async with self.opened(method, path, headers, body) as (status, said, parts):
-            chunks = [chunk async for chunk in parts]
-        return status, said, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        response = await self._response(method, path, headers, body)
+        stream, chunks, size = _stream_of(response), [], 0
+        try:
+            async for chunk in stream:
+                chunks.append(chunk)
+                if (size := size + len(chunk)) > LARGEST_BODY:
+                    raise BodyTooLarge
+        finally:
+            await stream.aclose()
+        return response.status_code, response.headers, chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @asynccontextmanager
     async def opened(
@@ -54,26 +61,32 @@ class Transport:
         method: str,
         path: str,
         headers: httpx.Headers,
-        body: bytes | None = None,
+        body: bytes = b"",
         *,
         largest: int = LARGEST_BODY,
     ) -> AsyncIterator[tuple[int, httpx.Headers, AsyncIterator[bytes]]]:
         """Status, headers and the body, of `largest` bytes at most, as it comes. Raises as `request` does."""
-        url = self._urls.get(path)
-        if url is None:
-            if len(self._urls) >= _URLS_KEPT:  # some paths hold the name of a model, which is the caller's
-                self._urls.clear()
-            url = self._urls[path] = httpx.URL(self._base_url + path)
-        request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
-        response = await self._opened().handle_async_request(request)
-        hear(response.headers.raw)
-        stream = response.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
+        response = await self._response(method, path, headers, body)
+        stream = _stream_of(response)
         try:
             yield response.status_code, response.headers, _bounded(stream, largest)
         finally:
             # Releases before it first awaits: a connection whose body was not read to its end is closed, not kept.
             await stream.aclose()
+
+    async def _response(self, method: str, path: str, headers: httpx.Headers, body: bytes) -> httpx.Response:
+        url = self._urls.get(path)
+        if url is None:
+            if len(self._urls) >= _URLS_KEPT:  # some paths hold the name of a model, which is the caller's
+                self._urls.clear()
+            url = self._urls[path] = httpx.URL(self._base_url + path)
+        # As `content`, httpx would also work out the headers that aiohttp sends of its own.
+        stream = httpx.ByteStream(body)
+        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=self._extensions)
+        request.read()
+        response = await self._opened().handle_async_request(request)
+        hear(response.headers.raw)
+        return response
 
     def _opened(self) -> AiohttpTransport:
         if self._transport is None:
@@ -95,6 +108,11 @@ class Transport:
         if self._transport is not None:
             transport, self._transport = self._transport, None
             await asyncio.shield(transport.aclose())
+
+
+def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
 
 
 async def _bounded(stream: httpx.AsyncByteStream, largest: int) -> AsyncIterator[bytes]:
