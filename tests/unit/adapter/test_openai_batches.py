@@ -241,6 +241,25 @@ def test_without_a_batchs_price_on_the_list_its_cost_is_unknown_and_the_operator
     assert Prices({"m": (Dated(tariff),)}).cost("m", in_batch(completion)).nanousd == 1100 * 1000
 
 
+async def test_a_batch_stays_with_its_key_and_is_looked_for_at_every_key(gateways, server, items):
+    keys = "keys: [{name: one, api_key_env: ONE}, {name: two, api_key_env: TWO, weight: 3}]"
+    entry = f"{{name: openai, type: openai, quirks: openai, base_url: '{server.base_url}', {keys}}}"
+    gateway = gateways(f"providers: [{entry}]", ONE="sk-first-key", TWO="sk-second-key")
+    submitted = [
+        await gateway.submit_batch(MODEL, f"b-{n}", items(1)) for n in range(60)
+    ]  # one in 10^7 uses but one key
+    used = [call.headers["authorization"] for call in server.calls if call.path.endswith("/batches")]
+    assert set(used) == {"Bearer sk-first-key", "Bearer sk-second-key"}
+    server.calls.clear()
+    for each in submitted:
+        await gateway.batch_status(each.batch)
+    assert [call.headers["authorization"] for call in server.calls] == used
+    server.calls.clear()
+    await gateway.submit_batch(MODEL, "b-new", items(1), again=True)
+    looked = [call.headers["authorization"] for call in server.calls if "?limit" in call.path]
+    assert looked == ["Bearer sk-first-key", "Bearer sk-second-key"]
+
+
 async def test_responses_have_batches_too(gateways, items, key):
     async with OpenAIBatchServer(Said("by responses"), wire=OpenAIResponsesWire()) as server:
         gateway = gateways(PROVIDERS.format(type="openai-responses", url=server.base_url, more=""), THE_KEY=key)
