@@ -64,7 +64,7 @@ def items(*questions: str, model: str = "mock/m") -> list[BatchItem]:
 
 
 async def test_many_items_go_there_and_back_in_pieces(client):
-    asked = items(*(f"question {n} {'x' * 5000}" for n in range(600)))
+    asked = items(*(f"question {n} {'x' * 20_000}" for n in range(600)))
     submitted = await client.submit_batch("mock/m", "b-1", asked)
     status = await client.batch_status(submitted.batch)
     assert (status.state, status.total, status.answered) == (BatchState.ENDED, 600, 600)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from promptlooper.adapter.batch import core
 from promptlooper.adapter.cost import Dated, Prices
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.tariff import Rate, Tariff, in_batch
@@ -14,6 +15,7 @@ from promptlooper.batches import BatchItem, BatchState
 from promptlooper.completion import Completion, Price
 from promptlooper.errors import (
     BatchExpired,
+    DeadlineExceeded,
     InvalidArgument,
     ProviderCredentials,
     ProviderRateLimited,
@@ -173,8 +175,27 @@ async def test_a_batch_of_an_address_that_is_not_configured_any_more_says_so(gat
     moved = gateways(PROVIDERS.format(type="openai", url="http://127.0.0.1:1/v1", more=QUIRKS), THE_KEY=key)
     with pytest.raises(ProviderCredentials, match="put it back"):
         await moved.batch_status(submitted.batch)
-    with pytest.raises(InvalidArgument, match="names no batch"):
-        await batching.batch_status("openai/batch_1")
+
+
+@pytest.mark.parametrize("batch_id", ["..", "../files", "a/b", "a%2F..%2Fb", "", "a?b", "a b", "batches/.."])
+async def test_a_handle_names_nothing_but_a_batch(batching, server, items, batch_id):
+    submitted = await batching.submit_batch(MODEL, "batch-1", items(1))
+    for handle in ("openai/batch_1", submitted.batch.replace("batch_1", batch_id)):
+        with pytest.raises(InvalidArgument, match="names no batch"):
+            await batching.batch_status(handle)
+
+
+async def test_a_provider_that_falls_silent_is_not_waited_for_for_ever(batching, server, items, monkeypatch):
+    submitted = await batching.submit_batch(MODEL, "batch-1", items(1))
+    server.finish()
+    monkeypatch.setattr(core, "SILENCE", 0.05)
+    server.failing = [None, None, Reply(body=b"", then="hang")]
+    with pytest.raises(DeadlineExceeded, match=r"within 0.05 s"):
+        await results(batching, submitted.batch)
+    monkeypatch.setattr(core, "TIMEOUT", 0.05)
+    server.failing = [Reply(body=b"{", then="hang")]
+    with pytest.raises(DeadlineExceeded, match=r"within 0.05 s"):
+        await batching.batch_status(submitted.batch)
 
 
 @pytest.mark.parametrize("entry", ["name: other, type: openai", "name: mine, type: ollama"])
@@ -218,6 +239,25 @@ def test_without_a_batchs_price_on_the_list_its_cost_is_unknown_and_the_operator
     tariff = Tariff(Rate(10**15), Rate(10**15))
     assert Prices({}, "https://api.openai.com/v1").cost("gpt-3.5-turbo-instruct", in_batch(completion)).nanousd is None
     assert Prices({"m": (Dated(tariff),)}).cost("m", in_batch(completion)).nanousd == 1100 * 1000
+
+
+async def test_a_batch_stays_with_its_key_and_is_looked_for_at_every_key(gateways, server, items):
+    keys = "keys: [{name: one, api_key_env: ONE}, {name: two, api_key_env: TWO, weight: 3}]"
+    entry = f"{{name: openai, type: openai, quirks: openai, base_url: '{server.base_url}', {keys}}}"
+    gateway = gateways(f"providers: [{entry}]", ONE="sk-first-key", TWO="sk-second-key")
+    submitted = [
+        await gateway.submit_batch(MODEL, f"b-{n}", items(1)) for n in range(60)
+    ]  # one in 10^7 uses but one key
+    used = [call.headers["authorization"] for call in server.calls if call.path.endswith("/batches")]
+    assert set(used) == {"Bearer sk-first-key", "Bearer sk-second-key"}
+    server.calls.clear()
+    for each in submitted:
+        await gateway.batch_status(each.batch)
+    assert [call.headers["authorization"] for call in server.calls] == used
+    server.calls.clear()
+    await gateway.submit_batch(MODEL, "b-new", items(1), again=True)
+    looked = [call.headers["authorization"] for call in server.calls if "?limit" in call.path]
+    assert looked == ["Bearer sk-first-key", "Bearer sk-second-key"]
 
 
 async def test_responses_have_batches_too(gateways, items, key):

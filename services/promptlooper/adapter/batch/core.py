@@ -16,7 +16,7 @@ from promptlooper.adapter.batch.handle import Handle, handle_of, hash_of
 from promptlooper.adapter.counts import AdapterCounts
 from promptlooper.adapter.providers.provider import Problem, error_of_problem
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, decide, error_of
-from promptlooper.adapter.routes.route import Route
+from promptlooper.adapter.routes.route import Route, by_weight
 from promptlooper.adapter.routes.router import Router
 from promptlooper.adapter.tariff import in_batch
 from promptlooper.batches import (
@@ -73,14 +73,14 @@ class Batches(BatchGateway):
     ) -> SubmittedBatch:
         _check(model, label, items)
         routes = self._routes(model)
-        async with _within(SUBMIT_TIMEOUT, routes[0][0]):
+        async with _within(SUBMIT_TIMEOUT, next(iter(routes))):
             if again:
-                for route, provider in routes:
+                for route, provider in routes.items():
                     find = partial(provider.find, label)
                     if (found := await self._done(route, find, repeat=True)) is not None:
                         return SubmittedBatch(_handle(route, found))
-            route, provider = self._chosen(routes)
-            submit = partial(provider.submit, route.model, label, items)
+            route = by_weight(list(routes), self._random)
+            submit = partial(routes[route].submit, route.model, label, items)
             submitted = await self._done(route, submit, repeat=False)
         refused = tuple(BatchResult(item_id, error=_error(route, said)) for item_id, said in submitted.refused)
         if not submitted.batch_id:
@@ -149,31 +149,22 @@ class Batches(BatchGateway):
                 raise _error(route, failure, attempts, decision.retry_after) from None
             await self._sleep(decision.sleep)
 
-    def _routes(self, model: str) -> list[tuple[Route, BatchProvider]]:
+    def _routes(self, model: str) -> dict[Route, BatchProvider]:
         """Who can be asked now for a batch of a model. Raises a DomainError where nobody can."""
         routes = self._router.routes(model)
         if isinstance(routes, Problem):
             raise error_of_problem(routes, model)
-        found: list[tuple[Route, BatchProvider]] = []
+        found: dict[Route, BatchProvider] = {}
         problems: list[Problem] = []
         for route in routes:
             provider = route.provider.problem(route.model) or route.provider.batches(route.model)
             if isinstance(provider, Problem):
                 problems.append(provider)
             else:
-                found.append((route, provider))
+                found[route] = provider
         if not found:
             raise error_of_problem(problems[0], model)
         return found
-
-    def _chosen(self, routes: Sequence[tuple[Route, BatchProvider]]) -> tuple[Route, BatchProvider]:
-        """By weight."""
-        point = self._random() * sum(route.upstream.weight for route, _ in routes)
-        for route, provider in routes:
-            point -= route.upstream.weight
-            if point < 0:
-                return route, provider
-        return routes[-1]
 
     def _submitted(self, handle: Handle) -> tuple[Route, BatchProvider]:
         """Who was asked for a batch. Raises a DomainError."""

@@ -13,6 +13,8 @@ from promptlooper.errors import InvalidArgument
 _VERSION = "b1"
 _FORM = re.compile(rf"{_VERSION}:([^:]+):([0-9a-f]{{12}}):([^:]+):(.+)", re.DOTALL)
 
+_ID = re.compile(r"(batches/)?\w[\w.~-]*")
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
@@ -28,10 +30,12 @@ class Handle:
 def handle_of(text: str) -> Handle:
     """Raises InvalidArgument."""
     found = _FORM.fullmatch(text)
-    if found is None:
-        raise InvalidArgument(f"{text[:80]!r} names no batch; give what SubmitBatch answered", field="batch")
-    provider, upstream, batch_id, model = found.groups()
-    return Handle(provider, upstream, unquote(batch_id), model)
+    if found is not None:
+        provider, upstream, quoted, model = found.groups()
+        batch_id = unquote(quoted)
+        if _ID.fullmatch(batch_id):  # it becomes a part of a path
+            return Handle(provider, upstream, batch_id, model)
+    raise InvalidArgument(f"{text[:80]!r} names no batch; give what SubmitBatch answered", field="batch")
 
 
 def hash_of(upstream: Upstream) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptlooper.adapter.limits.limiter import Lane
@@ -67,3 +67,15 @@ class Pool:
 
 def of_model(by_model: Mapping[str, tuple[str, ...]], model: str) -> tuple[str, ...]:
     return by_model.get(model) or by_model.get("*", ())
+
+
+def by_weight(routes: Sequence[Route], random: Callable[[], float]) -> Route:
+    """One of them. `random` gives numbers in [0, 1)."""
+    if len(routes) == 1:
+        return routes[0]
+    point = random() * sum(route.upstream.weight for route in routes)
+    for route in routes:
+        point -= route.upstream.weight
+        if point < 0:
+            return route
+    return routes[-1]

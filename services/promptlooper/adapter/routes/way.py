@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from promptlooper.adapter.retrying import MAX_ATTEMPTS, Decision, Failure, Kind, decide
 from promptlooper.adapter.routes.health import Health
-from promptlooper.adapter.routes.route import Route
+from promptlooper.adapter.routes.route import Route, by_weight
 
 _NOW = Decision(0.0)
 _FOR_OTHERS = ("concurrency", "rate")
@@ -40,7 +40,7 @@ class Way:
             self._routes = next(routes for routes in models if _usable(routes))
             self._rest = models[models.index(self._routes) + 1 :]
             first = [min(_usable(self._routes), key=health.rest)]
-        self.route = self._chosen(first)
+        self.route = by_weight(first, self._random)
         self._probes = health.probe(self.route)
 
     @property
@@ -70,7 +70,7 @@ class Way:
         if kind in (Kind.PERMANENT, Kind.CONTENT_FILTERED):
             return Decision(None)
         if others := self._others(kind):
-            self._go(self._chosen(others))
+            self._go(by_weight(others, self._random))
             return _NOW
         if kind is Kind.CREDENTIALS:
             return self._next_model(None)
@@ -121,7 +121,7 @@ class Way:
         if not ready:
             return Decision(None, retry_after)
         self._attempts, self._tried = 0, []
-        self._go(self._chosen(ready))
+        self._go(by_weight(ready, self._random))
         return _NOW
 
     def _next_ready(self) -> list[Route]:
@@ -139,17 +139,6 @@ class Way:
         self.leave()
         self.route = route
         self._probes = self._health.probe(route)
-
-    def _chosen(self, routes: Sequence[Route]) -> Route:
-        """By weight."""
-        if len(routes) == 1:
-            return routes[0]
-        point = self._random() * sum(route.upstream.weight for route in routes)
-        for route in routes:
-            point -= route.upstream.weight
-            if point < 0:
-                return route
-        return routes[-1]
 
 
 def _usable(routes: Sequence[Route]) -> list[Route]:

@@ -41,6 +41,7 @@ class BatchServer(WireServer):
         super().__init__(wire, answer)
         self.hold = hold
         self.batches: list[WireBatch] = []
+        self.calls: list[Asked] = []  # about batches, without their bodies
         self.failing: list[Reply | None] = []  # what calls about batches are answered, in order; None: as usual
 
     def batch(self, batch_id: str) -> WireBatch:
@@ -96,8 +97,10 @@ class BatchServer(WireServer):
         """A handler whose refusals are the wire's errors."""
 
         async def answered(http: web.Request) -> web.StreamResponse:
+            call = Asked(http.raw_path, headers_of(http), {})
+            self.calls.append(call)
             if self.failing and (reply := self.failing.pop(0)) is not None:
-                return await self.sent(http, Asked(http.raw_path, headers_of(http), {}), reply)
+                return await self.sent(http, call, reply)
             try:
                 return await handle(http)
             except Refused as error:
