@@ -72,7 +72,9 @@ class AnthropicBatchServer(BatchServer):
             if reply is None:
                 result: dict[str, Any] = {"type": "canceled" if batch.end == "cancelled" else "expired"}
             elif reply.status == 200:
-                result = {"type": "succeeded", "message": self.body_of(asked, reply)}
+                message = self.body_of(asked, reply)
+                message["usage"]["service_tier"] = "batch"
+                result = {"type": "succeeded", "message": message}
             else:
                 result = {"type": "errored", "error": self.body_of(asked, reply)}
             lines.append({"custom_id": name, "result": result})
