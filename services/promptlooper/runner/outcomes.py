@@ -8,6 +8,16 @@ from promptlooper.run import RunError, RunState, Score, StageResult
 
 
 @dataclass(frozen=True, slots=True)
+class BatchQuestion:
+    """A question for a batch: the wire's CompletionRequest."""
+
+    position: int  # of the call in its run
+    item_id: str  # equal questions that may share an answer have the same
+    model: str
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RunFacts:
     """What events say of a run besides its index."""
 
@@ -58,6 +68,7 @@ class RunReturned:
     attempts: int = 0  # HTTP requests that were made
     maybe_paid: bool = False
     why: str = ""  # a name of ErrorReason
+    item: BatchQuestion | None = None  # it waits for a batch with this, and holds what it reserved
 
 
 Outcome = StageDone | RunEnded | RunReturned

@@ -162,7 +162,7 @@ class RunFact(_message.Message):
     """Of run.completed."""
     passed: _builtins.bool
     error_reason: _builtins.str
-    """Of run.failed and run.waiting: a name of ErrorReason, and of run.failed a sentence for it. The error's own message, which
+    """Of run.failed and run.waiting: a name of ErrorReason (of a run that waits for its batch BATCH), and of run.failed a sentence for it. The error's own message, which
     may quote a prompt, is in the run.
     """
     error_message: _builtins.str

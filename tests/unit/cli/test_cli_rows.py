@@ -21,7 +21,7 @@ ROW = keys("""schema_version, project, experiment_id, generation, run_id, run_in
     duration_ms, cached, attempts, stages, tags, metadata, created_at, started_at, completed_at""")
 STAGE = keys("""index, name, iteration, messages, prompt_sent, output, parsed, tool_calls, reasoning, model,
     model_requested, params, tokens_in, tokens_out, latency_ms, ttft_ms, cost_usd, cached, attempts, finish_reason,
-    error, round, tokens_reasoning, tokens_cached_in, tokens_cache_write_in, logprobs, price_version""")
+    error, round, tokens_reasoning, tokens_cached_in, tokens_cache_write_in, logprobs, price_version, batched""")
 SCORE = keys("value, passed, type, weight, explanation, error, metadata")
 ERROR = keys("reason, message, stage_index, stage, attempts, retryable")
 SUMMARY = keys("""schema_version, project, experiment_id, name, generation, state, reason, counts, tokens_in,
