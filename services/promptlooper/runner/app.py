@@ -13,7 +13,7 @@ from promptlooper.caching import ResponseCache
 from promptlooper.clock import Clock, IdMaker, SystemClock, random_id
 from promptlooper.failpoints import Failpoints, failpoints_from
 from promptlooper.runner.answers import Answers
-from promptlooper.runner.batches import POLL
+from promptlooper.runner.batches import USUAL_PACE, BatchPace
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.engine import LEASE_TTL, Engine, EngineParts
@@ -50,7 +50,7 @@ async def runner_core(
     gather: float = 0.0,
     counts: RunnerCounts | None = None,
     upload_limit: int = UPLOADS,
-    batch_poll: float = POLL,
+    batch_pace: BatchPace = USUAL_PACE,
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
     it. A Runner takes the runs of its predecessor of the same `replica` at once. Answers to be stored in the cache and
@@ -69,7 +69,7 @@ async def runner_core(
         lease_ttl=lease_ttl,
         replica=replica,
         registered=registered,
-        batch_poll=batch_poll,
+        batch_pace=batch_pace,
     )
     hub.when_changed(engine.hint)
     async with AsyncExitStack() as stack:
@@ -147,7 +147,7 @@ async def run(settings: RunnerSettings) -> None:
                 gather=GATHER,
                 counts=counts,
                 upload_limit=settings.upload_limit,
-                batch_poll=settings.batch_poll,
+                batch_pace=BatchPace(settings.batch_poll),
             )
         )
         services = {servicer.SERVICE_NAME: partial(servicer.register, core=core)}

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -34,13 +34,22 @@ from promptlooper.wire.completion import completion_to_pb, error_to_pb, request_
 T = TypeVar("T")
 log = logging.getLogger("runner.batches")
 MOST = Sizes(items=10_000, bytes=16 * 1024 * 1024)  # what every provider takes at once
-POLL = 60.0  # seconds between looks at a batch, at most
-FIRST_POLL = 1.0
-QUIET = 5.0  # seconds without a new question after which what waits is handed in
+FIRST_LOOK = 1.0  # seconds from a batch to the first look at it
 TICK = 1.0  # seconds between looks at the database
 GRACE = 3600.0  # seconds after its time that a batch may take to be cancelled
 LEAVING = 5.0  # seconds for what is under way when the Runner leaves
 RESULTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPace:
+    """Seconds: between looks at a batch, at most, and without a new question until those that wait are handed in."""
+
+    poll: float = 60.0
+    quiet: float = 5.0
+
+
+USUAL_PACE = BatchPace()
 
 
 class BatchKeeper:
@@ -59,13 +68,12 @@ class BatchKeeper:
         mine: Callable[[str], bool],
         may_call: Callable[[], bool],
         changed: Callable[[str], None],
-        poll: float = POLL,
+        pace: BatchPace = USUAL_PACE,
         sizes: Sizes = MOST,
     ) -> None:
         self._database, self._gateway, self._clock, self._new_id = database, gateway, clock, new_id
         self._failpoints, self._runner_id, self._mine = failpoints, runner_id, mine
-        self._may_call, self._changed, self._poll, self._sizes = may_call, changed, poll, sizes
-        self._quiet_us, self._tick = int(min(QUIET, poll) * 1e6), min(TICK, poll)
+        self._may_call, self._changed, self._pace, self._sizes = may_call, changed, pace, sizes
         self._passes: dict[str, asyncio.Task[None]] = {}
         self._due: dict[str, float] = {}  # batch_id → monotonic time of the next look
         self._untried: set[str] = set()  # batches that were formed here and not handed in yet
@@ -79,7 +87,7 @@ class BatchKeeper:
                 log.warning("can't look for batches: %s", error)
             except Exception:  # one fault must not end the work on every batch
                 log.exception("can't look for batches")
-            await asyncio.sleep(self._tick)
+            await asyncio.sleep(min(TICK, self._pace.poll))
 
     async def finish(self) -> None:
         """After `run` was cancelled: lets what is under way end, and cancels the batches of experiments that have."""
@@ -140,7 +148,7 @@ class BatchKeeper:
         if not standing.waiting or standing.state not in (ExperimentState.PENDING, ExperimentState.RUNNING):
             return False
         enough = standing.waiting >= self._sizes.items or standing.bytes_waiting >= self._sizes.bytes
-        return enough or not standing.coming or self._now_us() - standing.newest_us >= self._quiet_us
+        return enough or not standing.coming or self._now_us() - standing.newest_us >= self._pace.quiet * 1e6
 
     async def _form(self, experiment_id: str) -> None:
         spec, _ = await self._database.read(partial(repository.spec_of, experiment_id=experiment_id))
@@ -184,7 +192,7 @@ class BatchKeeper:
 
     def _look_later(self, batch: Open) -> None:
         age = (self._now_us() - batch.created_us) / 1e6
-        self._due[batch.batch_id] = self._clock.monotonic() + min(self._poll, max(FIRST_POLL, age / 10))
+        self._due[batch.batch_id] = self._clock.monotonic() + min(self._pace.poll, max(FIRST_LOOK, age / 10))
 
     async def _submit(self, batch: Open) -> None:
         requests = await self._database.read(partial(store.requests_of, batch_id=batch.batch_id))

@@ -20,8 +20,7 @@ from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.answers import Answers
-from promptlooper.runner.batches import POLL as POLL_BATCHES
-from promptlooper.runner.batches import BatchKeeper
+from promptlooper.runner.batches import USUAL_PACE, BatchKeeper, BatchPace
 from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.fairness import fair_shares
@@ -72,7 +71,7 @@ class Engine:
         lease_ttl: float = LEASE_TTL,
         replica: str = "",
         registered: Callable[[str], None] = lambda runner_id: None,
-        batch_poll: float = POLL_BATCHES,
+        batch_pace: BatchPace = USUAL_PACE,
     ) -> None:
         self._parts, self._new_id, self.slots, self.own_only = parts, new_id, slots, own_only
         self._lease_ttl, self._replica, self._registered = lease_ttl, replica, registered
@@ -87,7 +86,7 @@ class Engine:
             mine=lambda experiment_id: not own_only or experiment_id in self._own,
             may_call=lambda: self.may_call,
             changed=self._batch_answered,
-            poll=batch_poll,
+            pace=batch_pace,
         )
         self.runner_id = ""
         self._loops: dict[str, ExperimentLoop] = {}

@@ -28,7 +28,7 @@ SUMMARY = keys("""schema_version, project, experiment_id, name, generation, stat
     tokens_out, cost_usd, cost_unknown_calls, judge_cost_usd, cost_saved_usd, duration_ms, created_at,
     cost_reserved_usd, cost_remaining_usd, cost_uncertain_usd, max_concurrency, budget_usd, budget_tokens, spec_sha256,
     variants, gates""")
-COUNTS = keys("total, pending, running, completed, failed, cancelled, cached")
+COUNTS = keys("total, pending, running, completed, failed, cancelled, cached, in_batch")
 VARIANT = keys("""variant_id, label, pipeline, model, params, inputs, runs, failed, score, pass_rate, scores,
     latency_ms, tokens_in, tokens_out, cost_usd""")
 GATE = keys("name, variant_id, wanted, got, passed")

@@ -213,6 +213,7 @@ def requests_of(connection: sa.Connection, batch_id: str) -> dict[str, bytes]:
     query = sa.select(batch_items.c.item_id, batch_items.c.request).where(
         batch_items.c.batch_id == batch_id, batch_items.c.state == SUBMITTED
     )
+    query = query.order_by(batch_items.c.run_index)
     return {row.item_id: row.request for row in connection.execute(query)}
 
 

@@ -19,13 +19,14 @@ OF_RUNS = sa.and_(
     batch_items.c.run_index.in_(sa.bindparam("indexes", expanding=True)),
 )
 SELECT_ITEMS = sa.select(*ITEM_COLUMNS).where(OF_RUNS)
+IS_USELESS = sa.or_(batch_items.c.state == FAILED, batch_items.c.state == DIRECT)
 # What the run has its answer to; and after a failure what would only fail again.
 DELETE_USED = sa.delete(batch_items).where(
     batch_items.c.experiment_id == sa.bindparam("x"),
     batch_items.c.run_index == sa.bindparam("i"),
     sa.or_(
         batch_items.c.position < sa.bindparam("next"),
-        sa.and_(sa.bindparam("over", type_=sa.Boolean), batch_items.c.state.in_([FAILED, DIRECT])),
+        sa.and_(sa.bindparam("over", type_=sa.Boolean), IS_USELESS),
     ),
 )
 
