@@ -22,14 +22,13 @@ from promptlooper.clock import Clock, IdMaker
 from promptlooper.errors import BatchCancelled, DomainError, ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
+from promptlooper.runner.batch_texts import answer_text, error_text, request_of
 from promptlooper.runner.store import batches as store
 from promptlooper.runner.store import repository
 from promptlooper.runner.store.batches import EXPERIMENT, SUBMITTING, TIME, Open, Sizes, Standing
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.questions import ANSWERED, DIRECT, FAILED
 from promptlooper.runner.store.rows import microseconds
-from promptlooper.v1.completion_pb2 import CompletionRequest
-from promptlooper.wire.completion import completion_to_pb, error_to_pb, request_from_pb
 
 T = TypeVar("T")
 log = logging.getLogger("runner.batches")
@@ -147,7 +146,7 @@ class BatchKeeper:
         """Whether what waits is handed in: nothing more is about to come, or not soon, or it is enough for a batch."""
         if not standing.waiting or standing.state not in (ExperimentState.PENDING, ExperimentState.RUNNING):
             return False
-        enough = standing.waiting >= self._sizes.items or standing.bytes_waiting >= self._sizes.bytes
+        enough = standing.waiting >= self._sizes.items or standing.size_waiting >= self._sizes.bytes
         return enough or not standing.coming or self._now_us() - standing.newest_us >= self._pace.quiet * 1e6
 
     async def _form(self, experiment_id: str) -> None:
@@ -199,7 +198,7 @@ class BatchKeeper:
         if not requests:
             await self._end(batch)
             return
-        items = [BatchItem(key, request_from_pb(CompletionRequest.FromString(r))) for key, r in requests.items()]
+        items = [BatchItem(key, request_of(r)) for key, r in requests.items()]
         again = batch.batch_id not in self._untried
         self._untried.discard(batch.batch_id)
         self._failpoints.hit("batch_before_submit")
@@ -273,10 +272,10 @@ class BatchKeeper:
         return microseconds(self._clock.now())
 
 
-def _stored(result: BatchResult) -> tuple[str, bytes | None]:
+def _stored(result: BatchResult) -> tuple[str, str | None]:
     """What is kept of a result. What may go well another time is asked directly."""
     if result.completion is not None:
-        return ANSWERED, completion_to_pb(result.completion).SerializeToString()
+        return ANSWERED, answer_text(result.completion)
     if result.error is None or result.error.retryable:
         return DIRECT, None
-    return FAILED, error_to_pb(result.error).SerializeToString()
+    return FAILED, error_text(result.error)

@@ -11,12 +11,12 @@ MOST_IN_BATCH = 100_000  # runs of an experiment that wait for batches: bounds w
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """What has become of a run's question: WAITING or SUBMITTED, ANSWERED with a Completion of the wire as `result`,
-    FAILED with a CompletionError, or to be asked DIRECT."""
+    """What has become of a run's question: WAITING or SUBMITTED, ANSWERED or FAILED with a text of batch_texts
+    as `result`, or to be asked DIRECT."""
 
     position: int
     state: str
-    result: bytes = b""
+    result: str = ""
     shared: bool = False  # another run pays
 
 

@@ -9,12 +9,12 @@ from promptlooper.run import RunError, RunState, Score, StageResult
 
 @dataclass(frozen=True, slots=True)
 class BatchQuestion:
-    """A question for a batch: the wire's CompletionRequest."""
+    """A question for a batch."""
 
     position: int  # of the call in its run
     item_id: str  # equal questions that may share an answer have the same
     model: str
-    request: bytes
+    request: str  # of batch_texts
 
 
 @dataclass(frozen=True, slots=True)

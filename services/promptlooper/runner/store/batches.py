@@ -69,7 +69,7 @@ class Standing:
     coming: bool  # runs may still ask something
     open: tuple[Open, ...]
     waiting: int
-    bytes_waiting: int
+    size_waiting: int
     newest_us: int
 
 
@@ -208,7 +208,7 @@ def wake(connection: sa.Connection, experiment_id: str, indexes: Sequence[int]) 
         connection.execute(sa.update(runs).where(waiting).values(not_before_us=0))
 
 
-def requests_of(connection: sa.Connection, batch_id: str) -> dict[str, bytes]:
+def requests_of(connection: sa.Connection, batch_id: str) -> dict[str, str]:
     """The questions of a batch by item."""
     query = sa.select(batch_items.c.item_id, batch_items.c.request).where(
         batch_items.c.batch_id == batch_id, batch_items.c.state == SUBMITTED
@@ -231,13 +231,13 @@ def stopping(connection: sa.Connection, batch: Open, reason: str) -> None:
     connection.execute(sa.update(batches).where(of_it).values(stop_reason=reason))
 
 
-def resolve(connection: sa.Connection, batch: Open, results: Mapping[str, tuple[str, bytes | None]]) -> None:
+def resolve(connection: sa.Connection, batch: Open, results: Mapping[str, tuple[str, str | None]]) -> None:
     """Stores what has become of items, as (state, result), and lets their runs go on."""
     locked_ledger(connection, batch.experiment_id)
     _resolve(connection, batch, results)
 
 
-def _resolve(connection: sa.Connection, batch: Open, results: Mapping[str, tuple[str, bytes | None]]) -> None:
+def _resolve(connection: sa.Connection, batch: Open, results: Mapping[str, tuple[str, str | None]]) -> None:
     if not results:
         return
     in_batch = sa.and_(batch_items.c.batch_id == batch.batch_id, batch_items.c.state == SUBMITTED)

@@ -205,9 +205,9 @@ batch_items = Table(
     Column("model", Text, nullable=False),  # provider/model
     Column("state", String(16), nullable=False),
     Column("batch_id", String(63)),
-    Column("size", Integer, nullable=False),  # of the request
-    Column("request", LargeBinary, nullable=False),
-    Column("result", LargeBinary),  # the answer, or the error of one that failed
+    Column("size", Integer, nullable=False),  # of the request, in bytes
+    Column("request", Text, nullable=False),
+    Column("result", Text),  # the answer, or the error of one that failed
     Column("shared", Boolean, nullable=False, server_default=text("false")),  # another run pays for the answer
     Column("added_us", BigInteger, nullable=False),
     Index(

@@ -59,7 +59,7 @@ def keep(connection: sa.Connection, decided: Turn) -> None:
             "item_id": item.item_id,
             "model": item.model,
             "state": WAITING,
-            "size": len(item.request),
+            "size": len(item.request.encode()),
             "request": item.request,
             "added_us": decided.now_us,
         }
@@ -74,5 +74,5 @@ def with_items(connection: sa.Connection, experiment_id: str, claims: Sequence[C
     if not claims:
         return []
     found = connection.execute(SELECT_ITEMS, {"x": experiment_id, "indexes": [c.run_index for c in claims]})
-    items = {row.run_index: BatchItem(row.position, row.state, row.result or b"", row.shared) for row in found}
+    items = {row.run_index: BatchItem(row.position, row.state, row.result or "", row.shared) for row in found}
     return [replace(claim, item=items.get(claim.run_index)) for claim in claims]
