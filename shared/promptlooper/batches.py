@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest
 from promptlooper.errors import DomainError, InvalidArgument, ProviderRejected
 
 MOST_ITEMS = 50_000  # of a batch
@@ -93,3 +93,7 @@ class BatchGateway(Protocol):
     async def cancel_batch(self, batch: str) -> None:
         """What is answered already stays so, and is billed. One that has ended stays as it is."""
         ...
+
+
+class Gateway(CompletionGateway, BatchGateway, Protocol):
+    """All that the Runner asks of the Adapter."""

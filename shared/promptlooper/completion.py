@@ -133,6 +133,22 @@ class ModelCheck:
     batches: bool = False  # its provider answers batches
     batch_price: Price | None = None  # what a plain call costs in a batch
 
+    @property
+    def most_in_batch(self) -> Price | None:
+        """The most that a call may cost in a batch: as much less than else as a plain one costs less."""
+        most, plain, batched = self.price, self.list_price, self.batch_price
+        if most is None or plain is None or batched is None:
+            return most
+        return Price(
+            _less(most.input_nanousd_per_mtok, plain.input_nanousd_per_mtok, batched.input_nanousd_per_mtok),
+            _less(most.output_nanousd_per_mtok, plain.output_nanousd_per_mtok, batched.output_nanousd_per_mtok),
+            _less(most.request_nanousd, plain.request_nanousd, batched.request_nanousd),
+        )
+
+
+def _less(most: int, plain: int, batched: int) -> int:
+    return -(-most * batched // plain) if plain else most
+
 
 @dataclass(frozen=True, slots=True)
 class LimitState:

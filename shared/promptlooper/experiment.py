@@ -111,6 +111,23 @@ class CachePolicy:
     namespace: str = "default"
 
 
+class ExecutionMode(Enum):
+    """How questions are asked: each at once, or many by a provider's batches, within hours and mostly at half price."""
+
+    DIRECT = "direct"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionPolicy:
+    mode: ExecutionMode = ExecutionMode.DIRECT
+    timeout: float = 86_400.0  # seconds: what a batch has not answered by then is asked directly
+
+    @property
+    def is_batch(self) -> bool:
+        return self.mode is ExecutionMode.BATCH
+
+
 @dataclass(frozen=True, slots=True)
 class ExperimentSpec:
     """The normal form. `sweep` has at least one point ({} where nothing is swept), `inputs` at least one row."""
@@ -131,6 +148,7 @@ class ExperimentSpec:
     gates: tuple[Gate, ...] = ()
     limits: Limits = Limits()
     cache: CachePolicy = CachePolicy()
+    execution: ExecutionPolicy = ExecutionPolicy()
 
 
 class ExperimentState(Enum):
@@ -165,6 +183,7 @@ class RunCounts:
     failed: int = 0
     cancelled: int = 0
     cached: int = 0  # runs whose every answer came from the cache
+    in_batch: int = 0  # pending ones that wait for a batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,11 @@ NAMES = (
     "call_after",  # it has answered, nobody knows yet
     "store_before",  # in the cache
     "store_after",
+    "batch_formed",  # of questions that wait; not handed in yet
+    "batch_before_submit",
+    "batch_after_submit",  # the provider has it, nobody knows yet
+    "batch_before_results",
+    "batch_after_results",  # they are stored, the batch is not forgotten yet
     "checkpoint_before",  # of the transaction that stores outcomes
     "checkpoint_before_commit",  # of a turn that stores a stage
     "checkpoint_after_commit",

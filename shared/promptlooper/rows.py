@@ -119,6 +119,7 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "tokens_cache_write_in": stage.tokens_cache_write_in,
         "logprobs": stage.logprobs,
         "price_version": stage.price_version or None,
+        "batched": stage.batched,
     }
 
 
@@ -187,6 +188,7 @@ def _counts(counts: RunCounts) -> dict[str, int]:
         "failed": counts.failed,
         "cancelled": counts.cancelled,
         "cached": counts.cached,
+        "in_batch": counts.in_batch,
     }
 
 

@@ -59,6 +59,7 @@ class StageResult:
     logprobs: Json = None
     provider_data: str = ""  # what the provider wants back in the next turn
     price_version: str = ""
+    batched: bool = False  # the answer came by a batch
 
     @property
     def conversation(self) -> tuple[Message, ...]:

@@ -45,6 +45,7 @@ _OPTIONS = (
     click.option("-p", "--param", "params", multiple=True, metavar="PARAM=VALUE", help="Set a parameter; repeatable."),
     click.option("--no-cache", is_flag=True, help="Ask anew and remember nothing: --cache off."),
     click.option("--cache", "cache_mode", type=click.Choice(_CACHE_MODES), metavar="MODE", help="|".join(_CACHE_MODES)),
+    click.option("--batch", is_flag=True, help="By the providers' batches: in hours, mostly at half price."),
     click.option("--var", "variables", multiple=True, metavar="K=V", help="Set {{ config.K }}; repeatable."),
     click.option("--tag", "tags", multiple=True, metavar="T", help="Add a tag; repeatable."),
     click.option("--metadata", multiple=True, metavar="K=V", help="Add metadata; repeatable."),
@@ -91,4 +92,5 @@ def overrides_of(flags: dict[str, Any]) -> Overrides:
         budget_usd=flags["budget_usd"],
         concurrency=flags["max_concurrency"],
         cache_mode="off" if flags["no_cache"] else flags["cache_mode"],
+        batch=flags["batch"],
     )

@@ -138,6 +138,7 @@ def progress_line(experiment: Experiment, pace: Pace) -> str:
         f"{counts.failed} failed",
         *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
         f"{counts.cached} cached",
+        *([f"{counts.in_batch} in batches"] if counts.in_batch else []),
         f"spent {spent(experiment.cost_nanousd, experiment.cost_unknown_calls)}{_in_all(experiment)}",
         *_budget(experiment),
         *_pace_parts(experiment, pace, " runs/s"),
@@ -154,6 +155,7 @@ def bar_text(experiment: Experiment, pace: Pace, room: int | None = None) -> str
         f"{ended(experiment)}/{counts.total}",
         f"{counts.failed} failed",
         *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
+        *([f"{counts.in_batch} in batches"] if counts.in_batch else []),
     ]
     after = _pace_parts(experiment, pace, "/s")
     text = " · ".join([*before, cost + _in_all(experiment), *after])

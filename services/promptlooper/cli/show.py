@@ -69,7 +69,7 @@ def _print_run(run: Run) -> None:
     click.echo(printable(f"{run.pipeline} · {run.model} · input {run.input_id} · repeat {run.repeat}"))
     for stage in run.stages:
         name = f" ({stage.name})" if stage.name else ""
-        cached = ", cached" if stage.cached else ""
+        cached = ", cached" if stage.cached else ", by a batch" if stage.batched else ""
         cost, model = money(stage.cost_nanousd), stage.model or stage.model_requested
         click.secho(
             f"\nstage {stage.stage_index}{name}: {model}, {milliseconds(stage.latency_ms)}, {cost}{cached}",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.held import HeldRuns
 from promptlooper.runner.outcomes import Outcome, StageDone
-from promptlooper.runner.turn import Claim
 
 
 def adopted(

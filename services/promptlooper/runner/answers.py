@@ -18,7 +18,7 @@ from promptlooper.errors import DeadlineExceeded, DomainError, ServiceUnavailabl
 from promptlooper.experiment import CacheMode
 from promptlooper.failpoints import Failpoints
 from promptlooper.questions import Question, cache_key, completion_of, entry_of
-from promptlooper.runner.store.rows import storable
+from promptlooper.runner.store.rows import storable_completion
 from promptlooper.tracing import current, span
 
 log = logging.getLogger("runner.answers")
@@ -32,6 +32,7 @@ class Answer:
 
     completion: Completion
     cached: bool
+    batched: bool = False
 
 
 _Place: TypeAlias = tuple[str, float | None, bool]  # what may share an answer: key, age, whether lost calls repeat
@@ -105,6 +106,21 @@ class Answers:
         if mode.writes and (entry := entry_of(key, question.request, completion)) is not None:
             self._store(entry)
         return Answer(completion, cached=False)
+
+    async def find(self, question: Question) -> Answer | None:
+        """What the cache has, where it may be read. Nobody is asked."""
+        if question.policy.mode not in (CacheMode.READ_WRITE, CacheMode.READ_ONLY):
+            return None
+        found = await self._read(Lookup(cache_key(question), question.policy.max_age, current.get()))
+        completion = completion_of(found)
+        return None if completion is None else Answer(completion, cached=True)
+
+    async def keep(self, question: Question, completion: Completion) -> None:
+        """Stores an answer that came otherwise, where the cache may be written. Returns when it is stored."""
+        if not question.policy.mode.writes:
+            return
+        if (entry := entry_of(cache_key(question), question.request, completion)) is not None:
+            await self._store(entry)
 
     async def _ask_once(self, question: Question, deadline: float, on_delta: OnDelta | None) -> Answer | None:
         """None where the one who asked ran out of time, which this caller still has."""
@@ -215,7 +231,7 @@ class Answers:
                 within = replace(request, timeout=left)
                 completion = await self._gateway.complete(within, None if on_delta is None else tell)
                 self._failpoints.hit("call_after")
-                return _storable(completion)
+                return storable_completion(completion)
             except ServiceUnavailable as error:
                 if told or (error.sent and request.once):
                     raise
@@ -287,11 +303,3 @@ class Answers:
 
 def _too_late(request: CompletionRequest) -> DeadlineExceeded:
     return DeadlineExceeded(f"{request.model!r} gave no answer in time; raise limits.stage_timeout or ask for less")
-
-
-def _storable(completion: Completion) -> Completion:
-    """The answer without characters that no database or JSON can keep."""
-    output, reasoning = storable(completion.output), completion.reasoning
-    if output is completion.output and not reasoning:
-        return completion
-    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))

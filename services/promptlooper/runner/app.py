@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from promptlooper.batches import Gateway
 from promptlooper.caching import ResponseCache
 from promptlooper.clock import Clock, IdMaker, SystemClock, random_id
-from promptlooper.completion import CompletionGateway
 from promptlooper.failpoints import Failpoints, failpoints_from
 from promptlooper.runner.answers import Answers
+from promptlooper.runner.batches import USUAL_PACE, BatchPace
 from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.engine import LEASE_TTL, Engine, EngineParts
@@ -33,7 +34,7 @@ GATHER = 0.015  # seconds: with the answer it is less than a turn waits anyway
 @asynccontextmanager
 async def runner_core(
     database: Database,
-    gateway: CompletionGateway,
+    gateway: Gateway,
     cache: ResponseCache,
     scoring: ScoringService,
     *,
@@ -49,6 +50,7 @@ async def runner_core(
     gather: float = 0.0,
     counts: RunnerCounts | None = None,
     upload_limit: int = UPLOADS,
+    batch_pace: BatchPace = USUAL_PACE,
 ) -> AsyncIterator[RunnerCore]:
     """A Runner at work on a database that is up to date. `own_only` limits it to experiments that are created through
     it. A Runner takes the runs of its predecessor of the same `replica` at once. Answers to be stored in the cache and
@@ -58,9 +60,16 @@ async def runner_core(
     answers = Answers(gateway, cache, new_id(), clock, failpoints=failpoints, gather=gather)
     scores = Scores(scoring, renderer, failpoints=failpoints, gather=gather)
     counts = counts or RunnerCounts()
-    parts = EngineParts(database, gateway, answers, scores, renderer, hub, clock, failpoints, counts)
+    parts = EngineParts(database, gateway, gateway, answers, scores, renderer, hub, clock, failpoints, counts)
     engine = Engine(
-        parts, new_id, slots, own_only=own_only, lease_ttl=lease_ttl, replica=replica, registered=registered
+        parts,
+        new_id,
+        slots,
+        own_only=own_only,
+        lease_ttl=lease_ttl,
+        replica=replica,
+        registered=registered,
+        batch_pace=batch_pace,
     )
     hub.when_changed(engine.hint)
     async with AsyncExitStack() as stack:
@@ -138,6 +147,7 @@ async def run(settings: RunnerSettings) -> None:
                 gather=GATHER,
                 counts=counts,
                 upload_limit=settings.upload_limit,
+                batch_pace=BatchPace(settings.batch_poll),
             )
         )
         services = {servicer.SERVICE_NAME: partial(servicer.register, core=core)}

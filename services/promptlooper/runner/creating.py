@@ -80,7 +80,8 @@ class Creation:
             return Bound(0, 0)
         chosen = variants(spec)
         models = sorted({stage_model(variant, variant.pipeline.stages[0]) for variant in chosen})
-        prices = {check.model: check.price for check in await self.gateway.check_models(models)}
+        checks = await self.gateway.check_models(models)
+        prices = {one.model: one.most_in_batch if spec.execution.is_batch else one.price for one in checks}
         return cheapest(spec, chosen, prices, self.renderer)
 
     def _now_us(self) -> int:

@@ -13,12 +13,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from promptlooper.batches import BatchGateway
 from promptlooper.clock import Clock, IdMaker
 from promptlooper.completion import CompletionGateway
 from promptlooper.errors import ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.answers import Answers
+from promptlooper.runner.batches import USUAL_PACE, BatchKeeper, BatchPace
 from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.events.hub import Hub
 from promptlooper.runner.fairness import fair_shares
@@ -44,6 +46,7 @@ class EngineParts:
 
     database: Database
     gateway: CompletionGateway
+    batches: BatchGateway
     answers: Answers
     scores: Scores
     renderer: Renderer
@@ -68,10 +71,23 @@ class Engine:
         lease_ttl: float = LEASE_TTL,
         replica: str = "",
         registered: Callable[[str], None] = lambda runner_id: None,
+        batch_pace: BatchPace = USUAL_PACE,
     ) -> None:
         self._parts, self._new_id, self.slots, self.own_only = parts, new_id, slots, own_only
         self._lease_ttl, self._replica, self._registered = lease_ttl, replica, registered
         self._own: set[str] = set()
+        self._keeper = BatchKeeper(
+            parts.database,
+            parts.batches,
+            parts.clock,
+            new_id,
+            parts.failpoints,
+            runner_id=lambda: self.runner_id,
+            mine=lambda experiment_id: not own_only or experiment_id in self._own,
+            may_call=lambda: self.may_call,
+            changed=self._batch_answered,
+            pace=batch_pace,
+        )
         self.runner_id = ""
         self._loops: dict[str, ExperimentLoop] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -87,7 +103,8 @@ class Engine:
     async def running(self) -> AsyncIterator[Engine]:
         """The engine at work. On leaving, running calls are stopped, and their runs handed back to be claimed again."""
         await self._register()
-        background = [asyncio.create_task(work, context=Context()) for work in (self._dispatch(), self._keep_lease())]
+        works = (self._dispatch(), self._keep_lease(), self._keeper.run())
+        background = [asyncio.create_task(work, context=Context()) for work in works]
         if self._replica:
             self._begin_reaping(self._take_from_the_dead())
         try:
@@ -99,6 +116,7 @@ class Engine:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self._stop_loops(hand_back=True)
+            await self._keeper.finish()
             try:
                 await self._parts.database.write(lambda c: leases.end_runner(c, self.runner_id))
             except StoreUnavailable as error:
@@ -142,6 +160,11 @@ class Engine:
     def cancel_run(self, experiment_id: str, run_index: int) -> None:
         if (loop := self._loops.get(experiment_id)) is not None:
             loop.cancel_run(run_index)
+
+    def _batch_answered(self, experiment_id: str) -> None:
+        if (loop := self._loops.get(experiment_id)) is not None:
+            loop.wake()
+        self._parts.hub.changed(experiment_id)
 
     async def _register(self) -> None:
         self.runner_id = self._new_id()

@@ -16,6 +16,7 @@ _WAITS = {
     "rate": "the requests or tokens of this minute are used up",
     "quota": "the provider says that its quota is used up",
     "pause": "the provider asks to wait",
+    "batch": "its question is to be answered in a batch",
 }
 FAILURES = {
     "TEMPLATE_ERROR": "a template could not be rendered with this run's values",

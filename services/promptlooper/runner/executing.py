@@ -19,6 +19,7 @@ from promptlooper.failpoints import Failpoints
 from promptlooper.run import Run, RunError, RunState, StageResult
 from promptlooper.runner.answers import Answers
 from promptlooper.runner.calls import output_of
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.counts import RunnerCounts
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
@@ -29,7 +30,6 @@ from promptlooper.runner.spec.expand import Shape, stage_model, variants
 from promptlooper.runner.spec.normal import body_sha256
 from promptlooper.runner.store.rows import microseconds, storable
 from promptlooper.runner.targets import Targets, row_of_target
-from promptlooper.runner.turn import Claim
 from promptlooper.scoring import ScoringService
 from promptlooper.sources import RunTarget
 from promptlooper.streaming import pieces_of

@@ -23,20 +23,22 @@ from promptlooper.jsonvalue import JsonObject
 from promptlooper.questions import Question
 from promptlooper.run import RunError, RunState, Score, StageResult
 from promptlooper.runner.answers import Answers
+from promptlooper.runner.batched import BATCH, WaitsForBatch, batched
 from promptlooper.runner.bounds import Bound, call_bound
 from promptlooper.runner.calls import Call, Conversation
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
 from promptlooper.runner.render import Renderer, scorer_variables
 from promptlooper.runner.results import failed_stage, stage_result
 from promptlooper.runner.scores import Scores
 from promptlooper.runner.spec.expand import Cell, Shape, Variant, cell, stage_model, stage_params
 from promptlooper.runner.store.rows import microseconds, storable
-from promptlooper.runner.turn import Claim
 from promptlooper.telemetry import work_on
 from promptlooper.tracing import span
 
 log = logging.getLogger("runner.execution")
 PARK_AT_LEAST, PARK_AT_MOST = 1.0, 3600.0  # seconds
+LOOK_AFTER = 3600.0  # seconds after a batch's time
 MAYBE_PAID = frozenset({"DEADLINE_EXCEEDED", "PROVIDER_UNAVAILABLE", "PROVIDER_MALFORMED", "SERVICE_UNAVAILABLE"})
 
 
@@ -119,7 +121,7 @@ class RunExecutor:
             if call is not None:
                 index = call.stage_index
                 request = self._request(claim, variant, conversation, call, results, deadline_us)
-                result = await self._stage(request, call, stages[index].name, place.repeat)
+                result = await self._stage(claim, request, call, stages[index].name, place.repeat)
                 results = (*results, result)
                 fault = _fault(conversation, results)
                 last = fault is not None or _is_last(conversation, results)
@@ -130,6 +132,8 @@ class RunExecutor:
                 if not last:
                     return
             scores, score, passed = await self._scored(row, results)
+        except WaitsForBatch as waits:
+            self._report(RunReturned(*run, not_before_us=self._batch_due_us(claim), why=BATCH, item=waits.item))
         except NeedsMore as need:
             bound = need.bound
             self._report(
@@ -187,6 +191,11 @@ class RunExecutor:
     def _now_us(self) -> int:
         return microseconds(self._clock.now())
 
+    def _batch_due_us(self, claim: Claim) -> int:
+        """When a run that waits for a batch looks for itself: mostly it is woken."""
+        due_us = self._now_us() + int((self._plan.spec.execution.timeout + LOOK_AFTER) * 1e6)
+        return due_us if claim.run_deadline_us is None else min(due_us, claim.run_deadline_us)
+
     def _limit_of(self, stages: Sequence[Stage]) -> float:
         """Seconds that the first of these stages may take, waits for rate limits included."""
         return (stages[0].timeout if stages else None) or self._plan.spec.limits.stage_timeout
@@ -217,7 +226,8 @@ class RunExecutor:
             raise TemplateError("the prompt has a character that is not text (NUL or half of a surrogate pair)")
         if claim.reserved_nanousd is not None or claim.reserved_tokens is not None:
             known = plan.models.get(model) or ModelCheck(model)
-            bound = call_bound(messages, params, known.price, stage)
+            is_direct = not plan.spec.execution.is_batch or (claim.item is not None and claim.item.state == "DIRECT")
+            bound = call_bound(messages, params, known.price if is_direct else known.most_in_batch, stage)
             if (claim.reserved_nanousd is not None and bound.nanousd > claim.reserved_nanousd) or (
                 claim.reserved_tokens is not None and bound.tokens > claim.reserved_tokens
             ):
@@ -237,13 +247,17 @@ class RunExecutor:
             experiment_id=plan.experiment_id,
         )
 
-    async def _stage(self, request: CompletionRequest, call: Call, name: str, repeat: int) -> StageResult:
+    async def _stage(self, claim: Claim, request: CompletionRequest, call: Call, name: str, repeat: int) -> StageResult:
         plan = self._plan
         known = plan.models.get(request.model) or ModelCheck(request.model)
         question = Question(request, known.endpoint, repeat, plan.spec.project, plan.spec.cache)
         on_delta = None if self._on_delta is None else partial(self._on_delta, call.stage_index)
         with span("stage") as staging:
-            result = stage_result(call, name, request, await self._answers.ask(question, on_delta))
+            if plan.spec.execution.is_batch:
+                answer = await batched(self._answers, question, claim)
+            else:
+                answer = await self._answers.ask(question, on_delta)
+            result = stage_result(call, name, request, answer)
             if staging:
                 staging.set({"promptlooper.stage.index": call.stage_index, "promptlooper.cached": result.cached})
         return result

@@ -14,10 +14,10 @@ from typing import Any
 
 from promptlooper.experiment import InputRow
 from promptlooper.run import RunError, RunState, StageResult
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.execution import RunExecutor
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.store import repository
-from promptlooper.runner.turn import Claim
 from promptlooper.tracing import current
 
 log = logging.getLogger("runner.held")

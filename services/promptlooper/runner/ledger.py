@@ -46,6 +46,7 @@ class Ledger:
     timeout_us: int | None  # limits.experiment_timeout
     deadline_us: int | None  # when the experiment's time is over
     first_event_seq: int  # events before it are not kept
+    in_batch: int = 0  # runs that wait for a batch: part of the returned ones
 
     @property
     def pending(self) -> int:
@@ -90,6 +91,21 @@ class Ledger:
         self.reserved_tokens -= run.reserved_tokens
         run.reserved_nanousd = run.reserved_tokens = 0
 
+    def leave_batch(self, run: RunRow) -> None:
+        """A run does not wait for its batch any more; what it held is what it needs."""
+        if run.in_batch:
+            run.in_batch = False
+            self.in_batch -= 1
+            self.reserved_nanousd -= run.reserved_nanousd
+            self.reserved_tokens -= run.reserved_tokens
+
+    def drop(self, run: RunRow) -> None:
+        """A run that waits is given up. One that waits for a batch may be answered and billed all the same."""
+        if run.in_batch:
+            self.keep_reservation(run)
+            self.leave_batch(run)
+        run.reserved_nanousd = run.reserved_tokens = 0
+
     def keep_reservation(self, run: RunRow) -> None:
         """A call was given up after it was sent, and nobody knows whether it is billed: what it reserved counts against
         the budget, which must hold, and not as cost."""
@@ -116,6 +132,7 @@ class RunRow:
     deadline_us: int | None = None  # of a stage that was parked: when its time is over
     run_deadline_us: int | None = None  # where limits.run_timeout is set
     cancel_requested: bool = False
+    in_batch: bool = False  # PENDING, waits for a batch, and still holds what it reserved
     generation: int = 1  # in which it was claimed last
     cached_before: bool = True  # no call was made, paid or not, before this turn
     error: RunError | None = None

@@ -18,6 +18,7 @@ from promptlooper.completion import ModelCheck
 from promptlooper.errors import ExperimentNotFound, ServiceUnavailable, StoreUnavailable
 from promptlooper.experiment import ExperimentSpec, ExperimentState
 from promptlooper.runner.adoption import adopted
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.fairness import Portion
 from promptlooper.runner.held import Held, HeldRuns, InputRows
@@ -29,7 +30,6 @@ from promptlooper.runner.store.rows import microseconds
 from promptlooper.runner.store.turns import TurnRequest, TurnResult
 from promptlooper.runner.taking import Turns
 from promptlooper.runner.traces import RunTraces
-from promptlooper.runner.turn import Claim
 from promptlooper.telemetry import work_on
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ class ExperimentLoop:
         self.share, self._room = share, room
         if self._cancelling or (room and share > self.in_flight and news):
             self._wake.set()
+
+    def wake(self) -> None:
+        """Runs that waited may go on."""
+        self._wake.set()
 
     def drain(self) -> None:
         """Starts nothing more: calls under way end, and their runs go back after the stage."""
@@ -183,6 +187,7 @@ class ExperimentLoop:
             variant_ids,
             spec.repeats,
             None if run_timeout is None else int(run_timeout * 1e6),
+            batch=spec.execution.is_batch,
         )
         uncertain = True  # a loop before this one may have left runs that this Runner still holds
         while True:

@@ -8,6 +8,16 @@ from promptlooper.run import RunError, RunState, Score, StageResult
 
 
 @dataclass(frozen=True, slots=True)
+class BatchQuestion:
+    """A question for a batch."""
+
+    position: int  # of the call in its run
+    item_id: str  # equal questions that may share an answer have the same
+    model: str
+    request: str  # of batch_texts
+
+
+@dataclass(frozen=True, slots=True)
 class RunFacts:
     """What events say of a run besides its index."""
 
@@ -59,6 +69,7 @@ class RunReturned:
     maybe_paid: bool = False
     why: str = ""  # a name of ErrorReason
     waits_for: str = ""  # which limit: concurrency, rate, quota or pause; "" where the provider was asked
+    item: BatchQuestion | None = None  # it waits for a batch with this, and holds what it reserved
 
 
 Outcome = StageDone | RunEnded | RunReturned

@@ -68,4 +68,5 @@ def stage_result(call: Call, name: str, request: CompletionRequest, answer: Answ
         logprobs=completion.logprobs,
         provider_data=completion.provider_data,
         price_version=completion.price_version,
+        batched=answer.batched,
     )

@@ -30,6 +30,7 @@ class RunnerSettings(ServiceSettings):
     replica: str = Field(default="", max_length=63)  # a name that is this Runner's own and the same at every start
     slots: int = Field(default=1_000, ge=1, le=100_000)  # runs at once in this process: bounds its memory
     upload_limit: int = Field(default=UPLOADS, ge=LARGEST_FILE)  # bytes that all files sent for experiments may have
+    batch_poll: float = Field(default=60.0, gt=0)  # seconds between looks at a batch, at most
     failpoints: str = ""  # for tests: where this process is to fail, as `promptlooper.failpoints` reads it
 
     @field_validator("failpoints")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from promptlooper.errors import InvalidArgument
-from promptlooper.experiment import ExperimentSpec, InputRow
+from promptlooper.experiment import ExecutionPolicy, ExperimentSpec, InputRow
 from promptlooper.runner.runs import Runs
 from promptlooper.runner.sources import Given, Sources
 from promptlooper.runner.spec.expand import Variant, variants
@@ -41,9 +41,11 @@ class Targets:
 
 
 def narrowed(spec: ExperimentSpec, variant: Variant, row: InputRow) -> ExperimentSpec:
-    """Only this variant on only this row, once. Gates speak of many runs, and are left out."""
+    """Only this variant on only this row, once, asked directly: somebody waits. Gates speak of many runs, and are left
+    out."""
     pipeline = replace(variant.pipeline, models=(variant.model_entry,))
-    return replace(spec, pipelines=(pipeline,), sweep=(variant.point,), repeats=1, inputs=(row,), gates=())
+    alone = replace(spec, pipelines=(pipeline,), sweep=(variant.point,), repeats=1, inputs=(row,), gates=())
+    return replace(alone, execution=ExecutionPolicy())
 
 
 def _variant(chosen: Sequence[Variant], variant_id: str) -> Variant:

@@ -13,23 +13,10 @@ from typing import Any
 
 from promptlooper.experiment import ExperimentState
 from promptlooper.run import RunError, RunState, Score, StageResult
+from promptlooper.runner.claims import MOST_IN_BATCH, Claim
 from promptlooper.runner.event_facts import FAILURES, NewEvent, experiment_facts, waiting_facts
 from promptlooper.runner.ledger import Ledger, RunRow
-from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A run to go on with: `next_stage` calls have an answer, and `results` are these, where this Runner lacks them."""
-
-    run_index: int
-    lease_epoch: int
-    next_stage: int
-    reserved_nanousd: int | None  # None without such a budget
-    reserved_tokens: int | None
-    deadline_us: int | None = None  # when the stage's time is over, where waiting took some of it
-    run_deadline_us: int | None = None  # when the run's time is over
-    results: tuple[StageResult, ...] = ()
+from promptlooper.runner.outcomes import BatchQuestion, Outcome, RunEnded, RunReturned, StageDone
 
 
 @dataclass(slots=True)
@@ -46,6 +33,7 @@ class Turn:
     created: list[RunRow] = field(default_factory=list)  # rows to insert
     stage_results: list[tuple[RunRow, StageResult]] = field(default_factory=list)
     scores: list[tuple[RunRow, tuple[Score, ...]]] = field(default_factory=list)
+    questions: list[tuple[RunRow, BatchQuestion]] = field(default_factory=list)  # for batches
     events: list[NewEvent] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     continuing: list[Claim] = field(default_factory=list)
@@ -160,6 +148,13 @@ class Turn:
             self._end(row, RunState.CANCELLED)
             self._run_event("run.cancelled", outcome)
             return
+        if outcome.item is not None:  # the run keeps its reservation: its question may be answered, and paid, meanwhile
+            ledger.in_batch += 1
+            self._back(row, outcome.not_before_us or 0)
+            row.in_batch, row.deadline_us = True, None
+            self.questions.append((row, outcome.item))
+            self._run_event("run.waiting", outcome, **waiting_facts(outcome.why, "batch"))
+            return
         needs_more = bool(outcome.need_nanousd or outcome.need_tokens)
         if needs_more and self._topped_up(outcome, row):
             return
@@ -206,10 +201,13 @@ class Turn:
 
     def _give_back(self, row: RunRow, not_before_us: int = 0) -> None:
         self.ledger.release(row)
+        self._back(row, not_before_us)
+        row.run_deadline_us = None  # a run that was interrupted gets its time anew
+
+    def _back(self, row: RunRow, not_before_us: int) -> None:
         self.ledger.running -= 1
         self.ledger.returned += 1
         row.state, row.owner, row.not_before_us = RunState.PENDING.value, None, not_before_us
-        row.run_deadline_us = None  # a run that was interrupted gets its time anew
         self.touched[row.run_index] = row
 
     def take_back(self, rows: Sequence[RunRow]) -> None:
@@ -234,7 +232,7 @@ class Turn:
     def claim_returned(self, rows: Sequence[RunRow]) -> None:
         """Claims runs that came back and may start now, those that the budgets admit."""
         for row in rows:
-            if not self.ledger.fits(row):
+            if not row.in_batch and not self.ledger.fits(row):
                 self.blocked = True
                 continue
             row.state, row.owner, row.lease_epoch = RunState.RUNNING.value, self.runner_id, row.lease_epoch + 1
@@ -247,6 +245,7 @@ class Turn:
     def claim_new(self, count: int, variant_ids: Sequence[str], repeats: int) -> None:
         """Creates the rows of the next runs of the grid. Expansion is the claim: a run has no row before."""
         ledger, variants = self.ledger, len(variant_ids)
+        count = min(count, MOST_IN_BATCH - ledger.in_batch)
         for run_index in range(ledger.next_index, min(ledger.next_index + count, ledger.total)):
             variant_index = run_index % variants
             row = RunRow(run_index, variant_index, RunState.RUNNING.value, self.runner_id, 1, 0)
@@ -262,6 +261,7 @@ class Turn:
 
     def _claim(self, row: RunRow) -> None:
         self.ledger.running += 1
+        self.ledger.leave_batch(row)  # what it held is what it reserves
         self.ledger.reserve(row)
         row.generation = self.ledger.generation
         if self.run_timeout_us is not None and row.run_deadline_us is None:
@@ -338,8 +338,8 @@ class Turn:
         ledger.cancelled += ledger.pending
         ledger.next_index, ledger.returned = ledger.total, 0
         for row in waiting:
+            ledger.drop(row)
             row.state, row.ended_us, row.not_before_us = RunState.CANCELLED.value, self.now_us, 0
-            row.reserved_nanousd = row.reserved_tokens = 0
             self.touched[row.run_index] = row
             self.events.append(NewEvent("run.cancelled", row.run_index, {}))
 

@@ -162,8 +162,8 @@ class RunFact(_message.Message):
     """Of run.completed."""
     passed: _builtins.bool
     error_reason: _builtins.str
-    """Of run.failed and run.waiting: a name of ErrorReason and a sentence for it. The error's own message, which may quote a
-    prompt, is in the run.
+    """Of run.failed and run.waiting: a name of ErrorReason, of a run that waits for its batch BATCH, and a sentence for it. The
+    error's own message, which may quote a prompt, is in the run.
     """
     error_message: _builtins.str
     @_builtins.property

@@ -55,6 +55,28 @@ CACHE_MODE_REFRESH: CacheMode.ValueType  # 5
 """Asked anew, and written over what was there."""
 Global___CacheMode: _TypeAlias = CacheMode  # noqa: Y015
 
+class _ExecutionMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecutionModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecutionMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXECUTION_MODE_UNSPECIFIED: _ExecutionMode.ValueType  # 0
+    EXECUTION_MODE_DIRECT: _ExecutionMode.ValueType  # 1
+    """The default: each at once."""
+    EXECUTION_MODE_BATCH: _ExecutionMode.ValueType  # 2
+    """By the providers' batches: answered within hours, mostly at half the price."""
+
+class ExecutionMode(_ExecutionMode, metaclass=_ExecutionModeEnumTypeWrapper):
+    """How an experiment's questions are asked."""
+
+EXECUTION_MODE_UNSPECIFIED: ExecutionMode.ValueType  # 0
+EXECUTION_MODE_DIRECT: ExecutionMode.ValueType  # 1
+"""The default: each at once."""
+EXECUTION_MODE_BATCH: ExecutionMode.ValueType  # 2
+"""By the providers' batches: answered within hours, mostly at half the price."""
+Global___ExecutionMode: _TypeAlias = ExecutionMode  # noqa: Y015
+
 class _ExperimentState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -139,6 +161,7 @@ class ExperimentSpec(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     project: _builtins.str
@@ -173,6 +196,10 @@ class ExperimentSpec(_message.Message):
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def cache(self) -> Global___CachePolicy: ...
+    @_builtins.property
+    def execution(self) -> Global___ExecutionPolicy:
+        """Unset: every question is asked directly."""
+
     def __init__(
         self,
         *,
@@ -192,10 +219,11 @@ class ExperimentSpec(_message.Message):
         gates: _abc.Iterable[Global___Gate] | None = ...,
         limits: Global___Limits | None = ...,
         cache: Global___CachePolicy | None = ...,
+        execution: Global___ExecutionPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "execution", b"execution", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "config_json", b"config_json", "description", b"description", "files", b"files", "gates", b"gates", "inputs", b"inputs", "limits", b"limits", "metadata", b"metadata", "name", b"name", "params_json", b"params_json", "pipelines", b"pipelines", "project", b"project", "repeats", b"repeats", "scorers", b"scorers", "sweep", b"sweep", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "config_json", b"config_json", "description", b"description", "execution", b"execution", "files", b"files", "gates", b"gates", "inputs", b"inputs", "limits", b"limits", "metadata", b"metadata", "name", b"name", "params_json", b"params_json", "pipelines", b"pipelines", "project", b"project", "repeats", b"repeats", "scorers", b"scorers", "sweep", b"sweep", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -668,6 +696,31 @@ class CachePolicy(_message.Message):
 Global___CachePolicy: _TypeAlias = CachePolicy  # noqa: Y015
 
 @_typing.final
+class ExecutionPolicy(_message.Message):
+    """How an experiment's questions are asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    mode: Global___ExecutionMode.ValueType
+    timeout_ms: _builtins.int
+    """Of BATCH: a batch that has not ended by then is cancelled, and what it left is asked directly; 0 is 24 hours."""
+    def __init__(
+        self,
+        *,
+        mode: Global___ExecutionMode.ValueType = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecutionPolicy: _TypeAlias = ExecutionPolicy  # noqa: Y015
+
+@_typing.final
 class RunCounts(_message.Message):
     """How many runs are in each state."""
 
@@ -680,6 +733,7 @@ class RunCounts(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    IN_BATCH_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     pending: _builtins.int
     running: _builtins.int
@@ -688,6 +742,8 @@ class RunCounts(_message.Message):
     cancelled: _builtins.int
     cached: _builtins.int
     """Runs whose every answer came from the cache."""
+    in_batch: _builtins.int
+    """Pending runs that wait for a batch."""
     def __init__(
         self,
         *,
@@ -698,10 +754,11 @@ class RunCounts(_message.Message):
         failed: _builtins.int = ...,
         cancelled: _builtins.int = ...,
         cached: _builtins.int = ...,
+        in_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "pending", b"pending", "running", b"running", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "in_batch", b"in_batch", "pending", b"pending", "running", b"running", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

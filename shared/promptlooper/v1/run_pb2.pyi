@@ -143,6 +143,7 @@ class StageResult(_message.Message):
     LOGPROBS_JSON_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     PROVIDER_DATA_FIELD_NUMBER: _builtins.int
+    BATCHED_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     name: _builtins.str
     output: _builtins.str
@@ -180,6 +181,8 @@ class StageResult(_message.Message):
     """The price list that cost_nanousd comes from."""
     provider_data: _builtins.str
     """What the provider wants back in the next turn."""
+    batched: _builtins.bool
+    """The answer came by a batch."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Message]:
         """What was sent."""
@@ -222,10 +225,11 @@ class StageResult(_message.Message):
         logprobs_json: _builtins.str = ...,
         price_version: _builtins.str = ...,
         provider_data: _builtins.str = ...,
+        batched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "reasoning", b"reasoning", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "cached", b"cached", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "finish_reason", b"finish_reason", "iteration", b"iteration", "latency_ms", b"latency_ms", "logprobs_json", b"logprobs_json", "messages", b"messages", "model", b"model", "model_requested", b"model_requested", "name", b"name", "output", b"output", "params_json", b"params_json", "price_version", b"price_version", "provider_data", b"provider_data", "reasoning", b"reasoning", "round", b"round", "stage_index", b"stage_index", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "tool_calls", b"tool_calls", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd", "_cost_saved_nanousd", b"_cost_saved_nanousd", "_error", b"_error", "_reasoning", b"_reasoning", "_tokens_cache_write_in", b"_tokens_cache_write_in", "_tokens_cached_in", b"_tokens_cached_in", "_tokens_in", b"_tokens_in", "_tokens_out", b"_tokens_out", "_tokens_reasoning", b"_tokens_reasoning", "_ttft_ms", b"_ttft_ms", "attempts", b"attempts", "batched", b"batched", "cached", b"cached", "cost_nanousd", b"cost_nanousd", "cost_saved_nanousd", b"cost_saved_nanousd", "error", b"error", "finish_reason", b"finish_reason", "iteration", b"iteration", "latency_ms", b"latency_ms", "logprobs_json", b"logprobs_json", "messages", b"messages", "model", b"model", "model_requested", b"model_requested", "name", b"name", "output", b"output", "params_json", b"params_json", "price_version", b"price_version", "provider_data", b"provider_data", "reasoning", b"reasoning", "round", b"round", "stage_index", b"stage_index", "tokens_cache_write_in", b"tokens_cache_write_in", "tokens_cached_in", b"tokens_cached_in", "tokens_in", b"tokens_in", "tokens_out", b"tokens_out", "tokens_reasoning", b"tokens_reasoning", "tool_calls", b"tool_calls", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_nanousd: _TypeAlias = _typing.Literal["cost_nanousd"]  # noqa: Y015
     _WhichOneofArgType__cost_nanousd: _TypeAlias = _typing.Literal["_cost_nanousd", b"_cost_nanousd"]  # noqa: Y015

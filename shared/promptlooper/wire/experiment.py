@@ -9,6 +9,8 @@ from promptlooper.errors import InvalidArgument
 from promptlooper.experiment import (
     CacheMode,
     CachePolicy,
+    ExecutionMode,
+    ExecutionPolicy,
     ExperimentSpec,
     Gate,
     InputRow,
@@ -37,6 +39,7 @@ ValueT = TypeVar("ValueT")
 LOCAL_MAX_CONCURRENCY = 2  # where a model is `local/` and the spec says 0
 
 CACHE_MODES = EnumOnWire(CacheMode, pb.CacheMode, "CACHE_MODE_", unspecified=CacheMode.READ_WRITE)
+EXECUTION_MODES = EnumOnWire(ExecutionMode, pb.ExecutionMode, "EXECUTION_MODE_", unspecified=ExecutionMode.DIRECT)
 
 
 def input_to_pb(row: InputRow, field: str = "input") -> pb.InputRow:
@@ -215,6 +218,17 @@ def cache_from_pb(message: pb.CachePolicy, field: str = "cache") -> CachePolicy:
     )
 
 
+def execution_to_pb(execution: ExecutionPolicy) -> pb.ExecutionPolicy:
+    return pb.ExecutionPolicy(mode=EXECUTION_MODES.number(execution.mode), timeout_ms=milliseconds(execution.timeout))
+
+
+def execution_from_pb(message: pb.ExecutionPolicy, field: str = "execution") -> ExecutionPolicy:
+    return ExecutionPolicy(
+        EXECUTION_MODES.member(message.mode, f"{field}.mode"),
+        seconds(message.timeout_ms, f"{field}.timeout_ms") or ExecutionPolicy().timeout,
+    )
+
+
 def spec_to_pb(spec: ExperimentSpec, field: str = "spec") -> pb.ExperimentSpec:
     with refusing_misfits(field):
         return pb.ExperimentSpec(
@@ -239,6 +253,7 @@ def spec_to_pb(spec: ExperimentSpec, field: str = "spec") -> pb.ExperimentSpec:
             gates=[gate_to_pb(gate) for gate in spec.gates],
             limits=limits_to_pb(spec.limits, f"{field}.limits"),
             cache=cache_to_pb(spec.cache),
+            execution=None if spec.execution == ExecutionPolicy() else execution_to_pb(spec.execution),
         )
 
 
@@ -267,6 +282,7 @@ def spec_from_pb(message: pb.ExperimentSpec, field: str = "spec") -> ExperimentS
         gates=tuple(gate_from_pb(gate, f"{field}.gates[{i}]") for i, gate in enumerate(message.gates)),
         limits=limits_from_pb(message.limits, f"{field}.limits", local=local),
         cache=cache_from_pb(message.cache, f"{field}.cache"),
+        execution=execution_from_pb(message.execution, f"{field}.execution"),
     )
 
 

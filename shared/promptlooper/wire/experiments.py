@@ -39,6 +39,7 @@ def counts_to_pb(counts: RunCounts) -> pb.RunCounts:
         failed=counts.failed,
         cancelled=counts.cancelled,
         cached=counts.cached,
+        in_batch=counts.in_batch,
     )
 
 
@@ -51,6 +52,7 @@ def counts_from_pb(message: pb.RunCounts) -> RunCounts:
         failed=message.failed,
         cancelled=message.cancelled,
         cached=message.cached,
+        in_batch=message.in_batch,
     )
 
 

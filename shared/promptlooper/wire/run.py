@@ -79,6 +79,7 @@ def stage_to_pb(stage: StageResult) -> pb.StageResult:
         logprobs_json=value_text(stage.logprobs, "logprobs_json"),
         provider_data=stage.provider_data,
         price_version=stage.price_version,
+        batched=stage.batched,
     )
 
 
@@ -111,6 +112,7 @@ def stage_from_pb(message: pb.StageResult) -> StageResult:
         logprobs=value_of(message.logprobs_json, "logprobs_json"),
         provider_data=message.provider_data,
         price_version=message.price_version,
+        batched=message.batched,
     )
 
 

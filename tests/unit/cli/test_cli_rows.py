@@ -21,14 +21,14 @@ ROW = keys("""schema_version, project, experiment_id, generation, run_id, run_in
     duration_ms, cached, attempts, stages, tags, metadata, created_at, started_at, completed_at""")
 STAGE = keys("""index, name, iteration, messages, prompt_sent, output, parsed, tool_calls, reasoning, model,
     model_requested, params, tokens_in, tokens_out, latency_ms, ttft_ms, cost_usd, cached, attempts, finish_reason,
-    error, round, tokens_reasoning, tokens_cached_in, tokens_cache_write_in, logprobs, price_version""")
+    error, round, tokens_reasoning, tokens_cached_in, tokens_cache_write_in, logprobs, price_version, batched""")
 SCORE = keys("value, passed, type, weight, explanation, error, metadata")
 ERROR = keys("reason, message, stage_index, stage, attempts, retryable")
 SUMMARY = keys("""schema_version, project, experiment_id, name, generation, state, reason, counts, tokens_in,
     tokens_out, cost_usd, cost_unknown_calls, judge_cost_usd, cost_saved_usd, duration_ms, created_at,
     cost_reserved_usd, cost_remaining_usd, cost_uncertain_usd, max_concurrency, budget_usd, budget_tokens, spec_sha256,
     variants, gates""")
-COUNTS = keys("total, pending, running, completed, failed, cancelled, cached")
+COUNTS = keys("total, pending, running, completed, failed, cancelled, cached, in_batch")
 VARIANT = keys("""variant_id, label, pipeline, model, params, inputs, runs, failed, score, pass_rate, scores,
     latency_ms, tokens_in, tokens_out, cost_usd""")
 GATE = keys("name, variant_id, wanted, got, passed")

@@ -11,9 +11,10 @@ import pytest
 
 from promptlooper.completion import Message
 from promptlooper.run import RunError, RunState, StageResult
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
-from promptlooper.runner.turn import Claim, Turn
+from promptlooper.runner.turn import Turn
 
 ME, NOW = "runner-a", 1_000_000
 FACTS = RunFacts("v", "i", 0)

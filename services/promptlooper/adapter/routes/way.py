@@ -88,7 +88,7 @@ class Way:
         other models are not asked for that."""
         self._tried.append(self.route)
         if others := self._others(failure.kind):
-            self._go(self._chosen(others))
+            self._go(by_weight(others, self._random))
             return _NOW
         return Decision(None, failure.retry_after)
 

@@ -33,6 +33,8 @@ async def check(
         one = checks.get(model)
         if one is not None and one.problem is not None:
             problems.append(Problem(field, one.problem))
+        elif one is not None and spec.execution.is_batch and not one.batches:
+            problems.append(Problem("execution.mode", _no_batches(model)))
     problems += await _scorer_problems(spec, scoring, renderer)
     problems += _budget_problems(spec, found, checks)
     estimate = None if problems else _estimate(spec, found, checks, renderer)
@@ -59,6 +61,10 @@ def _models(spec: ExperimentSpec) -> dict[str, str]:
             for j, entry in enumerate(pipeline.models):
                 found.setdefault(entry.model, f"pipelines[{i}].models[{j}].model")
     return {model: field for model, field in found.items() if "/" in model.strip("/")}
+
+
+def _no_batches(model: str) -> str:
+    return f"the provider of {model!r} answers no batches; take 'execution: direct', or another model"
 
 
 async def _scorer_problems(spec: ExperimentSpec, scoring: ScoringService, renderer: Renderer) -> list[Problem]:
@@ -103,14 +109,16 @@ def _budget_problems(
 def _estimate(
     spec: ExperimentSpec, found: Sequence[Variant], checks: Mapping[str, ModelCheck], renderer: Renderer
 ) -> int | None:
-    """Nano-USD at list prices: prompts at 4 characters a token, answers of max_tokens, nothing cached. None where a
-    price or max_tokens is unknown."""
+    """Nano-USD at list prices, those of batches where they are used: prompts at 4 characters a token, answers of
+    max_tokens, nothing cached. None where a price or max_tokens is unknown."""
     rows = spread(spec.inputs, _ROWS_TRIED)
     rendered: dict[tuple[int, int], tuple[float, float]] = {}
     total = 0.0
     for variant, index, stage, model, params in _calls(found):
         one = checks.get(model)
         price = None if one is None or one.price_unknown else one.list_price or one.price
+        if one is not None and spec.execution.is_batch:
+            price = one.batch_price or price
         if price is None:
             return None
         if price.is_free:

@@ -265,6 +265,8 @@ def _numbers(spec: ExperimentSpec) -> Iterator[Problem]:
             yield Problem(f"limits.{name}", f"'{name}' must be above 0 and at most 365 days")
     if spec.cache.max_age is not None and spec.cache.max_age <= 0:
         yield Problem("cache.max_age", "'max_age' must be above 0")
+    if not 0 < spec.execution.timeout <= LONGEST_TIMEOUT:
+        yield Problem("execution.timeout", "'timeout' must be above 0 and at most 365 days")
     runs = shape(spec).total
     if runs > MAX_RUNS:
         yield Problem("", f"the experiment has {runs:,} runs, at most {MAX_RUNS:,} are allowed")

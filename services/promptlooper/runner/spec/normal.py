@@ -12,6 +12,8 @@ from promptlooper.digest import canonical
 from promptlooper.experiment import (
     CacheMode,
     CachePolicy,
+    ExecutionMode,
+    ExecutionPolicy,
     ExperimentSpec,
     Gate,
     InputRow,
@@ -100,6 +102,17 @@ def _limits_to_json(limits: Limits) -> dict[str, Any]:
     }
 
 
+def _execution_to_json(execution: ExecutionPolicy) -> dict[str, Any]:
+    """Nothing for the default: the digests of specs without it must stay what they were."""
+    if execution == ExecutionPolicy():
+        return {}
+    return {"execution": {"mode": execution.mode.value, "timeout": execution.timeout}}
+
+
+def _execution_from_json(value: Mapping[str, Any] | None) -> ExecutionPolicy:
+    return ExecutionPolicy() if value is None else ExecutionPolicy(ExecutionMode(value["mode"]), value["timeout"])
+
+
 def spec_to_json(spec: ExperimentSpec, inputs: bool = True) -> dict[str, Any]:
     """The whole normal form, defaults written out; without the rows where those are kept elsewhere."""
     return {
@@ -128,6 +141,7 @@ def spec_to_json(spec: ExperimentSpec, inputs: bool = True) -> dict[str, Any]:
         ],
         "limits": _limits_to_json(spec.limits),
         "cache": {"mode": spec.cache.mode.value, "max_age": spec.cache.max_age, "namespace": spec.cache.namespace},
+        **_execution_to_json(spec.execution),
     }
 
 
@@ -158,6 +172,7 @@ def spec_from_json(value: Mapping[str, Any], inputs: Sequence[InputRow] = ()) ->
         gates=tuple(Gate(gate["min_scores"], gate["max_failed_runs"]) for gate in value["gates"]),
         limits=Limits(**value["limits"]),
         cache=CachePolicy(CacheMode(value["cache"]["mode"]), value["cache"]["max_age"], value["cache"]["namespace"]),
+        execution=_execution_from_json(value.get("execution")),
     )
 
 

@@ -32,6 +32,7 @@ class Overrides:
     budget_usd: float | None = None  # --budget-usd
     concurrency: int | None = None  # -j
     cache_mode: str | None = None  # --cache; "off" for --no-cache
+    batch: bool = False  # --batch
 
 
 _STAND_IN = "mock/echo"  # for models that are none, so that nothing else is said of them
@@ -82,6 +83,10 @@ def applied(document: dict[str, Any], overrides: Overrides, notes: Notes) -> dic
         if isinstance(found.get("cache"), str):
             found["cache"] = {}
         put("--cache", "cache", "mode", value=overrides.cache_mode)
+    if overrides.batch:
+        if isinstance(found.get("execution"), str):
+            found["execution"] = {}
+        put("--batch", "execution", "mode", value="batch")
     if overrides.models:
         _put_models(found, overrides.models, notes)
     return found

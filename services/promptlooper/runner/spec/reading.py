@@ -28,6 +28,7 @@ from promptlooper.runner.spec.values import noun
 KEYS = (
     *("version", "name", "description", "project", "tags", "metadata", "config", "files", "inputs", "models", "model"),
     *("params", "sweep", "repeats", "prompt", "prompts", "pipelines", "scorers", "gates", "limits", "cache"),
+    "execution",
 )
 USUAL_STEM = "promptlooper"  # a file of that name is called by its folder
 LATER_KEYS = ("judge", "metrics", "baseline")
@@ -205,6 +206,7 @@ class _Reader:
             gates=sections.gates(document),
             limits=sections.limits(document, local),
             cache=sections.cache(document),
+            execution=sections.execution(document),
         )
 
     def _text(self, document: dict[str, Any], key: str, default: str) -> str:

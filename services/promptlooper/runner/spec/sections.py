@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 from promptlooper.document import Path
-from promptlooper.experiment import CacheMode, CachePolicy, Gate, Limits
+from promptlooper.experiment import CacheMode, CachePolicy, ExecutionMode, ExecutionPolicy, Gate, Limits
 from promptlooper.jsonvalue import Json, JsonObject
 from promptlooper.runner.spec.forms import Form, param
 from promptlooper.runner.spec.problems import choices, nearest
 from promptlooper.runner.spec.values import nanousd, noun
 
+ModeT = TypeVar("ModeT", bound=Enum)
 _LATER_GATES = ("min_pass_rate", "max_cost_usd", "max_p95_latency_ms", "max_drop")
 _TIMEOUTS = ("stage_timeout", "run_timeout", "experiment_timeout")
 _MAX_POINTS = 10_000
@@ -107,24 +109,43 @@ class SectionReader:
         )
 
     def cache(self, document: dict[str, Any]) -> CachePolicy:
-        value = document.get("cache")
-        if isinstance(value, str):
-            value = {"mode": value}
-            self._notes.came_from("cache.mode", ("cache",))
-        value = self._mapping("cache", value)
-        self._notes.check_keys(("cache",), value, ("mode", "max_age", "namespace"), (), "'cache'")
-        mode = CacheMode.READ_WRITE
-        names = [each.value for each in CacheMode]
-        if "mode" in value:
-            said = value["mode"]
-            if said in names:
-                mode = CacheMode(said)
-            else:
-                at: Path = ("cache", "mode") if isinstance(document.get("cache"), dict) else ("cache",)
-                near = nearest(said, names) if isinstance(said, str) else ""
-                self._notes.add(at, f"the cache mode must be {choices(names)}, not {noun(said)}{near}")
+        value = self._with_mode(document, "cache", ("mode", "max_age", "namespace"))
+        mode = self._mode(document, "cache", value, CacheMode, CacheMode.READ_WRITE)
         age = value.get("max_age")
         if age is not None:
             age = self._form.seconds(("cache", "max_age"), age, "max_age")
         namespace = self._form.text(("cache", "namespace"), value.get("namespace", "default"), "'namespace'")
         return CachePolicy(mode, age, namespace or "default")
+
+    def execution(self, document: dict[str, Any]) -> ExecutionPolicy:
+        value = self._with_mode(document, "execution", ("mode", "timeout"))
+        mode = self._mode(document, "execution", value, ExecutionMode, ExecutionMode.DIRECT)
+        if value.get("timeout") is None:
+            return ExecutionPolicy(mode)
+        if mode is ExecutionMode.DIRECT and "mode" not in value:
+            self._notes.add(("execution",), "'timeout' is of batches; add 'mode: batch', or set limits.stage_timeout")
+        timeout = self._form.seconds(("execution", "timeout"), value["timeout"], "timeout")
+        return ExecutionPolicy(mode) if timeout is None else ExecutionPolicy(mode, timeout)
+
+    def _with_mode(self, document: dict[str, Any], key: str, known: tuple[str, ...]) -> dict[str, Any]:
+        """A section whose short form is its mode."""
+        value = document.get(key)
+        if isinstance(value, str):
+            value = {"mode": value}
+            self._notes.came_from(f"{key}.mode", (key,))
+        value = self._mapping(key, value)
+        self._notes.check_keys((key,), value, known, (), repr(key))
+        return value
+
+    def _mode(
+        self, document: dict[str, Any], key: str, value: dict[str, Any], modes: type[ModeT], usual: ModeT
+    ) -> ModeT:
+        if "mode" not in value:
+            return usual
+        said, names = value["mode"], [each.value for each in modes]
+        if said in names:
+            return modes(said)
+        at: Path = (key, "mode") if isinstance(document.get(key), dict) else (key,)
+        near = nearest(said, names) if isinstance(said, str) else ""
+        self._notes.add(at, f"the {key} mode must be {choices(names)}, not {noun(said)}{near}")
+        return usual

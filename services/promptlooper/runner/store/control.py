@@ -186,8 +186,8 @@ def cancel_run(connection: sa.Connection, experiment_id: str, run_index: int, no
     state = RunState(stored.state)
     if state is RunState.PENDING:
         row = run_row(stored)
+        ledger.drop(row)
         row.state, row.ended_us, row.not_before_us = CANCELLED, now_us, 0
-        row.reserved_nanousd = row.reserved_tokens = 0
         ledger.returned -= 1
         ledger.cancelled += 1
         decided = Turn(ledger, "", now_us, touched={run_index: row})

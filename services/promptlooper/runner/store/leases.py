@@ -10,9 +10,11 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from promptlooper.failpoints import Failpoints
+from promptlooper.runner.claims import Claim
+from promptlooper.runner.store import questions
 from promptlooper.runner.store.models import runners, runs
 from promptlooper.runner.store.turns import RUN_COLUMNS, locked_ledger, pending_rows, run_row, with_results, write
-from promptlooper.runner.turn import Claim, Turn
+from promptlooper.runner.turn import Turn
 
 
 class DatabaseNow(FunctionElement[int]):
@@ -130,4 +132,4 @@ def owned_claims(connection: sa.Connection, experiment_id: str, runner_id: str) 
     decided = Turn(locked_ledger(connection, experiment_id), runner_id, 0)
     owned = connection.execute(SELECT_OWNED, {"x": experiment_id, "r": runner_id})
     claims = [decided.claim_of(run_row(row)) for row in owned]
-    return with_results(connection, experiment_id, claims)
+    return questions.with_items(connection, experiment_id, with_results(connection, experiment_id, claims))

@@ -17,7 +17,7 @@ from promptlooper.errors import InvalidArgument
 from promptlooper.runner.store.database import Database
 
 log = logging.getLogger("runner.store")
-HEAD = "0005"  # the revision that this code is written for
+HEAD = "0006"  # the revision that this code is written for
 LOCK = 0x70726C6F  # any number that only migrations take
 # As alembic's own table: about migrations, and so not made by one.
 compatibility = sa.Table("compatibility", sa.MetaData(), sa.Column("works_with", sa.String(32), nullable=False))

@@ -85,6 +85,8 @@ progress = Table(
     Column("timeout_us", BigInteger),  # limits.experiment_timeout
     Column("deadline_us", BigInteger),  # when its time is over
     Column("first_event_seq", BigInteger, nullable=False, server_default="1"),  # events before it are not kept
+    Column("in_batch", BigInteger, nullable=False, server_default="0"),  # PENDING ones that wait for a batch
+    Column("batch_keeper", String(63)),  # the Runner that keeps its batches
     postgresql_with={"fillfactor": 50},
 )
 
@@ -121,6 +123,7 @@ runs = Table(
     Column("passed", Boolean),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
+    Column("in_batch", Boolean, nullable=False, server_default=text("false")),  # PENDING, waits for a batch
     Index(
         "runs_pending",
         "experiment_id",
@@ -180,6 +183,7 @@ stage_results = Table(
     Column("logprobs_json", Text),
     Column("provider_data", Text, nullable=False, server_default=""),
     Column("price_version", Text, nullable=False, server_default=""),
+    Column("batched", Boolean, nullable=False, server_default=text("false")),  # the answer came by a batch
 )
 
 CALL_ORDER = (
@@ -187,6 +191,50 @@ CALL_ORDER = (
     stage_results.c.stage_index,
     stage_results.c.iteration,
     stage_results.c.round,
+)
+
+# A question that waits for a batch, is in one, or has its answer from one. A run has one at a time; it goes in the
+# transaction that stores the answer with the run.
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("experiment_id", String(63), primary_key=True),
+    Column("run_index", BigInteger, primary_key=True),
+    Column("position", Integer, nullable=False),  # of the call in its run
+    Column("item_id", String(64), nullable=False),  # equal questions that may share an answer have the same
+    Column("model", Text, nullable=False),  # provider/model
+    Column("state", String(16), nullable=False),
+    Column("batch_id", String(63)),
+    Column("size", Integer, nullable=False),  # of the request, in bytes
+    Column("request", Text, nullable=False),
+    Column("result", Text),  # the answer, or the error of one that failed
+    Column("shared", Boolean, nullable=False, server_default=text("false")),  # another run pays for the answer
+    Column("added_us", BigInteger, nullable=False),
+    Index(
+        "batch_items_waiting",
+        "experiment_id",
+        "model",
+        "run_index",
+        sqlite_where=text("state = 'WAITING'"),
+        postgresql_where=text("state = 'WAITING'"),
+    ),
+    Index("batch_items_of_batch", "batch_id"),
+    Index("batch_items_equal", "experiment_id", "item_id"),
+)
+
+# Batches at providers: a row is there before its batch is, until its results are stored.
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String(63), primary_key=True),  # the provider knows it as the label
+    Column("experiment_id", String(63), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("handle", Text, nullable=False, server_default=""),  # what the Adapter takes
+    Column("stop_reason", String(16), nullable=False, server_default=""),  # why it is being cancelled
+    Column("created_us", BigInteger, nullable=False),
+    Column("deadline_us", BigInteger, nullable=False),  # then it is cancelled
+    Index("batches_of_experiment", "experiment_id"),
 )
 
 scores = Table(

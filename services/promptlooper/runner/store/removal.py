@@ -12,11 +12,21 @@ from functools import partial
 import sqlalchemy as sa
 
 from promptlooper.runner.store.database import Database
-from promptlooper.runner.store.models import deleted, events, experiments, inputs, runs, scores, stage_results
+from promptlooper.runner.store.models import (
+    batch_items,
+    deleted,
+    events,
+    experiments,
+    inputs,
+    runs,
+    scores,
+    stage_results,
+)
 
 AT_ONCE = 1_000  # rows of a table that are deleted in one transaction: turns of other experiments wait meanwhile
 INPUTS_AT_ONCE = 20  # one holds 200 inputs
 PARTS = (
+    (batch_items, batch_items.c.run_index, AT_ONCE),
     (scores, scores.c.run_index, AT_ONCE),
     (stage_results, stage_results.c.run_index, AT_ONCE),
     (runs, runs.c.run_index, AT_ONCE),

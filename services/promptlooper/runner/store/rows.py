@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from promptlooper.completion import ToolCall, form_of, message_of
+from promptlooper.completion import Completion, ToolCall, form_of, message_of
 from promptlooper.experiment import Experiment, ExperimentState, RunCounts
 from promptlooper.jsonvalue import json_text, json_value
 from promptlooper.run import Event, RunError, Score, StageResult
@@ -53,6 +53,7 @@ STAGE_RESULT_COLUMNS = (
     "logprobs_json",
     "provider_data",
     "price_version",
+    "batched",
 )
 
 
@@ -67,6 +68,14 @@ def storable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace").decode()
     return text
+
+
+def storable_completion(completion: Completion) -> Completion:
+    """The answer without characters that no database or JSON can keep."""
+    output, reasoning = storable(completion.output), completion.reasoning
+    if output is completion.output and not reasoning:
+        return completion
+    return replace(completion, output=output, reasoning=None if reasoning is None else storable(reasoning))
 
 
 def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, result: StageResult) -> tuple[Any, ...]:
@@ -102,6 +111,7 @@ def stage_result_row(experiment_id: str, run_index: int, lease_epoch: int, resul
         None if result.logprobs is None else storable(json_text(result.logprobs)),
         storable(result.provider_data),
         result.price_version,
+        result.batched,
     )
 
 
@@ -134,6 +144,7 @@ def stage_result_of(row: Any) -> StageResult:
         logprobs=json_value(row.logprobs_json or "null"),
         provider_data=row.provider_data,
         price_version=row.price_version,
+        batched=row.batched,
     )
 
 
@@ -184,6 +195,7 @@ def experiment_of(row: Any, now_us: int) -> Experiment:
             failed=row.failed,
             cancelled=row.cancelled,
             cached=row.cached,
+            in_batch=row.in_batch,
         ),
         created_at=EPOCH + timedelta(microseconds=row.created_us),
         description=row.description,

@@ -14,13 +14,15 @@ from promptlooper.errors import ExperimentNotFound
 from promptlooper.failpoints import Failpoints
 from promptlooper.jsonvalue import json_text
 from promptlooper.run import RunState, Score, StageResult
+from promptlooper.runner.claims import Claim
 from promptlooper.runner.event_facts import NewEvent
 from promptlooper.runner.ledger import Ledger, RunRow
 from promptlooper.runner.outcomes import Outcome
+from promptlooper.runner.store import questions
 from promptlooper.runner.store.bulk import BulkInsert, BulkUpdate
 from promptlooper.runner.store.models import CALL_ORDER, events, progress, runners, runs, scores, stage_results
 from promptlooper.runner.store.rows import STAGE_RESULT_COLUMNS, stage_result_of, stage_result_row, storable
-from promptlooper.runner.turn import Claim, Turn
+from promptlooper.runner.turn import Turn
 
 LEDGER_COLUMNS = [progress.c[f.name] for f in fields(Ledger)]
 RUN_FIELDS = (
@@ -36,6 +38,7 @@ RUN_FIELDS = (
     "deadline_us",
     "run_deadline_us",
     "cancel_requested",
+    "in_batch",
     "generation",
 )
 RUN_COLUMNS = [runs.c[name] for name in (*RUN_FIELDS, "paid_calls", "attempts")]
@@ -60,6 +63,7 @@ ASSIGNED = (
     "not_before_us",
     "deadline_us",
     "run_deadline_us",
+    "in_batch",
     "reserved_nanousd",
     "reserved_tokens",
     "score",
@@ -124,6 +128,7 @@ class TurnRequest:
     repeats: int
     run_timeout_us: int | None = None
     going_on: bool = True  # False: runs go back after their stage
+    batch: bool = False  # its questions are asked by batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,10 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
         decided.claim_new(max(0, new), request.variant_ids, request.repeats)
     ended = decided.settle(lambda: _waiting(connection, decided), parked=next_due_us is not None)
     write(connection, decided, failpoints)
+    continuing: Sequence[Claim] = decided.continuing
+    if request.batch:
+        questions.keep(connection, decided)
+        continuing = questions.with_items(connection, request.experiment_id, continuing)
     if decided.claims:
         failpoints.hit("claim_before_commit")
     if decided.stage_results:
@@ -182,12 +191,14 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
     if ended:
         failpoints.hit("terminal_before_commit")
     claims = with_results(connection, request.experiment_id, decided.claims)
+    if request.batch:
+        claims = questions.with_items(connection, request.experiment_id, claims)
     due = [row.not_before_us or now_us for row in decided.given_back]
     if next_due_us is not None:
         due.append(next_due_us)
     next_us, stored = min(due, default=None), bool(decided.stage_results)
     kinds = Counter(event.kind for event in decided.events)
-    return TurnResult(ledger, alive, claims, decided.continuing, decided.refused, stored, next_us, kinds)
+    return TurnResult(ledger, alive, claims, continuing, decided.refused, stored, next_us, kinds)
 
 
 SELECT_RUNS = sa.select(*RUN_COLUMNS).where(

@@ -72,7 +72,7 @@ class AnthropicBatchServer(BatchServer):
             if reply is None:
                 result: dict[str, Any] = {"type": "canceled" if batch.end == "cancelled" else "expired"}
             elif reply.status == 200:
-                message = self.body_of(asked, reply)
+                message: Any = self.body_of(asked, reply)
                 message["usage"]["service_tier"] = "batch"
                 result = {"type": "succeeded", "message": message}
             else:
