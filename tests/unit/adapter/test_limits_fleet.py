@@ -10,6 +10,9 @@ import pytest
 from limits_lab import LANE, LimitedProvider, Replica, SimulatedRedis
 
 from promptlooper.adapter.limits.ledger import LEASE, Rules
+from promptlooper.adapter.limits.limiter import Permit
+from promptlooper.adapter.retrying import LONGEST_SLEEP
+from promptlooper.completion import CompletionRequest, Message
 from promptlooper.testing.simulation import SimulatedLoop
 
 CONFIGURED = Rules(max_concurrency=60, requests_per_minute=600)
@@ -133,6 +136,24 @@ def test_who_waits_for_one_answer_stays_and_runs_of_an_experiment_give_their_pla
     loop.run(queue())
     assert replica.answered == {"": 3}
     assert replica.held == 1
+
+
+def test_who_is_cancelled_as_its_wait_ends_is_gone_and_asks_nobody_else() -> None:
+    loop = SimulatedLoop()
+    replica = Replica(loop, LimitedProvider(loop), SimulatedRedis(loop), "r", Rules(max_concurrency=1))
+    request = CompletionRequest("fake/m", (Message("user", "hi"),), {}, experiment_id="e")
+
+    async def leaving() -> asyncio.Task[Permit]:
+        held = await replica.lanes.permit(LANE, request)
+        waits = asyncio.create_task(replica.lanes.permit(LANE, request))
+        await asyncio.sleep(0)
+        loop.call_later(LONGEST_SLEEP, loop.call_soon, waits.cancel)  # after it is sent away, before it knows
+        await asyncio.wait([waits])
+        held.release()
+        return waits
+
+    assert loop.run(leaving()).cancelled()
+    assert replica.lanes.queue(LANE).is_idle
 
 
 def test_experiments_are_served_in_turn_and_who_waits_comes_first() -> None:

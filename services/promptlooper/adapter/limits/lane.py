@@ -118,7 +118,7 @@ class WaitingLane:
             if waiter.future.cancelled():
                 self._queue.leave()
                 self.pump()
-            else:  # admitted, and cancelled before it knew
+            elif waiter.future.exception() is None:  # admitted, and cancelled before it knew
                 waiter.future.result().release()
             raise
         finally:
