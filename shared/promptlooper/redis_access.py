@@ -86,14 +86,17 @@ class RedisAccess:
     async def aclose(self) -> None:
         await self._servers.aclose()
 
-    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """All keys are of one slot where there is a cluster."""
+    async def run(
+        self, script: Script, keys: Sequence[str], args: Sequence[Any], read: Callable[[Any], Any] = lambda said: said
+    ) -> Any:
+        """What `read` makes of the answer; where it raises, Redis counts as away. All keys are of one slot where there
+        is a cluster."""
 
         async def ran(server: Redis) -> Any:
             try:
-                return await server.evalsha(script.sha, len(keys), *keys, *args)
+                return read(await server.evalsha(script.sha, len(keys), *keys, *args))
             except NoScriptError:  # it was restarted, or has not run it yet
-                return await server.eval(script.text, len(keys), *keys, *args)
+                return read(await server.eval(script.text, len(keys), *keys, *args))
 
         return await self._ask(keys[0], ran)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from redis.asyncio import Redis
 
 from promptlooper.adapter.app import gateway_from
 from promptlooper.adapter.gateway import Gateway
+from promptlooper.adapter.limits.ledger import LEASE
+from promptlooper.adapter.limits.ledger_text import ledger_of
 from promptlooper.adapter.limits.shared_ledger import Fleet
 from promptlooper.backing import RedisServer
 from promptlooper.clock import SystemClock
@@ -98,6 +101,7 @@ async def test_what_redis_holds_is_one_key_that_expires_and_garbage_in_it_is_rep
 async def test_ledgers_of_lanes_lie_in_a_cluster_where_their_keys_are() -> None:
     with redis_cluster() as nodes:
         async with Fleet(nodes[0].url, SystemClock(), "one", timeout=5.0, cluster=True) as fleet:
+            assert await fleet.swap("promptlooper:limits:1:{0}", b"", b"ledger") == (b"", b"")  # asks for the time
             for n in range(20):
                 key = f"promptlooper:limits:1:{{{n}}}"
                 version, theirs = await fleet.swap(key, b"", b"ledger")
@@ -123,3 +127,41 @@ async def test_while_redis_is_frozen_questions_are_answered_within_the_own_part(
             release.set()
             await asyncio.gather(*calls)
             assert fake.most_open == 3
+
+
+class Skewed(SystemClock):
+    """Of a machine whose clock is wrong."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(minutes=2)
+
+
+async def test_nothing_is_written_with_the_time_of_an_adapters_own_clock(tmp_path: Path, redis: RedisServer) -> None:
+    async with FakeProvider() as fake, Redis.from_url(redis.url) as client:
+        path = providers(tmp_path, fake, "{requests_per_minute: 600}")
+        async with Fleet(redis.url, Skewed(), "one") as fleet, gateway_from(path, env={}, keeper=fleet.keeper) as one:
+            await ask(one)
+            (key,) = await client.keys("*")
+            ledger = ledger_of(await client.hget(key, "ledger"))
+            seconds, _ = await client.time()
+    assert ledger.free_at[0] < seconds + 1
+    assert ledger.members["one"].lease_until < seconds + LEASE + 1
+
+
+@pytest.mark.parametrize(
+    "said", [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
+)
+async def test_what_is_no_redis_counts_as_away(tmp_path: Path, said: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, FakeProvider() as fake:
+        path = providers(tmp_path, fake, "{max_concurrency: 6}")
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        async with adapter(path, url, "one") as (gateway, fleet):
+            now = fleet.now()
+            await ask(gateway)
+            await eventually(lambda: not fleet.is_up())
+            assert fleet.now() - now < 60

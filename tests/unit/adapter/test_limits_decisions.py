@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -274,3 +275,7 @@ def test_ledger_survives_as_text_and_nothing_else_is_taken_for_one() -> None:
     for text in (b"", b"{}", b"[1]", b'[2,[],[0,0],{},"",0]', b'[1,[],[0,0],{"a":[1]},"",0]', b"\xff"):
         with pytest.raises(Unreadable):
             ledger_of(text)
+    form, (_, *others), *rest = json.loads(text_of(ledger))
+    for control in ([], ["x", *others], [None, *others], [1e308, *others], [-1, *others], [20, *others, 1]):
+        with pytest.raises(Unreadable):
+            ledger_of(json.dumps([form, control, *rest]).encode())

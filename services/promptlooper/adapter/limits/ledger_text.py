@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import orjson
 
@@ -10,7 +11,8 @@ from promptlooper.adapter.limits.control import Control
 from promptlooper.adapter.limits.ledger import Ledger, Member
 
 _FORM = 1
-_CONTROL = [field.name for field in fields(Control)]
+_CONTROL = {field.name: {"float": float, "int": int, "bool": bool}[str(field.type)] for field in fields(Control)}
+_LARGEST = 1e9  # limit that can have been found out
 
 
 class Unreadable(Exception):
@@ -35,9 +37,16 @@ def ledger_of(text: bytes) -> Ledger:
         if form != _FORM:
             raise Unreadable(f"form {form!r}")
         known = {name: _member(*fields) for name, fields in members.items()}
-        return Ledger(Control(*control), _pair(free_at), known, prober=str(prober), probes_until=float(probes_until))
+        return Ledger(_control(control), _pair(free_at), known, prober=str(prober), probes_until=float(probes_until))
     except (ValueError, TypeError, AttributeError) as error:
         raise Unreadable(str(error)) from error
+
+
+def _control(values: list[Any]) -> Control:
+    known = {name: kind(value) for (name, kind), value in zip(_CONTROL.items(), values, strict=True)}
+    if not 0 <= known["limit"] <= _LARGEST:
+        raise Unreadable(f"a limit of {known['limit']}")
+    return Control(**known)
 
 
 def _member(lease_until: float, holds: int, wants: int, stock: list[float], used: dict[str, list[float]]) -> Member:

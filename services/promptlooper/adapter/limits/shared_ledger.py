@@ -7,6 +7,7 @@ import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from promptlooper.adapter.limits.lane import WaitingLane
@@ -35,8 +36,30 @@ return {now[1], now[2]}
 """Writes the ledger where nobody else has since version ARGV[1]; else answers what is there."""
 
 
+_NO_VERSION = b"?"  # of no ledger
+
+
 class Away(DomainError):
     """Redis does not answer, or refuses."""
+
+
+class _Answer(NamedTuple):
+    """What the script answers."""
+
+    time: float
+    theirs: tuple[bytes, bytes] | None = None  # version and ledger, where it did not write
+
+    @classmethod
+    def of(cls, said: Any) -> _Answer:
+        """Raises what shows that it is none."""
+        if not isinstance(said, list):
+            raise TypeError(f"the answer is {type(said).__name__}")
+        seconds, microseconds, *theirs = said
+        time = int(seconds) + int(microseconds) / 1e6
+        if not theirs:
+            return cls(time)
+        version, ledger = theirs
+        return cls(time, (bytes(memoryview(version)), bytes(memoryview(ledger))))
 
 
 class Fleet:
@@ -84,13 +107,15 @@ class Fleet:
         return ledger
 
     async def swap(self, key: str, version: bytes, ledger: bytes) -> tuple[bytes, bytes | None]:
-        """The version that is there now, and the ledger where it is another's. Raises Away."""
+        """The version that is there now, and the ledger where it is another's, or where Redis's time was not known yet:
+        nothing is written with a time of our own. Raises Away."""
         self._versions += 1
         new = f"{self.name}:{self._versions}".encode()
+        expected = version if self._offset_until else _NO_VERSION
         began = self.clock.monotonic()
-        answer = await self._access.run(_SWAP, [key], [version, new, ledger, _LIFE_MS])
-        self._told_time(int(answer[0]) + int(answer[1]) / 1e6, began, self.clock.monotonic())
-        return (new, None) if len(answer) == 2 else (answer[2], answer[3])
+        answer = await self._access.run(_SWAP, [key], [expected, new, ledger, _LIFE_MS], _Answer.of)
+        self._told_time(answer.time, began, self.clock.monotonic())
+        return (new, None) if answer.theirs is None else answer.theirs
 
     def _told_time(self, time: float, began: float, ended: float) -> None:
         """The answer that took least says it best; none is believed for ever, as clocks drift."""
