@@ -19,6 +19,7 @@ from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind, kind_of
 from promptlooper.completion import CompletionRequest
 
 LARGEST_IMAGE = 8 * 1024 * 1024
+LARGEST_SUM = 32 * 1024 * 1024  # of one question
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 TIMEOUT = 20.0  # seconds in all
 
@@ -68,6 +69,13 @@ class Image:
     data: bytes
 
 
+@dataclass(slots=True)
+class Room:
+    """Bytes that the images of one question may still take."""
+
+    left: int = LARGEST_SUM
+
+
 class ImageFetcher:
     """Gets `https` images from public addresses. Each address is checked when a socket is made for it, so neither a
     name that means another address a moment later nor a redirect leads anywhere else. Sends no key or cookie."""
@@ -84,12 +92,12 @@ class ImageFetcher:
         self._context = context
         self._session: aiohttp.ClientSession | None = None
 
-    async def fetch(self, url: str) -> Image:
+    async def fetch(self, url: str, room: Room) -> Image:
         """Raises AttemptFailed, whose message names the host and nothing else of the address."""
         host = _host(url)
         try:
             async with asyncio.timeout(TIMEOUT), self._opened().get(url, allow_redirects=False) as response:
-                return await _image(response, host)
+                return await _image(response, host, room)
         except TimeoutError:
             raise _failed(Kind.TRANSIENT, f"{host!r} did not send the image within {TIMEOUT:g} s") from None
         except aiohttp.ClientConnectorError as error:
@@ -135,8 +143,13 @@ async def with_bytes(request: CompletionRequest, fetcher: ImageFetcher) -> Compl
     named = {each for message in request.messages for each in message.images if not each.startswith("data:")}
     if not named:
         return request
-    fetched = await asyncio.gather(*(fetcher.fetch(url) for url in named))
-    uris = {url: _data_uri(image) for url, image in zip(named, fetched, strict=True)}
+    room = Room()
+    try:
+        async with asyncio.TaskGroup() as group:
+            fetched = {url: group.create_task(fetcher.fetch(url, room)) for url in named}
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    uris = {url: _data_uri(task.result()) for url, task in fetched.items()}
     messages = (
         replace(message, images=tuple(uris.get(each, each) for each in message.images)) if message.images else message
         for message in request.messages
@@ -161,12 +174,16 @@ def _host(url: str) -> str:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
+    try:
+        (host or "").encode("idna")
+    except UnicodeError:
+        host = None
     if not host or parts.scheme != "https" or parts.username is not None or parts.password is not None or port == 0:
         raise _failed(Kind.PERMANENT, "an image's address is written as 'https://host/path', without user or password")
     return host
 
 
-async def _image(response: aiohttp.ClientResponse, host: str) -> Image:
+async def _image(response: aiohttp.ClientResponse, host: str, room: Room) -> Image:
     if 300 <= response.status < 400:
         raise _failed(Kind.PERMANENT, f"{host!r} redirects, which is not followed; give the image's own address")
     if response.status != 200:
@@ -178,10 +195,13 @@ async def _image(response: aiohttp.ClientResponse, host: str) -> Image:
     data = bytearray()
     async for chunk in response.content.iter_chunked(65536):
         data += chunk
+        room.left -= len(chunk)
+        if room.left < 0:
+            raise _failed(Kind.PERMANENT, f"the question's images are more than {LARGEST_SUM >> 20} MiB in all")
         if len(data) > LARGEST_IMAGE:
             raise _failed(Kind.PERMANENT, f"the image of {host!r} is larger than {LARGEST_IMAGE >> 20} MiB")
     return Image(media_type, bytes(data))
 
 
 def _failed(kind: Kind, message: str) -> AttemptFailed:
-    return AttemptFailed(Failure(kind, message))
+    return AttemptFailed(Failure(kind, message, elsewhere=True))

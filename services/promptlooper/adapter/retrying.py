@@ -49,6 +49,7 @@ class Failure:
     status: int | None = None  # None where there was no HTTP response
     retry_after: float | None = None  # seconds, as the provider said
     waits_for: str = ""  # of an attempt that a limit did not admit: concurrency, rate, quota or pause
+    elsewhere: bool = False  # it is not the provider's: what the question names could not be had
 
 
 class AttemptFailed(Exception):

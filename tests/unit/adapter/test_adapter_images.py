@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import ssl
@@ -11,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from promptlooper.adapter.images import LARGEST_IMAGE, ImageFetcher, is_public, with_bytes
+from promptlooper.adapter.images import LARGEST_IMAGE, LARGEST_SUM, ImageFetcher, Room, is_public, with_bytes
 from promptlooper.adapter.retrying import AttemptFailed, Kind
 from promptlooper.completion import CompletionRequest, Message
 from tests.tls_lab import Authority
@@ -69,6 +70,10 @@ class Site:
             return web.Response(text="not an image")
         if request.path == "/large":
             return web.Response(body=b"x" * (LARGEST_IMAGE + 1), content_type="image/png")
+        if request.path == "/slow":
+            await asyncio.sleep(60)
+        if request.path.startswith("/full"):
+            return web.Response(body=b"x" * LARGEST_IMAGE, content_type="image/png")
         if request.path == "/image":
             return web.Response(body=b"\x89PNG", content_type="image/png")
         return web.Response(status=int(request.path[1:]))
@@ -98,7 +103,7 @@ async def site(tmp_path) -> AsyncIterator[Site]:
 async def failure_of(fetcher: ImageFetcher, url: str):
     try:
         with pytest.raises(AttemptFailed) as caught:
-            await fetcher.fetch(url)
+            await fetcher.fetch(url, Room())
         return caught.value.failure
     finally:
         await fetcher.aclose()
@@ -106,7 +111,7 @@ async def failure_of(fetcher: ImageFetcher, url: str):
 
 async def test_an_image_is_fetched_without_anything_of_ours(site):
     fetcher = ImageFetcher(resolver=Names(["127.0.0.1"]), context=site.context, may_connect=lambda address: True)
-    image = await fetcher.fetch(site.url("image"))
+    image = await fetcher.fetch(site.url("image"), Room())
     await fetcher.aclose()
     assert (image.media_type, image.data) == ("image/png", b"\x89PNG")
     (sent,) = site.requests
@@ -125,6 +130,23 @@ async def test_a_question_for_a_provider_that_wants_bytes_gets_each_image_once(s
     fetched = "data:image/png;base64,iVBORw=="
     assert [message.images for message in asked.messages] == [(fetched, ours), (fetched,)]
     assert len(site.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ([f"full{n}" for n in range(LARGEST_SUM // LARGEST_IMAGE + 1)], "more than 32 MiB in all"),
+        (["slow", "404"], "answered HTTP 404"),
+    ],
+)
+async def test_a_question_fails_with_one_image_and_fetches_no_others(site, paths, said):
+    fetcher = ImageFetcher(resolver=Names(["127.0.0.1"]), context=site.context, may_connect=lambda address: True)
+    message = Message("user", "a", images=tuple(site.url(path) for path in paths))
+    before = asyncio.all_tasks()
+    with pytest.raises(AttemptFailed, match=said):
+        await with_bytes(CompletionRequest("p/m", (message,), {}), fetcher)
+    assert not [task for task in asyncio.all_tasks() - before if "fetch" in repr(task.get_coro())]
+    await fetcher.aclose()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +221,8 @@ async def test_what_is_no_image_is_said(site, path, kind, said):
         "https://[::1/a",
         "https://images.test:99999/",
         "gopher://images.test/",
+        "https://a..b/image",
+        f"https://{'a' * 64}.test/image",
     ],
 )
 async def test_an_address_of_another_kind_is_refused_before_anything_is_asked(url):

@@ -140,6 +140,13 @@ def test_failures_in_a_row_open_a_breaker_and_one_probe_at_a_time_closes_it(heal
     assert [way(health, [a], [b]).route for _ in range(2)] == [a, a]
 
 
+def test_an_image_that_can_not_be_fetched_is_no_fault_of_the_route(health: Health) -> None:
+    asked = route("a")
+    for _ in range(FAILURES):
+        health.failed(asked, Failure(Kind.TRANSIENT, "no connection", elsewhere=True))
+    assert health.rest(asked) == 0
+
+
 def test_a_rest_is_extended_and_never_shortened(health: Health, clock: ManualClock) -> None:
     a = route("a")
     health.failed(a, limited(40.0))

@@ -78,6 +78,8 @@ class Health:
             del self._states[route.upstream, route.model]
 
     def failed(self, route: Route, failure: Failure) -> None:
+        if failure.elsewhere:
+            return
         if failure.kind in (Kind.TRANSIENT, Kind.MALFORMED):
             state = self._state(route)
             state.failures += 1
