@@ -23,6 +23,7 @@ from promptlooper.errors import (
 
 MAX_ATTEMPTS = 3  # of transient failures; rate limits are waited for within the deadline
 LONGEST_SLEEP = 5.0  # seconds; whoever must wait longer gives its place to another run
+LONGEST_SAID = 86_400.0  # seconds that a provider's word on waiting is believed
 _FIRST_BACKOFF = 0.5  # seconds; doubles with every attempt
 _LAST_BACKOFF = 30.0
 _SPREAD = 0.1  # of a wait that the provider asked for, so that those who wait do not all come back at once
@@ -96,7 +97,8 @@ def _wait(said: float | None, attempts: int, random: Callable[[], float]) -> flo
 
 
 def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date); None where not said."""
+    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date), a day at most; None where not
+    said."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name)
         if text is None:
@@ -106,15 +108,16 @@ def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:
         except ValueError:
             continue
         if math.isfinite(seconds):
-            return max(0.0, seconds)
+            return min(max(0.0, seconds), LONGEST_SAID)
     text = headers.get("retry-after")
     if text is None:
         return None
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
+    seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(0.0, seconds), LONGEST_SAID)
 
 
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 529})

@@ -58,6 +58,9 @@ def test_every_status_has_one_kind(status: int, code: str, message: str, kind: K
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "later"}, None),
+        ({"retry-after": "1e12"}, 86_400.0),
+        ({"retry-after": "Mon, 23 Nov 9026 12:00:30 GMT"}, 86_400.0),
+        ({"retry-after": "Mon, 23 Nov 99999999999 12:00:30 GMT"}, None),
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:

@@ -157,6 +157,11 @@ def test_queue_serves_the_urgent_first_and_experiments_in_turn() -> None:
             Quota(3, None, 5.0),
             None,
         ),
+        (
+            {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": f"{'9' * 400}s"},
+            Quota(0, None, 86_400.0),
+            None,
+        ),
         ({"x-ratelimit-remaining-requests": "many", "x-ratelimit-remaining-tokens": "-1"}, None, None),
         ({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "soon"}, Quota(1, None, 60.0), None),
     ],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from promptlooper.adapter.limits.window import PERIOD, free_after
+from promptlooper.adapter.retrying import LONGEST_SAID
 
 _SHORT = 120.0  # seconds within which a quota comes back that is by the minute, not by the day
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -73,7 +74,7 @@ def quotas_of(headers: dict[str, str], now: datetime) -> tuple[Quota | None, Quo
                 continue
             limit = _number(headers.get(name.format("limit")))
             reset = _seconds(headers.get(name.format("reset")), now)
-            quota = Quota(remaining, limit if limit else None, PERIOD if reset is None else reset)
+            quota = Quota(remaining, limit if limit else None, PERIOD if reset is None else min(reset, LONGEST_SAID))
             known = quotas[kind]
             if known is None or _scarcity(quota) < _scarcity(known):
                 quotas[kind] = quota
