@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from promptlooper.adapter.config import read_providers_file
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits.lane import Keeper
-from promptlooper.adapter.limits.lanes import Lanes
+from promptlooper.adapter.limits.lanes import Here, Lanes
 from promptlooper.adapter.limits.limiter import Lane
 from promptlooper.adapter.providers.registry import built_pool, entries_with_built_in, rules_of
 from promptlooper.adapter.routes.router import Router
@@ -44,7 +44,12 @@ async def gateway_from(
     clock = clock or SystemClock()
     entries = entries_with_built_in(read_providers_file(providers_file) if providers_file else ())
     router = Router({entry.name: built_pool(entry, env, clock=clock) for entry in entries}, clock=clock)
-    gateway = Gateway(router, Lanes(rules_of(entries), clock, keeper), clock=clock)
+    own = {entry.name for entry in entries if entry.type == "local"}  # each Adapter has a local model of its own
+
+    def keeper_of(lane: Lane) -> Keeper:
+        return Here(clock) if keeper is None or lane.provider in own else keeper(lane)
+
+    gateway = Gateway(router, Lanes(rules_of(entries), clock, keeper_of), clock=clock)
     try:
         yield gateway
     finally:

@@ -15,6 +15,7 @@ from promptlooper.adapter.app import gateway_from
 from promptlooper.adapter.gateway import Gateway
 from promptlooper.adapter.limits.ledger import LEASE
 from promptlooper.adapter.limits.ledger_text import ledger_of
+from promptlooper.adapter.limits.limiter import Lane
 from promptlooper.adapter.limits.shared_ledger import Fleet
 from promptlooper.backing import RedisServer
 from promptlooper.clock import SystemClock
@@ -96,6 +97,16 @@ async def test_what_redis_holds_is_one_key_that_expires_and_garbage_in_it_is_rep
             await ask(gateway)
         assert "not what an Adapter writes" in caplog.text
         assert (await client.hget(key, "ledger")).startswith(b"[1,")
+
+
+async def test_limits_of_the_local_model_are_each_adapters_own(tmp_path: Path, redis: RedisServer) -> None:
+    async with FakeProvider() as fake, adapter(providers(tmp_path, fake, "{}"), redis.url, "one") as (gateway, _):
+        request = CompletionRequest("local/m", (Message("user", "hi"),), {}, experiment_id="e")
+        for _ in range(2):
+            await gateway.limiter.permit(Lane("local", "m"), request)
+        assert gateway.limiter.states()[Lane("local", "m")].waits_for == "concurrency"
+        async with Redis.from_url(redis.url) as client:
+            assert await client.keys() == []
 
 
 async def test_ledgers_of_lanes_lie_in_a_cluster_where_their_keys_are() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from limits_lab import LANE, LimitedProvider, Replica, SimulatedRedis
 
+from promptlooper.adapter.limits.lanes import Lanes
 from promptlooper.adapter.limits.ledger import LEASE, Rules
-from promptlooper.adapter.limits.limiter import Permit
+from promptlooper.adapter.limits.limiter import Held, Lane, Permit
 from promptlooper.adapter.retrying import LONGEST_SLEEP
 from promptlooper.completion import CompletionRequest, Message
-from promptlooper.testing.simulation import SimulatedLoop
+from promptlooper.testing.simulation import SimulatedClock, SimulatedLoop
 
 CONFIGURED = Rules(max_concurrency=60, requests_per_minute=600)
 FOUND_OUT = Rules()
@@ -177,3 +179,21 @@ def test_experiments_are_served_in_turn_and_who_waits_comes_first() -> None:
     loop.run(crowd())
     assert replica.held
     assert replica.lanes.states()[LANE].waits_for == "rate"
+
+
+def test_limits_of_models_that_are_in_use_are_not_forgotten_for_names_that_nobody_has() -> None:
+    loop = SimulatedLoop()
+    lanes = Lanes(lambda _: Rules(requests_per_minute=1), SimulatedClock(loop))
+    request = CompletionRequest("fake/m", (Message("user", "hi"),), {}, experiment_id="e")
+
+    async def flood() -> None:
+        for n in range(2000):
+            (await lanes.permit(Lane("fake", str(n)), request)).release()
+            if n % 100 == 0:
+                with suppress(Held):
+                    (await lanes.permit(LANE, request)).release()
+        assert len(lanes.states()) <= 1000
+        assert lanes.states()[LANE].waits_for == "rate"
+
+    loop.run(flood())
+    assert lanes.held["fake", "rate"] == 19

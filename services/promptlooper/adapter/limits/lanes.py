@@ -46,9 +46,10 @@ class Lanes:
 
     async def permit(self, lane: Lane, request: Question) -> LanePermit:
         """Raises Held."""
-        found = self._lanes.get(lane)
+        found = self._lanes.pop(lane, None)
         if found is None:
             found = self._opened(lane)
+        self._lanes[lane] = found  # the last used is last
         try:
             return await found.permit(request)
         except Held as held:
@@ -66,5 +67,4 @@ class Lanes:
         if len(self._lanes) >= _MOST_LANES:
             for idle in [name for name, one in self._lanes.items() if one.is_idle][: _MOST_LANES // 10]:
                 del self._lanes[idle]
-        opened = self._lanes[lane] = WaitingLane(Share(self._rules(lane)), self._keeper(lane), self._clock.now)
-        return opened
+        return WaitingLane(Share(self._rules(lane)), self._keeper(lane), self._clock.now)
