@@ -21,6 +21,7 @@ from promptlooper.runner.answers import Answers
 from promptlooper.runner.calls import output_of
 from promptlooper.runner.claims import Claim
 from promptlooper.runner.counts import RunnerCounts
+from promptlooper.runner.event_facts import waiting_facts
 from promptlooper.runner.execution import Plan, RunExecutor
 from promptlooper.runner.outcomes import Outcome, RunEnded, RunReturned, StageDone
 from promptlooper.runner.render import Renderer
@@ -252,7 +253,8 @@ class _Execution:
         where = index, self._name(index), returned.attempts
         if returned.not_before_us is not None:
             wait = max(0.0, (returned.not_before_us - microseconds(self.clock.now())) / 1e6)
-            message = f"the provider asks to wait for {wait:.0f} s: ask again then, or queue it with StartRun"
+            what = waiting_facts(returned.why, returned.waits_for)["error_message"]
+            message = f"{what}: ask again in {wait:.0f} s, or queue it with StartRun"
             return RunError(returned.why or "PROVIDER_RATE_LIMITED", message, *where, retryable=True)
         if returned.maybe_paid:
             message = "the answer was lost, and its call may be billed: it is not repeated under a budget"

@@ -116,13 +116,18 @@ async def test_failures_are_the_runs_own_and_keep_the_finished_stages(lab: Lab) 
     assert (run.attempts, run.output, len(run.stages)) == (3, None, 2)
 
 
-async def test_it_never_waits_where_a_provider_asks_to(lab: Lab) -> None:
-    lab.model.say = lambda request: ProviderRateLimited("slow down", attempts=1, retry_after=30.0)
+@pytest.mark.parametrize(
+    ("waits_for", "said"),
+    [({}, "the provider asks to wait"), ({"waits_for": "rate"}, "the requests or tokens of this minute are used up")],
+)
+async def test_it_never_waits_for_long_and_says_for_what(lab: Lab, waits_for: dict[str, str], said: str) -> None:
+    lab.model.say = lambda request: ProviderRateLimited("slow down", attempts=1, retry_after=30.0, **waits_for)
     async with lab.runner() as runner:
         _, _, run = await heard(runner.execute_run(RunTarget(experiment("{{ input.n }}"))))
     assert run.error is not None
     assert (run.error.reason, run.error.retryable) == ("PROVIDER_RATE_LIMITED", True)
-    assert "ask again then, or queue it with StartRun" in run.error.message
+    assert run.error.message.startswith(f"{said}: ask again in ")
+    assert run.error.message.endswith(", or queue it with StartRun")
 
 
 async def test_a_budget_holds(lab: Lab) -> None:
