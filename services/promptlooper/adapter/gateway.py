@@ -198,7 +198,7 @@ class Gateway(CompletionGateway, EmbeddingGateway, BatchGateway):
             error.told = heard is not None and heard.told
             raise
         finally:
-            if completion is None and heard is not None and heard.pieces:
+            if completion is None and heard is not None and (heard.pieces or heard.tokens_in is not None):
                 tokens_in = _estimated(request) if heard.tokens_in is None else heard.tokens_in
                 self.counts.gave_up(route.provider.name, route.model, tokens_in, heard.tokens_out)
         told = heard is not None and heard.told

@@ -13,6 +13,9 @@ from promptlooper.adapter.heard import streams
 from promptlooper.adapter.providers.sse import LONGEST_LINE, MOST_EVENTS
 from promptlooper.errors import CompletionFailed, DeadlineExceeded, ProviderRejected, ProviderUnavailable
 from promptlooper.testing.provider import FakeProvider, Reply
+from promptlooper.testing.wires import Reply as WireReply
+from promptlooper.testing.wires import WireServer
+from promptlooper.testing.wires.anthropic import AnthropicWire
 
 
 def gpu(fake: FakeProvider, settings: str) -> str:
@@ -47,6 +50,20 @@ async def test_a_stall_before_the_first_token_is_another_routes_turn_and_after_i
     with pytest.raises(ProviderUnavailable, match=r"timeouts\.idle"):
         await gateway.complete(asking(model="gpu/other"), pieces.append)
     assert pieces == ["ok", "a "]
+
+
+async def test_a_question_that_was_read_is_counted_though_nothing_came_of_it(gateways, asking, key):
+    reply = WireReply(upto=lambda body: body.index(b"event: content_block_start"), then="hang")
+    async with WireServer(AnthropicWire(), reply) as server:
+        gateway = gateways(
+            f"providers: [{{name: gpu, type: anthropic, base_url: '{server.base_url}', api_key_env: KEY, "
+            f"stream: always, timeouts: {{first_token: 0.2}}}}]",
+            KEY=key,
+        )
+        with pytest.raises(ProviderUnavailable):
+            await gateway.complete(asking(model="gpu/m", max_tokens=5))
+        await server.closed()
+    assert gateway.counts.tokens_given_up["gpu", "m", "input"] == 3 * reply.said.tokens_in
 
 
 async def test_reasoning_is_a_first_token(gateways, asking):
