@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
 
 Terms: TypeAlias = tuple[tuple[str, str], ...]
+MOST_MODELS = 1_000  # that are kept in mind: callers may name any
 _KINDS = {  # of tokens: our name, theirs
     "input": "input_mtok",
     "output": "output_mtok",
@@ -77,6 +78,8 @@ class PublicPrices:
 
     def _model(self, model: str) -> ModelInfo | None:
         if model not in self._models:
+            if len(self._models) >= MOST_MODELS:
+                self._models.clear()
             self._models[model] = _found(model, self._api_url)
         return self._models[model]
 

@@ -11,6 +11,7 @@ import pytest
 from genai_prices import Usage, data_snapshot
 
 from promptlooper.adapter.cost import Prices
+from promptlooper.adapter.public_prices import MOST_MODELS, PublicPrices
 from promptlooper.adapter.tariff import Billed, BilledCompletion
 from promptlooper.completion import Completion
 
@@ -158,3 +159,11 @@ def test_every_text_price_of_the_list_agrees():
                 assert cost == (exact * 10**9).quantize(Decimal(1), ROUND_CEILING), (provider.id, model.id, words)
                 compared += 1
     assert compared > 5_000
+
+
+def test_names_that_callers_make_up_are_not_kept_for_ever():
+    prices = PublicPrices(MISTRAL)
+    now = datetime.now(UTC)
+    assert not any(prices.tariff(f"made-up-{n}", now) for n in range(MOST_MODELS + 10))
+    assert len(prices._models) <= MOST_MODELS
+    assert prices.tariff("mistral-large-2512", now)
