@@ -25,6 +25,7 @@ HTTP_TYPES = ("openai", "openai-responses", "azure", "anthropic", "gemini", "oll
 _TYPES = (*HTTP_TYPES, "local", "mock")
 
 _Text = Annotated[str, Field(min_length=1)]
+_PerMinute = Annotated[int, Field(ge=1, le=2**53)]
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -49,9 +50,9 @@ class _Section(BaseModel):
 class ModelLimits(_Section):
     """Of one model with one key, by all Adapters together."""
 
-    max_concurrency: Annotated[int, Field(ge=1)] | None = None
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    max_concurrency: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    requests_per_minute: _PerMinute | None = None
+    tokens_per_minute: _PerMinute | None = None
 
 
 class Limits(ModelLimits):

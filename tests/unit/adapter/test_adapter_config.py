@@ -101,6 +101,10 @@ BAD = {
     "providers: [{name: a, type: openai, stream: sometimes}]": ["stream: it should be 'auto', 'always' or 'never'"],
     "providers: [{name: a, type: openai, proxy: 'http://me:sk-canary@p:3128'}]": ["holds no user or password"],
     "providers: [{name: a, type: openai, proxy: 'https://p:3128'}]": ["is not a proxy's address; write it as"],
+    "providers: [{name: a, type: mock, limits: {max_concurrency: 1000001, tokens_per_minute: 9007199254740993}}]": [
+        "provider 'a': limits.max_concurrency: it should be less than or equal to 1000000",
+        "provider 'a': limits.tokens_per_minute: it should be less than or equal to 9007199254740992",
+    ],
     "providers: [{name: a, type: mock, prices: {m: {input_usd_per_mtok: 1, cached_usd_per_mtok: 1}}}]": [
         "provider 'a': unknown key 'cached_usd_per_mtok'; did you mean 'cached_input_usd_per_mtok'?"
     ],
