@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 import pytest
 
 from promptlooper.adapter.limits.control import COOL_DOWN, Control
+from promptlooper.adapter.limits.estimate import Estimates
 from promptlooper.adapter.limits.fair_queue import FairQueue
 from promptlooper.adapter.limits.ledger import Ledger, Report, Rules, alone, exchanged
 from promptlooper.adapter.limits.ledger_text import Unreadable, ledger_of, text_of
 from promptlooper.adapter.limits.quota import Allowance, Quota, quotas_of
 from promptlooper.adapter.limits.share import Block, Share, Why
+from promptlooper.completion import CompletionRequest, Message, Tool
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -284,3 +286,11 @@ def test_ledger_survives_as_text_and_nothing_else_is_taken_for_one() -> None:
     for control in ([], ["x", *others], [None, *others], [1e308, *others], [-1, *others], [20, *others, 1]):
         with pytest.raises(Unreadable):
             ledger_of(json.dumps([form, control, *rest]).encode())
+
+
+def test_tools_and_schemas_are_part_of_what_a_question_will_take() -> None:
+    plain = CompletionRequest("p/m", (Message("user", "x" * 40),), {"max_tokens": 10})
+    tools = replace(plain, tools=(Tool("t", "y" * 38, {}),))
+    schema = replace(tools, response_schema={"title": "z" * 28})
+    estimates = Estimates()
+    assert [estimates.of(each) for each in (plain, tools, schema)] == [24.0, 34.0, 44.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from promptlooper.adapter.limits.limiter import Question
 from promptlooper.embeddings import EmbeddingRequest
+from promptlooper.jsonvalue import json_text
 
 _CHARACTERS = 4.0  # in a token, for most tokenizers and languages of Latin script
 _MESSAGE = 4  # tokens around each message
@@ -24,6 +25,10 @@ class Estimates:
         most = params.get("max_tokens", params.get("max_completion_tokens"))
         answer = float(most) if isinstance(most, int | float) and most > 0 else self._answer
         characters = sum(len(message.content) for message in request.messages)
+        if request.tools:
+            characters += sum(len(tool.description) + len(json_text(tool.parameters)) for tool in request.tools)
+        if request.response_schema is not None:
+            characters += len(json_text(request.response_schema))
         return characters / _CHARACTERS + _MESSAGE * len(request.messages) + answer
 
     def learn(self, tokens_out: int) -> None:
