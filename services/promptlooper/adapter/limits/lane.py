@@ -13,7 +13,7 @@ from promptlooper.adapter.limits.estimate import Estimates
 from promptlooper.adapter.limits.fair_queue import FairQueue
 from promptlooper.adapter.limits.ledger import Grant, Report
 from promptlooper.adapter.limits.limiter import Held, Question
-from promptlooper.adapter.limits.quota import Heard, listening, quotas_of
+from promptlooper.adapter.limits.quota import QuotaHeaders, listening, quotas_of
 from promptlooper.adapter.limits.share import Begun, Block, Share, Why
 from promptlooper.adapter.limits.window import PERIOD
 from promptlooper.adapter.retrying import LONGEST_SLEEP, Failure, Kind
@@ -173,7 +173,7 @@ class WaitingLane:
     def _begun(self, tokens: float, now: float) -> LanePermit:
         return LanePermit(self, self.share.begin(tokens, now))
 
-    def ended(self, begun: Begun, outcome: Completion | Failure | None, heard: Heard) -> None:
+    def ended(self, begun: Begun, outcome: Completion | Failure | None, heard: QuotaHeaders) -> None:
         share, now = self.share, self._keeper.now()
         share.end()
         if heard.headers:
@@ -241,7 +241,7 @@ class LanePermit:
         self._lane, self._begun = lane, begun
         self._outcome: Completion | Failure | None = None
         self._released = False
-        self.heard = Heard()
+        self.heard = QuotaHeaders()
 
     def answered(self, completion: Completion) -> None:
         self._outcome = completion

@@ -31,13 +31,13 @@ _NAMES = (
 
 
 @dataclass(slots=True)
-class Heard:
+class QuotaHeaders:
     """The quota headers of one attempt, by name in lower case."""
 
     headers: dict[str, str] | None = None
 
 
-listening: ContextVar[Heard | None] = ContextVar("listening", default=None)
+listening: ContextVar[QuotaHeaders | None] = ContextVar("listening", default=None)
 """Set around an attempt; the transport tells it what comes."""
 
 
