@@ -12,7 +12,7 @@ import grpc
 from promptlooper.adapter.batch.messages import batch_in, in_messages
 from promptlooper.adapter.batches import GRACE, MAX_IN_FLIGHT, ItemStreams, completed
 from promptlooper.batches import BatchGateway, BatchState
-from promptlooper.completion import CompletionGateway, CompletionRequest
+from promptlooper.completion import CompletionGateway, CompletionRequest, OnDelta
 from promptlooper.embeddings import EmbeddingGateway
 from promptlooper.errors import DomainError, TooLarge
 from promptlooper.rpc.deadlines import is_deadline
@@ -69,13 +69,15 @@ class AdapterServicer(AdapterServiceServicer):
         self, request_iterator: _Requests, context: Context
     ) -> AsyncIterator[pb.CompleteManyResponse]:
         async with aclosing(self._streams.batches(_messages(request_iterator))) as batches:
-            async for results in batches:
-                yield pb.CompleteManyResponse(results=results)
+            async for batch in batches:
+                deltas = [pb.CompletionDelta(item_id=item_id, text=text) for item_id, text in batch.deltas]
+                yield pb.CompleteManyResponse(results=batch.results, deltas=deltas)
 
-    async def _answer(self, item: pb.CompletionItem) -> pb.CompletionItemResult:
+    async def _answer(self, item: pb.CompletionItem, tell: OnDelta) -> pb.CompletionItemResult:
         if item.traceparent:
             go_on_with(item.traceparent)
-        completion = await completed(self._core, request_from_pb(item.request), self._grace)
+        on_delta = tell if item.deltas else None
+        completion = await completed(self._core, request_from_pb(item.request), on_delta, self._grace)
         result = pb.CompletionItemResult(item_id=item.item_id, completion=completion_to_pb(completion))
         if (size := result.ByteSize()) > MAX_MESSAGE:
             raise TooLarge(f"the answer has {size} bytes, and at most {MAX_MESSAGE} can be sent; ask for less")
