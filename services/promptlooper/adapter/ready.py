@@ -6,10 +6,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from promptlooper.streaming import parts_of
 from promptlooper.wire.limits import BATCH_BYTES, BATCH_ITEMS, Measured
 
 ResultT = TypeVar("ResultT", bound=Measured)
-_LONGEST = BATCH_BYTES // 4  # characters: as UTF-8 no more than a message takes
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class Ready(Generic[ResultT]):
         self._queue.append((result, result.ByteSize()))
 
     def tell(self, item_id: int, piece: str) -> None:
-        for start in range(0, len(piece), _LONGEST):
-            self._add(item_id, piece[start : start + _LONGEST].encode())
+        for part in parts_of(piece):
+            self._add(item_id, part.encode())
 
     def _add(self, item_id: int, piece: bytes) -> None:
         told = self._growing.get(item_id)
