@@ -80,6 +80,19 @@ async def test_a_listener_that_fails_fails_its_question_alone(adapter: Any, ask:
     assert (await other).output == "abä"
 
 
+async def test_nobody_is_told_who_does_not_listen(adapter: Any, ask: Any) -> None:
+    """A provider is asked for a stream where somebody listens, which costs CPU for each piece."""
+    asked: list[Any] = []
+
+    async def complete(request: Any, on_delta: Any = None) -> Completion:
+        asked.append(on_delta)
+        return Completion("fine", "m", "stop")
+
+    adapter.gateway.complete = complete
+    await adapter.client.complete(ask())
+    assert asked == [None]
+
+
 @pytest.mark.parametrize("output", ["all of it", ""])
 async def test_an_adapter_that_ignores_the_wish_is_heard_at_the_end(adapter: Any, ask: Any, output: str) -> None:
     async def answer(request: Any) -> Completion:
