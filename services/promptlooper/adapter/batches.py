@@ -1,18 +1,19 @@
-"""Many questions over one stream: a task per item, and answers in batches as they are ready. Knows no messages."""
+"""Many questions over one stream: a task per item, and answers in batches as they are ready, also piece by piece. Knows
+no messages."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from promptlooper.completion import Completion, CompletionGateway, CompletionRequest
+from promptlooper.adapter.ready import Batch, Ready
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, OnDelta
 from promptlooper.errors import DeadlineExceeded, DomainError, Draining, InvalidArgument
-from promptlooper.wire.limits import BATCH_BYTES, BATCH_ITEMS, Measured
+from promptlooper.wire.limits import Measured
 
 MAX_IN_FLIGHT = 4_096  # items of one stream; more stay unread, which the sender's flow control notices
 GRACE = 0.5  # seconds after an item's timeout: the core knows better what took so long, and says it first
@@ -27,16 +28,19 @@ class Item(Protocol):
 
 ItemT = TypeVar("ItemT", bound=Item)
 ResultT = TypeVar("ResultT", bound=Measured)
-_Message = tuple[Iterable[int], Iterable[ItemT]]  # items that are not wanted any more, and new ones
+_Message: TypeAlias = tuple[Iterable[int], Iterable[ItemT]]  # items that are not wanted any more, and new ones
+_Answer: TypeAlias = Callable[[ItemT, OnDelta], Awaitable[ResultT]]
 
 
-async def completed(core: CompletionGateway, request: CompletionRequest, grace: float) -> Completion:
+async def completed(
+    core: CompletionGateway, request: CompletionRequest, on_delta: OnDelta | None, grace: float
+) -> Completion:
     """The core's answer; DeadlineExceeded where it gives none `grace` seconds after the request's own timeout, with
     one attempt, as nobody knows what was sent and may be billed."""
     scope = asyncio.timeout(request.timeout + grace)
     try:
         async with scope:
-            return await core.complete(request)
+            return await core.complete(request, on_delta)
     except TimeoutError:
         if not scope.expired():
             raise
@@ -44,11 +48,12 @@ async def completed(core: CompletionGateway, request: CompletionRequest, grace: 
 
 
 class ItemStreams(Generic[ItemT, ResultT]):
-    """All streams of a server. `answer` makes an item's result, `failed` that of an error which it raised."""
+    """All streams of a server. `answer` makes an item's result and may tell pieces of its output before; `failed` makes
+    that of an error which it raised."""
 
     def __init__(
         self,
-        answer: Callable[[ItemT], Awaitable[ResultT]],
+        answer: _Answer[ItemT, ResultT],
         failed: Callable[[int, DomainError], ResultT],
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
@@ -64,8 +69,8 @@ class ItemStreams(Generic[ItemT, ResultT]):
         for stream in self._open:
             stream.drain()
 
-    async def batches(self, messages: AsyncIterator[_Message[ItemT]]) -> AsyncGenerator[list[ResultT], None]:
-        """The results of one stream's items. Leaving it cancels what still runs."""
+    async def batches(self, messages: AsyncIterator[_Message[ItemT]]) -> AsyncGenerator[Batch[ResultT], None]:
+        """The results of one stream's items, and pieces of their outputs. Leaving it cancels what still runs."""
         stream = _ItemStream(self._answer, self._failed, self._max_in_flight)
         if self._draining:
             stream.drain()
@@ -83,7 +88,7 @@ class _ItemStream(Generic[ItemT, ResultT]):
 
     def __init__(
         self,
-        answer: Callable[[ItemT], Awaitable[ResultT]],
+        answer: _Answer[ItemT, ResultT],
         failed: Callable[[int, DomainError], ResultT],
         max_in_flight: int,
     ) -> None:
@@ -91,7 +96,7 @@ class _ItemStream(Generic[ItemT, ResultT]):
         self._failed = failed
         self._max_in_flight = max_in_flight
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._ready: deque[tuple[ResultT, int]] = deque()
+        self._ready: Ready[ResultT] = Ready()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._draining = False
@@ -100,7 +105,7 @@ class _ItemStream(Generic[ItemT, ResultT]):
         self._draining = True
         self._wake.set()
 
-    async def batches(self, messages: AsyncIterator[_Message[ItemT]]) -> AsyncGenerator[list[ResultT], None]:
+    async def batches(self, messages: AsyncIterator[_Message[ItemT]]) -> AsyncGenerator[Batch[ResultT], None]:
         reader = asyncio.create_task(self._read(messages))
         reader.add_done_callback(lambda _: self._wake.set())
         try:
@@ -108,7 +113,9 @@ class _ItemStream(Generic[ItemT, ResultT]):
                 await self._wake.wait()
                 self._wake.clear()
                 while self._ready:
-                    yield self._next_batch()
+                    batch = self._ready.next_batch()
+                    self._room.set()
+                    yield batch
                 if reader.done():
                     reader.result()  # raises what is wrong with the stream as a whole
                 if (reader.done() or self._draining) and not self._tasks and not self._ready:
@@ -149,7 +156,7 @@ class _ItemStream(Generic[ItemT, ResultT]):
 
     async def _run(self, item: ItemT) -> None:
         try:
-            result = await self._answer(item)
+            result = await self._answer(item, partial(self._tell, item.item_id))
         except DomainError as error:
             result = self._failed(item.item_id, error)
         except Exception:
@@ -158,19 +165,9 @@ class _ItemStream(Generic[ItemT, ResultT]):
         self._put(result)
 
     def _put(self, result: ResultT) -> None:
-        self._ready.append((result, result.ByteSize()))
+        self._ready.put(result)
         self._wake.set()
 
-    def _next_batch(self) -> list[ResultT]:
-        """What is ready, as much as one message takes."""
-        results: list[ResultT] = []
-        room = BATCH_BYTES
-        while self._ready and len(results) < BATCH_ITEMS:
-            result, size = self._ready[0]
-            if results and size > room:
-                break
-            results.append(result)
-            room -= size
-            self._ready.popleft()
-        self._room.set()
-        return results
+    def _tell(self, item_id: int, piece: str) -> None:
+        self._ready.tell(item_id, piece)
+        self._wake.set()

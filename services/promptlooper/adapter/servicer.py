@@ -12,11 +12,11 @@ import grpc
 from promptlooper.adapter.batch.messages import batch_in, in_messages
 from promptlooper.adapter.batches import GRACE, MAX_IN_FLIGHT, ItemStreams, completed
 from promptlooper.batches import BatchGateway, BatchState
-from promptlooper.completion import CompletionGateway, CompletionRequest
+from promptlooper.completion import Completion, CompletionGateway, CompletionRequest, OnDelta
 from promptlooper.embeddings import EmbeddingGateway
 from promptlooper.errors import DomainError, TooLarge
 from promptlooper.rpc.deadlines import is_deadline
-from promptlooper.streaming import pieces_of
+from promptlooper.streaming import parts_of, told_by
 from promptlooper.tracing import go_on_with
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1 import completion_pb2
@@ -58,24 +58,26 @@ class AdapterServicer(AdapterServiceServicer):
         self, request: pb.StreamCompleteRequest, context: Context
     ) -> AsyncIterator[pb.StreamCompleteResponse]:
         question = _within(request.request, context)
-        async with aclosing(pieces_of(partial(self._core.complete, question))) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, str):
-                    yield pb.StreamCompleteResponse(delta=piece)
-                else:
-                    yield pb.StreamCompleteResponse(completion=completion_to_pb(piece))
+        async with aclosing(told_by(partial(self._core.complete, question))) as told:
+            async for ready in told:
+                for text in parts_of("".join(piece for piece in ready if isinstance(piece, str))):
+                    yield pb.StreamCompleteResponse(delta=text)
+                if isinstance(ready[-1], Completion):
+                    yield pb.StreamCompleteResponse(completion=completion_to_pb(ready[-1]))
 
     async def CompleteMany(
         self, request_iterator: _Requests, context: Context
     ) -> AsyncIterator[pb.CompleteManyResponse]:
         async with aclosing(self._streams.batches(_messages(request_iterator))) as batches:
-            async for results in batches:
-                yield pb.CompleteManyResponse(results=results)
+            async for batch in batches:
+                deltas = [pb.CompletionDelta(item_id=item_id, text=text) for item_id, text in batch.deltas]
+                yield pb.CompleteManyResponse(results=batch.results, deltas=deltas)
 
-    async def _answer(self, item: pb.CompletionItem) -> pb.CompletionItemResult:
+    async def _answer(self, item: pb.CompletionItem, tell: OnDelta) -> pb.CompletionItemResult:
         if item.traceparent:
             go_on_with(item.traceparent)
-        completion = await completed(self._core, request_from_pb(item.request), self._grace)
+        on_delta = tell if item.deltas else None
+        completion = await completed(self._core, request_from_pb(item.request), on_delta, self._grace)
         result = pb.CompletionItemResult(item_id=item.item_id, completion=completion_to_pb(completion))
         if (size := result.ByteSize()) > MAX_MESSAGE:
             raise TooLarge(f"the answer has {size} bytes, and at most {MAX_MESSAGE} can be sent; ask for less")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from itertools import groupby
 
 from promptlooper.clock import Clock
 from promptlooper.completion import CompletionGateway
@@ -33,7 +34,7 @@ from promptlooper.runner.store.rows import microseconds, storable
 from promptlooper.runner.targets import Targets, row_of_target
 from promptlooper.scoring import ScoringService
 from promptlooper.sources import RunTarget
-from promptlooper.streaming import pieces_of
+from promptlooper.streaming import parts_of, told_by
 
 AT_ONCE = 1_000  # in one process: bounds its memory
 PLANS, PLAN_AGE = 256, 60.0  # seconds that a checked experiment is executed without another look
@@ -78,9 +79,10 @@ class Executions:
             plan, row = await self._planned(target, targets)
             left = None if timeout is None else timeout - (self._clock.monotonic() - began)
             execution = _Execution(plan, row, left, self._executor, self._clock, self._counts)
-            async with aclosing(pieces_of(execution.run)) as messages:
-                async for message in messages:
-                    yield message
+            async with aclosing(told_by(execution.run)) as told:
+                async for ready in told:
+                    for message in _joined(ready):
+                        yield message
         finally:
             self._counts.executing -= 1
 
@@ -118,6 +120,17 @@ class Executions:
         while len(self._plans) > PLANS:
             self._plans.popitem(last=False)
         return plan
+
+
+def _joined(ready: Iterable[Execution]) -> Iterator[Execution]:
+    """One message for deltas that follow each other, as they are of one output: the stage is told between two."""
+    for is_delta, messages in groupby(ready, key=lambda message: message.delta is not None):
+        if not is_delta:
+            yield from messages
+            continue
+        deltas = [message.delta for message in messages if message.delta is not None]
+        for text in parts_of("".join(delta.text for delta in deltas)):
+            yield Execution(delta=replace(deltas[0], text=text))
 
 
 _Executor = Callable[[Plan, Callable[[Outcome], None], Callable[[int, str], None]], RunExecutor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from promptlooper.clock import Clock
@@ -59,10 +59,21 @@ class Plan:
     variants: tuple[Variant, ...]
     grid: Shape
     models: dict[str, ModelCheck]  # by provider/model: prices and endpoints
+    _calls: dict[tuple[str, int], tuple[str, JsonObject]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def bounded(self) -> bool:
         return self.spec.limits.budget_nanousd is not None or self.spec.limits.budget_tokens is not None
+
+    def call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
+        """Model and parameters of a stage: the same for all its runs."""
+        place = (variant.variant_id, index)
+        if (call := self._calls.get(place)) is None:
+            stage = variant.pipeline.stages[index]
+            call = self._calls[place] = (stage_model(variant, stage), stage_params(variant, stage))
+        return call
 
 
 class RunExecutor:
@@ -83,7 +94,6 @@ class RunExecutor:
         self._failpoints, self._on_delta = failpoints, on_delta
         self._plan, self._answers, self._scores = plan, answers, scores
         self._renderer, self._clock, self._report = renderer, clock, report
-        self._calls: dict[tuple[str, int], tuple[str, JsonObject]] = {}
 
     @property
     def experiment_id(self) -> str:
@@ -218,7 +228,7 @@ class RunExecutor:
         """The call's question. Raises TemplateError, NeedsMore, or DeadlineExceeded where waiting took all the
         time."""
         plan, stage = self._plan, variant.pipeline.stages[call.stage_index]
-        model, params = self._call_of(variant, call.stage_index)
+        model, params = plan.call_of(variant, call.stage_index)
         self._failpoints.hit("render_before")
         messages = conversation.messages(call, results)
         self._failpoints.hit("render_after")
@@ -261,14 +271,6 @@ class RunExecutor:
             if staging:
                 staging.set({"promptlooper.stage.index": call.stage_index, "promptlooper.cached": result.cached})
         return result
-
-    def _call_of(self, variant: Variant, index: int) -> tuple[str, JsonObject]:
-        """Model and parameters of a stage: the same for all its runs."""
-        place = (variant.variant_id, index)
-        if (call := self._calls.get(place)) is None:
-            stage = variant.pipeline.stages[index]
-            call = self._calls[place] = (stage_model(variant, stage), stage_params(variant, stage))
-        return call
 
     async def _scored(
         self, row: InputRow, results: tuple[StageResult, ...]

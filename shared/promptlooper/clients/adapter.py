@@ -20,7 +20,7 @@ from promptlooper.batches import (
     SubmittedBatch,
     refuse_unended,
 )
-from promptlooper.clients.completion_stream import CompletionStream, Lost
+from promptlooper.clients.completion_stream import CompletionStream, Heard, Lost
 from promptlooper.completion import (
     Completion,
     CompletionGateway,
@@ -37,7 +37,7 @@ from promptlooper.tracing import current
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from promptlooper.wire.batches import batch_messages, result_from_pb, status_from_pb, submitted_from_pb
-from promptlooper.wire.completion import check_from_pb, completion_from_pb, model_from_pb, request_to_pb
+from promptlooper.wire.completion import check_from_pb, model_from_pb, request_to_pb
 from promptlooper.wire.embeddings import embeddings_from_pb
 from promptlooper.wire.embeddings import request_to_pb as embed_to_pb
 from promptlooper.wire.limits import MAX_MESSAGE
@@ -90,13 +90,17 @@ class AdapterClient(CompletionGateway, EmbeddingGateway, BatchGateway):
         self._closed = False
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
-        if on_delta is not None:
-            return await self._stream(request, on_delta)
+        heard = None if on_delta is None else Heard(on_delta)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + request.timeout
         left, tried = request.timeout, set[_Replica]()
         while True:
-            item = pb.CompletionItem(item_id=next(self._ids), request=request_to_pb(request), traceparent=current.get())
+            item = pb.CompletionItem(
+                item_id=next(self._ids),
+                request=request_to_pb(request),
+                traceparent=current.get(),
+                deltas=on_delta is not None,
+            )
             size = item.ByteSize()
             if size > MAX_MESSAGE:
                 raise TooLarge(
@@ -104,29 +108,20 @@ class AdapterClient(CompletionGateway, EmbeddingGateway, BatchGateway):
                 )
             replica = self._next_replica(tried)
             try:
-                return await replica.stream().ask(item, size, left + self._margin)
+                completion = await replica.stream().ask(item, size, left + self._margin, heard)
+                break
             except Lost as lost:
                 replica.rest()
                 tried.add(replica)
                 left = deadline - loop.time()
                 over = self._closed or left <= 0 or len(tried) == len(self._replicas)
-                if over or (lost.sent and request.once):
+                # Who has heard a part of an answer gets no second one.
+                if over or (lost.sent and request.once) or (heard is not None and heard.told):
                     raise ServiceUnavailable(str(lost), sent=lost.sent, address=self._address) from lost
                 request = replace(request, timeout=left)
-
-    async def _stream(self, request: CompletionRequest, on_delta: OnDelta) -> Completion:
-        """A call of its own. Where it is lost, nobody knows whether it is billed."""
-        message = pb.StreamCompleteRequest(request=request_to_pb(request))
-        try:
-            with away(self._address, "adapter"):
-                async for response in self._stub.StreamComplete(message, timeout=request.timeout + self._margin):
-                    if response.WhichOneof("message") == "completion":
-                        return completion_from_pb(response.completion)
-                    on_delta(response.delta)
-        except ServiceUnavailable as error:
-            error.sent = True
-            raise
-        raise ServiceUnavailable("the Adapter ended its answer before the end", sent=True, address=self._address)
+        if heard is not None and not heard.told and completion.output:  # an Adapter of 0.1.0 tells no deltas
+            heard(completion.output)
+        return completion
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         check_embedding_request(request)

@@ -1,4 +1,4 @@
-"""One CompleteMany call: questions with ids go out in batches, answers come back in any order."""
+"""One CompleteMany call: questions with ids go out in batches, answers come back in any order, also piece by piece."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from promptlooper.completion import Completion
+from promptlooper.completion import Completion, OnDelta
 from promptlooper.errors import DeadlineExceeded, DomainError, Draining
 from promptlooper.rpc.client import domain_errors
 from promptlooper.v1 import adapter_service_pb2 as pb
@@ -33,6 +33,18 @@ class Lost(Exception):
         self.sent = sent
 
 
+class Heard:
+    """What has come of an answer so far: `told` once there was a piece."""
+
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self.told = False
+
+    def __call__(self, piece: str) -> None:
+        self.told = True
+        self._on_delta(piece)
+
+
 class CompletionStream:
     """Takes questions until it is retired, and ends with its last answer, or when it breaks. `len()` is the number of
     questions without an answer. Two tasks serve the stream, none a single question."""
@@ -50,6 +62,7 @@ class CompletionStream:
         self._address = address
         self._on_end = on_end
         self._pending: dict[int, asyncio.Future[Completion]] = {}
+        self._hearing: dict[int, OnDelta] = {}  # of those whose deltas somebody wants
         self._outbox: deque[tuple[pb.CompletionItem, int]] = deque()
         self._last_sent = 0
         self._given_up: list[int] = []
@@ -59,12 +72,17 @@ class CompletionStream:
     def __len__(self) -> int:
         return len(self._pending)
 
-    async def ask(self, item: pb.CompletionItem, size: int, limit: float) -> Completion:
-        """The answer to one question, or Lost. Ids grow from one to the next. After `limit` seconds it is given up."""
+    async def ask(
+        self, item: pb.CompletionItem, size: int, limit: float, on_delta: OnDelta | None = None
+    ) -> Completion:
+        """The answer to one question, or Lost. Ids grow from one to the next. After `limit` seconds it is given up. An
+        Adapter of 0.1.0 tells `on_delta` nothing."""
         loop = asyncio.get_running_loop()
         item_id = item.item_id
         future: asyncio.Future[Completion] = loop.create_future()
         self._pending[item_id] = future
+        if on_delta is not None:
+            self._hearing[item_id] = on_delta
         self._outbox.append((item, size))
         self._wake.set()
         timer = loop.call_later(limit, self._expire, item_id, limit)
@@ -101,6 +119,7 @@ class CompletionStream:
 
     def _settled(self, item_id: int) -> asyncio.Future[Completion] | None:
         future = self._pending.pop(item_id, None)
+        self._hearing.pop(item_id, None)
         if self.retired and not self._pending:
             self._wake.set()
         return future
@@ -133,6 +152,7 @@ class CompletionStream:
                 error.__cause__ = cause
                 future.set_exception(error)
         self._pending.clear()
+        self._hearing.clear()
 
     async def _write(self, call: _Call) -> None:
         try:
@@ -166,9 +186,20 @@ class CompletionStream:
     async def _read(self, call: _Call) -> None:
         with domain_errors(self._address, "adapter"):
             while isinstance(response := await call.read(), pb.CompleteManyResponse):
+                for delta in response.deltas:
+                    self._tell(delta)
                 for result in response.results:
                     if (future := self._settled(result.item_id)) is not None and not future.done():
                         self._answer(future, result)
+
+    def _tell(self, delta: pb.CompletionDelta) -> None:
+        if (on_delta := self._hearing.get(delta.item_id)) is None:
+            return
+        try:
+            on_delta(delta.text)
+        except Exception as error:  # its question's alone
+            if (future := self._give_up(delta.item_id)) is not None and not future.done():
+                future.set_exception(error)
 
     def _answer(self, future: asyncio.Future[Completion], result: pb.CompletionItemResult) -> None:
         if result.WhichOneof("result") == "completion":

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -71,9 +71,10 @@ async def serving(
         guards = [access, CallGuard(calls)] if access is not None else [CallGuard(calls)]
         server = grpc.aio.server(interceptors=guards, options=_options(_LARGEST_MESSAGE, connection_age))
         stack.push_async_callback(server.stop, None)
+        handlers = cast(grpc.aio.Server, _Handlers(server))
         for register in services.values():
-            register(server)
-        health_pb2_grpc.add_HealthServicer_to_server(answers, server)
+            register(handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(answers, handlers)
         if reflection:
             listed = (*services, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
             grpc_reflection.enable_server_reflection(listed, server)
@@ -101,6 +102,18 @@ async def serving(
             if on_drain is not None:
                 on_drain()
             await stopping
+
+
+class _Handlers:
+    """What generated code adds a service to, which it does twice. The second time is left out: grpc's Python server
+    waits for each registered method apart, and for all of them anew with each call. For the Runner's thirty methods
+    that is 0.03 ms."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        pass
 
 
 def _options(max_receive_bytes: int, connection_age: float) -> list[tuple[str, Any]]:

@@ -150,10 +150,13 @@ class CompletionItem(_message.Message):
     ITEM_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """Unique among the stream's unanswered items."""
     traceparent: _builtins.str
     """W3C trace context of the run that asks; empty where its trace is not recorded."""
+    deltas: _builtins.bool
+    """The output is wanted as it is generated. What fails after the first delta is not tried again."""
     @_builtins.property
     def request(self) -> _completion_pb2.CompletionRequest: ...
     def __init__(
@@ -162,10 +165,11 @@ class CompletionItem(_message.Message):
         item_id: _builtins.int = ...,
         request: _completion_pb2.CompletionRequest | None = ...,
         traceparent: _builtins.str = ...,
+        deltas: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "item_id", b"item_id", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,22 +294,53 @@ class CompletionItemResult(_message.Message):
 Global___CompletionItemResult: _TypeAlias = CompletionItemResult  # noqa: Y015
 
 @_typing.final
+class CompletionDelta(_message.Message):
+    """More of an item's output."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.int
+    text: _builtins.str
+    """Follows what came before; never empty."""
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionDelta: _TypeAlias = CompletionDelta  # noqa: Y015
+
+@_typing.final
 class CompleteManyResponse(_message.Message):
     """What became ready together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionItemResult]: ...
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionDelta]:
+        """Of items that wish for them. They come before their item's result: at the latest in the same message."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___CompletionItemResult] | None = ...,
+        deltas: _abc.Iterable[Global___CompletionDelta] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,6 +103,8 @@ class AdapterServiceServicer:
         """The same for many questions on one stream: batches go in, answers come back in batches as they are ready, in any order.
         Each item has its own deadline and its own error; the stream fails only as a whole. When it breaks, the items without an
         answer are lost and may have been paid for. Send at most 256 items and 1 MiB in a message. No deadline; close when done.
+        An item that wishes for deltas gets them as StreamComplete does, before its result; those of an item that are ready
+        together come as one. An Adapter of 0.1.0 does not know the wish and sends none: then the result alone tells the output.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

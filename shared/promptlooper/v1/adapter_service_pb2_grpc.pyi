@@ -29,6 +29,8 @@ class AdapterServiceStub:
     """The same for many questions on one stream: batches go in, answers come back in batches as they are ready, in any order.
     Each item has its own deadline and its own error; the stream fails only as a whole. When it breaks, the items without an
     answer are lost and may have been paid for. Send at most 256 items and 1 MiB in a message. No deadline; close when done.
+    An item that wishes for deltas gets them as StreamComplete does, before its result; those of an item that are ready
+    together come as one. An Adapter of 0.1.0 does not know the wish and sends none: then the result alone tells the output.
     """
     StreamComplete: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.StreamCompleteRequest, _adapter_service_pb2.StreamCompleteResponse]
     """As Complete, with the answer's text as it is generated: deltas, and then the whole completion, then OK. Where the provider
@@ -88,6 +90,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """The same for many questions on one stream: batches go in, answers come back in batches as they are ready, in any order.
         Each item has its own deadline and its own error; the stream fails only as a whole. When it breaks, the items without an
         answer are lost and may have been paid for. Send at most 256 items and 1 MiB in a message. No deadline; close when done.
+        An item that wishes for deltas gets them as StreamComplete does, before its result; those of an item that are ready
+        together come as one. An Adapter of 0.1.0 does not know the wish and sends none: then the result alone tells the output.
         """
 
     @_abc_1.abstractmethod

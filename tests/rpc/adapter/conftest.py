@@ -75,14 +75,38 @@ class ScriptedGateway(CompletionGateway, EmbeddingGateway):
         return [ModelInfo("mock/echo", "mock", True, None, Price(0, 0)), ModelInfo("x/y", "x", False, "give the key")]
 
 
+class Talking(ScriptedGateway):
+    """Says pieces, then waits until `go` is set, then answers or raises `fails`."""
+
+    def __init__(self, *pieces: str) -> None:
+        super().__init__()
+        self.pieces, self.go, self.stopped = pieces, asyncio.Event(), asyncio.Event()
+        self.fails: Exception | None = None
+
+    async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+        self.asked.append(request)
+        assert on_delta is not None
+        for piece in self.pieces:
+            on_delta(piece)
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.stopped.set()
+            raise
+        if self.fails is not None:
+            raise self.fails
+        return Completion("".join(self.pieces), "m", "stop", 1, 2, latency_ms=5, ttft_ms=1)
+
+
 class CountingServicer(AdapterServicer):
-    """Counts streams and messages, and can break streams."""
+    """Counts streams and messages, and can break streams. `ignores_deltas`, as 0.1.0 does, which does not know them."""
 
     def __init__(self, core: AdapterCore, **options: Any) -> None:
         super().__init__(core, **options)
         self.streams = self.requests = self.responses = 0
         self.ended: asyncio.Queue[None] = asyncio.Queue()
         self.break_with: Exception | None = None
+        self.ignores_deltas = False
 
     async def CompleteMany(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         self.streams += 1
@@ -92,6 +116,9 @@ class CountingServicer(AdapterServicer):
                 self.requests += 1
                 if self.break_with is not None:
                     broken.set_exception(self.break_with)
+                if self.ignores_deltas:
+                    for item in request.items:
+                        item.ClearField("deltas")
                 yield request
 
         broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -167,3 +194,8 @@ async def adapter() -> AsyncIterator[Adapter]:
 @pytest.fixture
 def new_gateway() -> type[ScriptedGateway]:
     return ScriptedGateway
+
+
+@pytest.fixture
+def talking() -> type[Talking]:
+    return Talking

@@ -138,6 +138,30 @@ async def test_questions_of_an_adapter_that_died_are_asked_once_more_and_none_fa
         assert pair.asked - Counter(names(20)) == died
 
 
+@pytest.mark.parametrize("pieces", [("a",), ()])
+async def test_who_has_heard_a_part_of_an_answer_gets_no_second_one(ask: Any, talking: Any, pieces: Any) -> None:
+    cores = [talking(*pieces), talking(*pieces)]
+    replicas = [Replica(core) for core in cores]
+    async with AsyncExitStack() as stack:
+        for replica in replicas:
+            await replica.come(grace=0.0)
+            stack.push_async_callback(replica.go)
+        client = await stack.enter_async_context(connected(",".join(f"127.0.0.1:{one.port}" for one in replicas)))
+        heard: list[str] = []
+        task = asyncio.create_task(client.complete(ask(), heard.append))
+        await eventually(lambda: any(core.asked for core in cores) and heard == list(pieces))
+        first, other = (0, 1) if cores[0].asked else (1, 0)
+        cores[other].go.set()
+        await replicas[first].go()
+        if pieces:
+            with pytest.raises(ServiceUnavailable) as raised:
+                await task
+            assert raised.value.sent
+        else:
+            await task
+        assert (len(cores[other].asked), heard) == (0 if pieces else 1, list(pieces))
+
+
 async def test_question_that_is_asked_again_has_only_the_time_that_is_left(new_gateway: Any, ask: Any) -> None:
     async with two_adapters(new_gateway, grace=0.0) as pair:
         pair.hold(pair.one, pair.other)

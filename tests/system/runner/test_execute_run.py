@@ -54,7 +54,7 @@ async def test_a_run_tells_its_outputs_as_they_come_and_is_not_stored(lab: Lab) 
     )
     async with lab.runner() as runner:
         deltas, stages, run = await heard(runner.execute_run(RunTarget(spec)))
-        assert deltas == [(0, "so"), (0, "3"), (1, "so"), (1, "so"), (1, "3!")]
+        assert deltas == [(0, "so3"), (1, "soso3!")]  # each output's pieces were ready together
         assert [message.stage.output for message in stages if message.stage] == ["so 3", "so so 3!"]
         assert (run.state, run.output, run.score, run.run_id) == (RunState.COMPLETED, "so so 3!", 1.0, "")
         assert [score.name for score in run.scores] == ["contains"]
@@ -80,7 +80,7 @@ async def test_what_the_cache_has_comes_in_one_piece_and_costs_nothing(lab: Lab)
         target = RunTarget(experiment("{{ input.n }}"))
         first = await heard(runner.execute_run(target))
         again = await heard(runner.execute_run(target))
-    assert (first[0], again[0]) == ([(0, "a"), (0, "b")], [(0, "a b")])
+    assert (first[0], again[0]) == ([(0, "ab")], [(0, "a b")])
     assert (first[2].cached, again[2].cached) == (False, True)
     assert lab.model.calls.total() == 1
 

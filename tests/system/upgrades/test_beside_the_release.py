@@ -17,6 +17,7 @@ from release_lab import OURS, Version, released
 from promptlooper.clients.runner import connected
 from promptlooper.experiment import CacheMode
 from promptlooper.runner.store.migrate import HEAD, upgrade
+from promptlooper.sources import RunTarget
 from promptlooper.testing.provider import FakeProvider, ProviderRequest, Reply
 
 RUNS, SLOTS = 30, 4
@@ -96,6 +97,7 @@ async def test_both_versions_work_on_one_experiment_and_each_serves_the_other(re
                 for version, server in ((release, new_runner), (OURS, old_runner)):
                     words = ("run", "-q", str(backs.folder / "promptlooper.yaml"), "--server", server.address)
                     assert "3 runs, 3 completed, 0 failed" in await asyncio.to_thread(version, *words)
+                await a_single_run_is_told_at_its_end(new_runner)
                 await asyncio.to_thread(rows_are_the_same, release, created.experiment_id, old_runner, new_runner)
 
                 assert await old_runner.terminate() == 0
@@ -112,6 +114,18 @@ async def answers_are_found_again(runner: Node, provider: FakeProvider) -> None:
         await Watched().follow(client.watch(created.experiment_id))
         assert (await client.get(created.experiment_id)).counts.cached == RUNS
     assert provider.calls.total() == asked
+
+
+async def a_single_run_is_told_at_its_end(new_runner: Node) -> None:
+    """The old Adapter knows no deltas."""
+    async with connected(new_runner.address) as client:
+        target = RunTarget(three_stages(1, cache=CacheMode.OFF))
+        heard = [message async for message in client.execute_run(target, 60.0)]
+    run = heard[-1].run
+    assert run is not None
+    assert run.error is None
+    told = [message.delta.text for message in heard if message.delta is not None]
+    assert told == [stage.output for stage in run.stages]
 
 
 def rows_are_the_same(release: Version, experiment_id: str, old_runner: Node, new_runner: Node) -> None:
