@@ -112,7 +112,7 @@ class BatchKeeper:
     async def _pass(self, experiment_id: str, *, only_stop: bool = False) -> None:
         """All that is to be done now for the batches of one experiment."""
         try:
-            standing = await self._database.read(partial(store.standing, experiment_id=experiment_id), urgent=True)
+            standing = await self._database.read(self._standing(experiment_id), urgent=True)
             if standing.state is not None and not await self._keeps(experiment_id, standing, only_stop):
                 return
             if standing.state is None or standing.state.ended:
@@ -121,15 +121,22 @@ class BatchKeeper:
                         await self._guarded(batch, self._stop(batch, EXPERIMENT))
             if only_stop:
                 return
+            if standing.overdue:
+                late = partial(store.wake_overdue, experiment_id=experiment_id, now_us=self._now_us())
+                await self._database.write(late)
+                self._changed(experiment_id)
             if self._is_full(standing):
                 await self._form(experiment_id)
-            for batch in (await self._database.read(partial(store.standing, experiment_id=experiment_id))).open:
+            for batch in (await self._database.read(self._standing(experiment_id))).open:
                 if self._clock.monotonic() >= self._due.get(batch.batch_id, 0.0) and self._may_call():
                     await self._guarded(batch, self._attend(batch))
         except (ExperimentNotFound, StoreUnavailable) as error:
             log.warning("experiment %s: its batches wait: %s", experiment_id, error)
         except Exception:
             log.exception("experiment %s: its batches can't be kept", experiment_id)
+
+    def _standing(self, experiment_id: str) -> Callable[[sa.Connection], Standing]:
+        return partial(store.standing, experiment_id=experiment_id, now_us=self._now_us())
 
     async def _keeps(self, experiment_id: str, standing: Standing, only_stop: bool) -> bool:
         assert standing.state is not None

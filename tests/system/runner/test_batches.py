@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -26,12 +27,20 @@ from promptlooper.experiment import CacheMode, CachePolicy, Experiment, Experime
 from promptlooper.run import Run, RunState
 from promptlooper.runner.batches import BatchPace
 from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.ledger import RunRow
+from promptlooper.runner.outcomes import BatchQuestion
+from promptlooper.runner.store import batches as store
+from promptlooper.runner.store import questions, repository
 from promptlooper.runner.store.database import Database
 from promptlooper.runner.store.models import batch_items, batches, progress
+from promptlooper.runner.store.questions import ANSWERED
+from promptlooper.runner.store.turns import locked_ledger
+from promptlooper.runner.turn import Turn
 from promptlooper.sources import RunTarget
 from promptlooper.testing.eventually import eventually
 
 SOON = BatchPace(poll=0.02)
+T = TypeVar("T")
 PRICE = Price(2_000_000, 4_000_000)
 
 
@@ -58,6 +67,22 @@ def model_of(lab: Lab, **settings: Any) -> BatchingModel:
     return model
 
 
+def read(lab: Lab, work: Callable[[sa.Connection], T]) -> T:
+    database = Database(lab.database_url)
+    try:
+        return database.reading(work)
+    finally:
+        database.close()
+
+
+def wrote(lab: Lab, work: Callable[[sa.Connection], T]) -> T:
+    database = Database(lab.database_url)
+    try:
+        return database.writing(work)
+    finally:
+        database.close()
+
+
 def left(lab: Lab) -> list[int]:
     """Rows of questions, of batches, and of experiments that somebody keeps."""
 
@@ -66,11 +91,7 @@ def left(lab: Lab) -> list[int]:
         queries = (sa.select(batch_items), sa.select(batches), kept)
         return [len(connection.execute(query).all()) for query in queries]
 
-    database = Database(lab.database_url)
-    try:
-        return database.reading(count)
-    finally:
-        database.close()
+    return read(lab, count)
 
 
 async def in_batch(runner: RunnerCore, experiment_id: str, count: int) -> None:
@@ -108,6 +129,57 @@ async def test_a_run_that_waits_holds_no_slot_and_says_so(lab: Lab) -> None:
     assert len(model.batches) == 1
     assert [event.detail["error_reason"] for event in events.events] == ["BATCH"] * 5
     assert set(said) <= {"BATCH"}
+
+
+async def test_all_runs_wait_together_whatever_may_run_at_once(lab: Lab) -> None:
+    model = model_of(lab)
+    _, runs = await ran(lab, by_batch("{{ input.n }}", count=20, limits={"max_concurrency": 2}))
+    assert [len(prompts) for prompts in model.asked] == [20]
+    assert all(run.stages[0].batched for run in runs)
+
+
+async def test_runs_that_wait_are_nothing_to_claim_until_their_answer_is_there(lab: Lab) -> None:
+    model = model_of(lab, hold_batches=True)
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch(count=3))
+        await in_batch(runner, created.experiment_id, 3)
+        assert [one.room for one in read(lab, repository.active)[0]] == [0]
+        await eventually(lambda: model.batches)
+        await runner.pause(created.experiment_id)
+        model.finish()
+        await in_batch(runner, created.experiment_id, 0)
+        await runner.resume(created.experiment_id)
+        assert (await ended(runner, created.experiment_id)).counts.completed == 3
+
+
+async def test_an_answer_that_comes_while_its_run_looks_for_it_wakes_it(lab: Lab) -> None:
+    model = model_of(lab, hold_batches=True)
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch(count=1))
+        await eventually(lambda: model.batches and left(lab)[1] == 1)
+
+    def looks(connection: sa.Connection) -> tuple[int, int]:
+        connection.execute(sa.update(batch_items).values(state=ANSWERED, result="{}"))
+        ledger = locked_ledger(connection, created.experiment_id)
+        row = RunRow(0, 0, "PENDING", None, 2, 0, not_before_us=9, in_batch=True)
+        asked = BatchQuestion(0, "item", "mock/m", "{}")
+        questions.keep(connection, Turn(ledger, "", 0, touched={0: row}, questions=[(row, asked)]))
+        return row.not_before_us, ledger.in_batch
+
+    assert wrote(lab, looks) == (0, 0)
+
+
+async def test_the_question_of_a_cancelled_run_does_not_wait(lab: Lab) -> None:
+    model_of(lab).price = PRICE
+    limits = {"budget_nanousd": 200}  # for two: the others may still come
+    spec = by_batch("{{ input.n }}", count=4, params={"max_tokens": 10}, limits=limits)
+    async with runner_of(lab, batch_pace=BatchPace(0.02, quiet=60)) as runner:
+        created = await runner.create(spec)
+        await in_batch(runner, created.experiment_id, 2)
+        await runner.cancel_run(f"{created.experiment_id}-1")
+        stands = read(lab, partial(store.standing, experiment_id=created.experiment_id, now_us=0))
+        assert (stands.waiting, stands.coming) == (1, True)
+        await runner.cancel(created.experiment_id)
 
 
 async def test_answers_are_remembered_and_what_the_cache_has_is_not_asked(lab: Lab) -> None:
