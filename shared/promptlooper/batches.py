@@ -78,8 +78,9 @@ class BatchGateway(Protocol):
         self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
     ) -> SubmittedBatch:
         """Hands all items, of one `provider/model`, to the provider as one batch. `label` (`[a-z0-9-]{1,63}`) names it
-        there. With `again` a batch with this label may be there already: it is looked for first, and returned. Raises
-        InvalidArgument where the provider answers no batches, or not such a one; TooLarge."""
+        there. With `again` a batch with this label may be there already: it is looked for first, and returned; without
+        items it is only looked for. Raises InvalidArgument where the provider answers no batches, or not such a one;
+        TooLarge."""
         ...
 
     async def batch_status(self, batch: str) -> BatchStatus: ...

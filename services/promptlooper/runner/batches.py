@@ -128,6 +128,8 @@ class BatchKeeper:
             if self._is_full(standing):
                 await self._form(experiment_id)
             for batch in (await self._database.read(self._standing(experiment_id))).open:
+                if batch.state == SUBMITTING and standing.state is ExperimentState.PAUSED:
+                    continue  # nothing is handed in until it goes on
                 if self._clock.monotonic() >= self._due.get(batch.batch_id, 0.0) and self._may_call():
                     await self._guarded(batch, self._attend(batch))
         except (ExperimentNotFound, StoreUnavailable) as error:
@@ -176,11 +178,16 @@ class BatchKeeper:
             await work
         except StoreUnavailable:
             raise
-        except DomainError as error:
-            log.warning("experiment %s: batch %s: %s", batch.experiment_id, batch.batch_id, error)
-            if self._now_us() > batch.deadline_us + int(GRACE * 1e6):
-                await self._end(batch)
+        except Exception as error:  # one batch must not keep the others from being looked after
+            unexpected = None if isinstance(error, DomainError) else error
+            log.warning("experiment %s: batch %s: %s", batch.experiment_id, batch.batch_id, error, exc_info=unexpected)
             self._look_later(batch)
+            if self._is_hopeless(batch):
+                await self._end(batch)
+
+    def _is_hopeless(self, batch: Open) -> bool:
+        """Whether the provider had its time, and more to stop the batch in."""
+        return self._now_us() > batch.deadline_us + int(GRACE * 1e6)
 
     async def _attend(self, batch: Open) -> None:
         if batch.state == SUBMITTING:
@@ -189,30 +196,36 @@ class BatchKeeper:
         status = await self._gateway.batch_status(batch.handle)
         if status.state is BatchState.ENDED:
             await self._take_home(batch)
-        elif status.state is BatchState.UNKNOWN:
-            log.warning("batch %s is not known to its provider any more", batch.batch_id)
+        elif status.state is BatchState.UNKNOWN or self._is_hopeless(batch):
+            log.warning("batch %s is given up: its provider says that it is %s", batch.batch_id, status.state.value)
             await self._end(batch)
-        elif status.state is BatchState.RUNNING and (batch.stop_reason or self._now_us() > batch.deadline_us):
-            await self._stop(batch, TIME)
-        self._look_later(batch)
+        else:
+            if status.state is BatchState.RUNNING and (batch.stop_reason or self._is_over(batch)):
+                await self._stop(batch, TIME)
+            self._look_later(batch)
+
+    def _is_over(self, batch: Open) -> bool:
+        return self._now_us() > batch.deadline_us
 
     def _look_later(self, batch: Open) -> None:
         age = (self._now_us() - batch.created_us) / 1e6
         self._due[batch.batch_id] = self._clock.monotonic() + min(self._pace.poll, max(FIRST_LOOK, age / 10))
 
     async def _submit(self, batch: Open) -> None:
-        requests = await self._database.read(partial(store.requests_of, batch_id=batch.batch_id))
-        if not requests:
+        again = batch.batch_id not in self._untried
+        wanted = not (batch.stop_reason or self._is_over(batch))  # else it is only looked for
+        of_it = partial(store.requests_of, batch_id=batch.batch_id)
+        requests = await self._database.read(of_it) if wanted else {}
+        if not (requests or again):
             await self._end(batch)
             return
         items = [BatchItem(key, request_of(r)) for key, r in requests.items()]
-        again = batch.batch_id not in self._untried
         self._untried.discard(batch.batch_id)
         self._failpoints.hit("batch_before_submit")
         try:
             taken = await self._gateway.submit_batch(batch.model, batch.batch_id, items, again=again)
         except DomainError as error:
-            if error.retryable and self._now_us() <= batch.deadline_us:
+            if error.retryable and not self._is_over(batch):
                 raise
             log.warning("batch %s was not taken, its questions are asked directly: %s", batch.batch_id, error)
             await self._end(batch)
@@ -221,13 +234,13 @@ class BatchKeeper:
         refused = [result.item_id for result in taken.refused]
         if taken.batch:
             log.info("experiment %s: batch %s of %d questions", batch.experiment_id, batch.batch_id, len(items))
-            await self._write_of(batch, partial(store.submitted, batch=batch, handle=taken.batch, refused=refused))
+            await self._database.write(partial(store.submitted, batch=batch, handle=taken.batch, refused=refused))
         else:
             await self._end(batch)
         self._changed(batch.experiment_id)
 
     async def _stop(self, batch: Open, reason: str) -> None:
-        """Has the provider stop a batch. One that may be there or not is found first: by handing it in again."""
+        """Has the provider stop a batch. One that may be there or not is looked for first."""
         await self._database.write(partial(store.stopping, batch=batch, reason=reason))
         if batch.state == SUBMITTING and batch.batch_id in self._untried:
             await self._end(replace(batch, stop_reason=reason))

@@ -354,7 +354,9 @@ class SubmitBatchRequest(_message.Message):
     label: _builtins.str
     """Names the batch at the provider: `[a-z0-9-]{1,63}`; in the first message."""
     again: _builtins.bool
-    """A batch of this label may have been submitted before: it is looked for where the provider can tell, and returned."""
+    """A batch of this label may have been submitted before: it is looked for where the provider can tell, and returned.
+    Without items it is only looked for.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItem]: ...
     def __init__(
@@ -413,10 +415,10 @@ class SubmitBatchResponse(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     batch: _builtins.str
-    """What GetBatch and CancelBatch take; empty where no item could be taken."""
+    """What GetBatch and CancelBatch take; empty where no item could be taken, or the batch looked for is not there."""
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItemResult]:
-        """Items that this provider can't be asked: they are not in the batch."""
+        """Items that this provider can't be asked: they are not in the batch. Where they are many, only the first say why."""
 
     def __init__(
         self,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
-from batch_lab import BatchingModel, by_batch
+from batch_lab import by_batch, in_batch, left, model_of, read, runner_of, wrote
 from runner_lab import Lab, ended, exported, stage, watched
 
 from promptlooper.batches import BatchState
-from promptlooper.completion import CompletionRequest, Price
+from promptlooper.completion import Price
 from promptlooper.errors import (
     BatchCancelled,
     ContentFiltered,
@@ -26,32 +23,18 @@ from promptlooper.errors import (
 from promptlooper.experiment import CacheMode, CachePolicy, Experiment, ExperimentSpec, ExperimentState
 from promptlooper.run import Run, RunState
 from promptlooper.runner.batches import BatchPace
-from promptlooper.runner.core import RunnerCore
 from promptlooper.runner.ledger import RunRow
 from promptlooper.runner.outcomes import BatchQuestion
 from promptlooper.runner.store import batches as store
 from promptlooper.runner.store import questions, repository
-from promptlooper.runner.store.database import Database
-from promptlooper.runner.store.models import batch_items, batches, progress
+from promptlooper.runner.store.models import batch_items
 from promptlooper.runner.store.questions import ANSWERED
 from promptlooper.runner.store.turns import locked_ledger
 from promptlooper.runner.turn import Turn
 from promptlooper.sources import RunTarget
 from promptlooper.testing.eventually import eventually
 
-SOON = BatchPace(poll=0.02)
-T = TypeVar("T")
 PRICE = Price(2_000_000, 4_000_000)
-
-
-def echo(request: CompletionRequest) -> str:
-    return f"<{request.messages[-1].content}>"
-
-
-@asynccontextmanager
-async def runner_of(lab: Lab, **settings: Any) -> AsyncIterator[RunnerCore]:
-    async with lab.runner(**{"batch_pace": SOON, **settings}) as runner:
-        yield runner
 
 
 async def ran(lab: Lab, spec: ExperimentSpec) -> tuple[Experiment, list[Run]]:
@@ -59,46 +42,6 @@ async def ran(lab: Lab, spec: ExperimentSpec) -> tuple[Experiment, list[Run]]:
         created = await runner.create(spec)
         await ended(runner, created.experiment_id)
         return await runner.get(created.experiment_id), await exported(runner, created.experiment_id)
-
-
-def model_of(lab: Lab, **settings: Any) -> BatchingModel:
-    model = BatchingModel(echo, **settings)
-    lab.model = model
-    return model
-
-
-def read(lab: Lab, work: Callable[[sa.Connection], T]) -> T:
-    database = Database(lab.database_url)
-    try:
-        return database.reading(work)
-    finally:
-        database.close()
-
-
-def wrote(lab: Lab, work: Callable[[sa.Connection], T]) -> T:
-    database = Database(lab.database_url)
-    try:
-        return database.writing(work)
-    finally:
-        database.close()
-
-
-def left(lab: Lab) -> list[int]:
-    """Rows of questions, of batches, and of experiments that somebody keeps."""
-
-    def count(connection: sa.Connection) -> list[int]:
-        kept = sa.select(progress).where(progress.c.batch_keeper.is_not(None))
-        queries = (sa.select(batch_items), sa.select(batches), kept)
-        return [len(connection.execute(query).all()) for query in queries]
-
-    return read(lab, count)
-
-
-async def in_batch(runner: RunnerCore, experiment_id: str, count: int) -> None:
-    async def waits() -> bool:
-        return (await runner.get(experiment_id)).counts.in_batch == count
-
-    await eventually(waits)
 
 
 async def test_all_questions_of_a_stage_go_in_one_batch_and_the_next_stages_in_another(lab: Lab) -> None:

@@ -4,12 +4,14 @@ writes."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from promptlooper.clock import IdMaker
+from promptlooper.errors import ExperimentNotFound
 from promptlooper.experiment import ExperimentState
 from promptlooper.runner.store.models import batch_items, batches, progress, runners, runs
 from promptlooper.runner.store.questions import ANSWERED, DIRECT, SUBMITTED, WAITING
@@ -235,9 +237,11 @@ def requests_of(connection: sa.Connection, batch_id: str) -> dict[str, str]:
 
 
 def submitted(connection: sa.Connection, batch: Open, handle: str, refused: Sequence[str]) -> None:
-    """The provider has taken a batch, but for what it refused: that is asked directly."""
-    locked_ledger(connection, batch.experiment_id)
-    _resolve(connection, batch, dict.fromkeys(refused, (DIRECT, None)))
+    """The provider has taken a batch, but for what it refused: that is asked directly. Where the experiment was deleted
+    meanwhile, the batch can be stopped from now on."""
+    with suppress(ExperimentNotFound):
+        locked_ledger(connection, batch.experiment_id)
+        _resolve(connection, batch, dict.fromkeys(refused, (DIRECT, None)))
     of_it = batches.c.batch_id == batch.batch_id
     connection.execute(sa.update(batches).where(of_it).values(state=SUBMITTED, handle=handle))
 
