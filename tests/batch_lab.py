@@ -32,6 +32,7 @@ class KeptBatch:
     items: Sequence[BatchItem]
     state: BatchState = BatchState.RUNNING
     results: dict[str, BatchResult] = field(default_factory=dict)
+    too_much: bool = False
 
 
 class BatchingModel(ScriptedModel):
@@ -51,6 +52,7 @@ class BatchingModel(ScriptedModel):
         self.says_so.set()
         self.lost_by_cancelling: Sequence[str] = ("*",)
         self.ends_cancelled = True
+        self.room: int | None = None  # for so many questions in batches at once; a batch that is too much fails
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         plain = await super().check_models(models)
@@ -82,8 +84,11 @@ class BatchingModel(ScriptedModel):
         refused = {item.item_id: error for item in items if (error := self.refuses(item)) is not None}
         taken = [item for item in items if item.item_id not in refused]
         if taken:
+            under_way = sum(len(b.items) for b in self.batches.values() if b.state is BatchState.RUNNING)
             self.batches[label] = KeptBatch(label, taken)
-            if not self.hold_batches:
+            if self.room is not None and under_way + len(taken) > self.room:
+                self.batches[label].state, self.batches[label].too_much = BatchState.ENDED, True
+            elif not self.hold_batches:
                 self.finish(label)
         await self.says_so.wait()
         self.on_submitted()
@@ -120,7 +125,7 @@ class BatchingModel(ScriptedModel):
             return BatchStatus(BatchState.UNKNOWN)
         if kept.state is BatchState.CANCELLING and self.ends_cancelled:
             self.finish(batch, but=self.lost_by_cancelling, error=BatchCancelled)
-        return BatchStatus(kept.state, len(kept.items), len(kept.results))
+        return BatchStatus(kept.state, len(kept.items), len(kept.results), too_much=kept.too_much)
 
     async def batch_results(self, batch: str) -> AsyncIterator[BatchResult]:
         for result in reversed(self.batches[batch].results.values()):

@@ -60,6 +60,7 @@ class BatchStatus:
     failed: int = 0
     expires_at: datetime | None = None
     message: str = ""  # of one that failed as a whole: why, as the provider says
+    too_much: bool = False  # it failed as the provider has too much in batches: later, or less of it, may go well
 
 
 def refuse_unended(status: BatchStatus) -> None:

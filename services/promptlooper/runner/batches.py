@@ -22,6 +22,7 @@ from promptlooper.clock import Clock, IdMaker
 from promptlooper.errors import BatchCancelled, DomainError, ExperimentNotFound, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
+from promptlooper.runner.batch_room import BatchRoom
 from promptlooper.runner.batch_texts import answer_text, error_text, request_of
 from promptlooper.runner.store import batches as store
 from promptlooper.runner.store import repository
@@ -72,7 +73,8 @@ class BatchKeeper:
     ) -> None:
         self._database, self._gateway, self._clock, self._new_id = database, gateway, clock, new_id
         self._failpoints, self._runner_id, self._mine = failpoints, runner_id, mine
-        self._may_call, self._changed, self._pace, self._sizes = may_call, changed, pace, sizes
+        self._may_call, self._changed, self._pace = may_call, changed, pace
+        self._room = BatchRoom(sizes, pace.poll, clock)
         self._passes: dict[str, asyncio.Task[None]] = {}
         self._due: dict[str, float] = {}  # batch_id → monotonic time of the next look
         self._untried: set[str] = set()  # batches that were formed here and not handed in yet
@@ -104,7 +106,9 @@ class BatchKeeper:
 
     async def _look(self) -> None:
         self._passes = {key: task for key, task in self._passes.items() if not task.done()}
-        for experiment_id in await self._database.read(store.with_batches, urgent=True):
+        experiments = await self._database.read(store.with_batches, urgent=True)
+        self._room.forget_all_but(experiments)
+        for experiment_id in experiments:
             if experiment_id not in self._passes:
                 one = self._pass(experiment_id)
                 self._passes[experiment_id] = asyncio.create_task(one, context=Context())
@@ -125,8 +129,9 @@ class BatchKeeper:
                 late = partial(store.wake_overdue, experiment_id=experiment_id, now_us=self._now_us())
                 await self._database.write(late)
                 self._changed(experiment_id)
-            if self._is_full(standing):
-                await self._form(experiment_id)
+            sizes = self._room.sizes(experiment_id, len(standing.open))
+            if sizes is not None and self._is_full(standing, sizes):
+                await self._form(experiment_id, sizes)
             for batch in (await self._database.read(self._standing(experiment_id))).open:
                 if batch.state == SUBMITTING and standing.state is ExperimentState.PAUSED:
                     continue  # nothing is handed in until it goes on
@@ -151,21 +156,21 @@ class BatchKeeper:
             return True
         return await self._database.write(partial(store.take, experiment_id=experiment_id, runner_id=runner_id))
 
-    def _is_full(self, standing: Standing) -> bool:
+    def _is_full(self, standing: Standing, sizes: Sizes) -> bool:
         """Whether what waits is handed in: nothing more is about to come, or not soon, or it is enough for a batch."""
         if not standing.waiting or standing.state not in (ExperimentState.PENDING, ExperimentState.RUNNING):
             return False
-        enough = standing.waiting >= self._sizes.items or standing.size_waiting >= self._sizes.bytes
+        enough = standing.waiting >= sizes.items or standing.size_waiting >= sizes.bytes
         return enough or not standing.coming or self._now_us() - standing.newest_us >= self._pace.quiet * 1e6
 
-    async def _form(self, experiment_id: str) -> None:
+    async def _form(self, experiment_id: str, sizes: Sizes) -> None:
         spec, _ = await self._database.read(partial(repository.spec_of, experiment_id=experiment_id))
         form = partial(
             store.form,
             experiment_id=experiment_id,
             runner_id=self._runner_id(),
             new_id=self._new_id,
-            sizes=self._sizes,
+            sizes=sizes,
             now_us=self._now_us(),
             over_us=int(spec.execution.timeout * 1e6),
         )
@@ -194,7 +199,11 @@ class BatchKeeper:
             await self._submit(batch)
             return
         status = await self._gateway.batch_status(batch.handle)
-        if status.state is BatchState.ENDED:
+        if status.message:
+            log.warning("experiment %s: batch %s: %s", batch.experiment_id, batch.batch_id, status.message)
+        if status.state is BatchState.ENDED and status.too_much:
+            await self._wait_again(batch)
+        elif status.state is BatchState.ENDED:
             await self._take_home(batch)
         elif status.state is BatchState.UNKNOWN or self._is_hopeless(batch):
             log.warning("batch %s is given up: its provider says that it is %s", batch.batch_id, status.state.value)
@@ -261,7 +270,18 @@ class BatchKeeper:
         await self._store(batch, results)
         self._failpoints.hit("batch_after_results")
         log.info("experiment %s: batch %s ended with %d answers", batch.experiment_id, batch.batch_id, answered)
+        self._room.went_well(batch.experiment_id)
         await self._end(batch)
+
+    async def _wait_again(self, batch: Open) -> None:
+        """The provider has too much in batches: the questions wait for another, for as long as one batch may take."""
+        alone = len((await self._database.read(self._standing(batch.experiment_id))).open) == 1
+        since_us = self._now_us() - (batch.deadline_us - batch.created_us)
+        wait = partial(store.wait_again, batch=batch, since_us=since_us)
+        if waiting := await self._write_of(batch, wait):
+            log.info("batch %s is too much for its provider now: %d questions wait", batch.batch_id, waiting)
+            self._room.was_too_much(batch.experiment_id, waiting, alone=alone)
+        self._forget(batch)
 
     async def _store(self, batch: Open, results: list[BatchResult]) -> None:
         stored = {}
@@ -276,6 +296,9 @@ class BatchKeeper:
         left = await self._write_of(batch, partial(store.end, batch=batch))
         if left and batch.stop_reason != EXPERIMENT:
             log.info("batch %s left %d questions, which are asked directly", batch.batch_id, left)
+        self._forget(batch)
+
+    def _forget(self, batch: Open) -> None:
         self._due.pop(batch.batch_id, None)
         self._untried.discard(batch.batch_id)
         self._changed(batch.experiment_id)

@@ -67,6 +67,7 @@ def status_to_pb(status: BatchStatus) -> pb.BatchStatus:
         failed=status.failed,
         expires_at=timestamp(status.expires_at),
         message=status.message,
+        too_much=status.too_much,
     )
 
 
@@ -81,6 +82,7 @@ def status_from_pb(message: pb.BatchStatus) -> BatchStatus:
         message.failed,
         moment(message.expires_at) if message.HasField("expires_at") else None,
         message.message,
+        message.too_much,
     )
 
 

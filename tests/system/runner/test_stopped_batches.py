@@ -1,18 +1,24 @@
-"""Batches that are to stop, or of which nobody knows whether the provider has them: what it is asked, and what not."""
+"""Batches that are to stop, are too much, or may be at the provider or not: what it is asked, and what not."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from batch_lab import BatchingModel, by_batch, echo, left, model_of, runner_of
+import sqlalchemy as sa
+from batch_lab import BatchingModel, by_batch, echo, left, model_of, read, runner_of
 from runner_lab import Lab, ended
 
 from promptlooper.batches import BatchState
 from promptlooper.errors import ServiceUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.runner import batches
+from promptlooper.runner.store import batches as store
 from promptlooper.testing.eventually import eventually
+
+
+def stop_reasons(connection: sa.Connection) -> list[str]:
+    return list(connection.execute(sa.select(store.batches.c.stop_reason)).scalars())
 
 
 class AwayModel(BatchingModel):
@@ -38,6 +44,7 @@ async def test_a_cancelled_experiment_hands_nothing_in_any_more_and_stops_what_i
         created = await runner.create(by_batch(count=2))
         await eventually(lambda: model.submissions)
         await runner.cancel(created.experiment_id)
+        await eventually(lambda: read(lab, stop_reasons) == [store.EXPERIMENT])
         model.away = False
         await eventually(lambda: left(lab)[1:] == [0, 0])
     assert [batch.state for batch in model.batches.values()] == ([BatchState.ENDED] if takes else [])
@@ -85,6 +92,29 @@ async def test_a_paused_experiment_submits_nothing_again(lab: Lab) -> None:
         await runner.resume(paused.experiment_id)
         assert (await ended(runner, paused.experiment_id)).counts.completed == 2
     assert label in model.batches
+
+
+async def test_what_is_too_much_for_the_provider_waits_and_goes_in_smaller_batches(lab: Lab) -> None:
+    model = model_of(lab)
+    model.room = 3
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch("{{ input.n }}", count=8))
+        assert (await ended(runner, created.experiment_id)).counts.completed == 8
+    assert not model.calls
+    sizes = [(len(batch.items), batch.too_much) for batch in model.batches.values()]
+    halved = [(8, True), (4, True), (2, False)]
+    assert sizes == [*halved, (4, True), (2, False), (4, True), (2, False), (2, False)]
+
+
+async def test_what_is_too_much_for_too_long_is_asked_directly(lab: Lab) -> None:
+    model = model_of(lab)
+    model.room = 0
+    spec = by_batch("{{ input.n }}", count=2)
+    async with runner_of(lab) as runner:
+        created = await runner.create(replace(spec, execution=replace(spec.execution, timeout=0.3)))
+        assert (await ended(runner, created.experiment_id)).counts.completed == 2
+    assert sorted(model.calls) == ["0", "1"]
+    assert len(model.batches) > 1
 
 
 async def test_a_batch_that_never_stops_is_given_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,5 +293,17 @@ def end(connection: sa.Connection, batch: Open) -> int:
     return len(left)
 
 
+def wait_again(connection: sa.Connection, batch: Open, since_us: int) -> int:
+    """Ends a batch that its provider had no room for. Its questions wait for another one, as many as are returned, but
+    for those that have waited since before: they are asked directly."""
+    locked_ledger(connection, batch.experiment_id)
+    of_it = sa.and_(batch_items.c.batch_id == batch.batch_id, batch_items.c.state == SUBMITTED)
+    query = sa.select(batch_items.c.run_index).where(of_it, batch_items.c.added_us >= since_us)
+    waiting = list(connection.execute(query).scalars())
+    _set(connection, batch.experiment_id, waiting, state=WAITING, batch_id=None)
+    end(connection, batch)
+    return len(waiting)
+
+
 def forget(connection: sa.Connection, batch: Open) -> None:
     connection.execute(sa.delete(batches).where(batches.c.batch_id == batch.batch_id))
