@@ -52,6 +52,7 @@ class BatchingModel(ScriptedModel):
         self.says_so.set()
         self.lost_by_cancelling: Sequence[str] = ("*",)
         self.ends_cancelled = True
+        self.breaks_off: DomainError | None = None  # raised after one result
         self.room: int | None = None  # for so many questions in batches at once; a batch that is too much fails
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
@@ -130,6 +131,8 @@ class BatchingModel(ScriptedModel):
     async def batch_results(self, batch: str) -> AsyncIterator[BatchResult]:
         for result in reversed(self.batches[batch].results.values()):
             yield result
+            if self.breaks_off is not None:
+                raise self.breaks_off
 
     async def cancel_batch(self, batch: str) -> None:
         if self.batches[batch].state is BatchState.RUNNING:

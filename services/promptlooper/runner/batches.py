@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from promptlooper.batches import BatchGateway, BatchItem, BatchResult, BatchState
 from promptlooper.clock import Clock, IdMaker
-from promptlooper.errors import BatchCancelled, DomainError, ExperimentNotFound, StoreUnavailable
+from promptlooper.errors import BatchCancelled, DomainError, ExperimentNotFound, ProviderRejected, StoreUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.failpoints import Failpoints
 from promptlooper.runner.batch_room import BatchRoom
@@ -261,12 +261,15 @@ class BatchKeeper:
         self._failpoints.hit("batch_before_results")
         results: list[BatchResult] = []
         answered = 0
-        async for result in self._gateway.batch_results(batch.handle):
-            results.append(result)
-            answered += result.completion is not None
-            if len(results) >= RESULTS_AT_ONCE:
-                await self._store(batch, results)
-                results = []
+        try:
+            async for result in self._gateway.batch_results(batch.handle):
+                results.append(result)
+                answered += result.completion is not None
+                if len(results) >= RESULTS_AT_ONCE:
+                    await self._store(batch, results)
+                    results = []
+        except ProviderRejected as error:  # it would not say more another time
+            log.warning("experiment %s: results of batch %s: %s", batch.experiment_id, batch.batch_id, error)
         await self._store(batch, results)
         self._failpoints.hit("batch_after_results")
         log.info("experiment %s: batch %s ended with %d answers", batch.experiment_id, batch.batch_id, answered)

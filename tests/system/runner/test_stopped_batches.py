@@ -10,7 +10,7 @@ from batch_lab import BatchingModel, by_batch, echo, left, model_of, read, runne
 from runner_lab import Lab, ended
 
 from promptlooper.batches import BatchState
-from promptlooper.errors import ServiceUnavailable
+from promptlooper.errors import ProviderRejected, ServiceUnavailable
 from promptlooper.experiment import ExperimentState
 from promptlooper.runner import batches
 from promptlooper.runner.store import batches as store
@@ -115,6 +115,16 @@ async def test_what_is_too_much_for_too_long_is_asked_directly(lab: Lab) -> None
         assert (await ended(runner, created.experiment_id)).counts.completed == 2
     assert sorted(model.calls) == ["0", "1"]
     assert len(model.batches) > 1
+
+
+async def test_results_that_the_provider_has_no_more_are_asked_for_once_and_what_came_is_kept(lab: Lab) -> None:
+    model = model_of(lab)
+    model.breaks_off = ProviderRejected("there is no such file")
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch("{{ input.n }}", count=3))
+        assert (await ended(runner, created.experiment_id)).counts.completed == 3
+    assert sorted(model.calls) == ["0", "1"]
+    assert len(model.batches) == 1
 
 
 async def test_a_batch_that_never_stops_is_given_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
