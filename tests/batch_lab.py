@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from runner_lab import Said, ScriptedModel, experiment
+import sqlalchemy as sa
+from runner_lab import Lab, Said, ScriptedModel, experiment
 
 from promptlooper.batches import BatchItem, BatchResult, BatchState, BatchStatus, SubmittedBatch
 from promptlooper.completion import Completion, CompletionRequest, ModelCheck
 from promptlooper.errors import BatchCancelled, BatchExpired, DomainError
 from promptlooper.experiment import ExecutionMode, ExecutionPolicy, ExperimentSpec
+from promptlooper.runner.batches import BatchPace
+from promptlooper.runner.core import RunnerCore
+from promptlooper.runner.store.database import Database
+from promptlooper.runner.store.models import batch_items, batches, progress
+from promptlooper.testing.eventually import eventually
 
+T = TypeVar("T")
+SOON = BatchPace(poll=0.02)
 BATCH = ExecutionPolicy(ExecutionMode.BATCH)
 
 
@@ -21,6 +32,7 @@ class KeptBatch:
     items: Sequence[BatchItem]
     state: BatchState = BatchState.RUNNING
     results: dict[str, BatchResult] = field(default_factory=dict)
+    too_much: bool = False
 
 
 class BatchingModel(ScriptedModel):
@@ -36,7 +48,12 @@ class BatchingModel(ScriptedModel):
         self.refuses: Callable[[BatchItem], DomainError | None] = lambda item: None
         self.on_submit: Callable[[], None] = lambda: None  # before it is taken
         self.on_submitted: Callable[[], None] = lambda: None  # after
+        self.says_so = asyncio.Event()  # that it is taken
+        self.says_so.set()
         self.lost_by_cancelling: Sequence[str] = ("*",)
+        self.ends_cancelled = True
+        self.breaks_off: DomainError | None = None  # raised after one result
+        self.room: int | None = None  # for so many questions in batches at once; a batch that is too much fails
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]:
         plain = await super().check_models(models)
@@ -61,13 +78,20 @@ class BatchingModel(ScriptedModel):
         self.on_submit()
         if again and label in self.batches:
             return SubmittedBatch(label)
+        if not items:
+            assert again
+            return SubmittedBatch("")
         assert all(item.request.model == model for item in items)
         refused = {item.item_id: error for item in items if (error := self.refuses(item)) is not None}
         taken = [item for item in items if item.item_id not in refused]
         if taken:
+            under_way = sum(len(b.items) for b in self.batches.values() if b.state is BatchState.RUNNING)
             self.batches[label] = KeptBatch(label, taken)
-            if not self.hold_batches:
+            if self.room is not None and under_way + len(taken) > self.room:
+                self.batches[label].state, self.batches[label].too_much = BatchState.ENDED, True
+            elif not self.hold_batches:
                 self.finish(label)
+        await self.says_so.wait()
         self.on_submitted()
         told = tuple(BatchResult(item_id, error=error) for item_id, error in refused.items())
         return SubmittedBatch(label if taken else "", told)
@@ -100,13 +124,15 @@ class BatchingModel(ScriptedModel):
         kept = self.batches.get(batch)
         if kept is None:
             return BatchStatus(BatchState.UNKNOWN)
-        if kept.state is BatchState.CANCELLING:
+        if kept.state is BatchState.CANCELLING and self.ends_cancelled:
             self.finish(batch, but=self.lost_by_cancelling, error=BatchCancelled)
-        return BatchStatus(kept.state, len(kept.items), len(kept.results))
+        return BatchStatus(kept.state, len(kept.items), len(kept.results), too_much=kept.too_much)
 
     async def batch_results(self, batch: str) -> AsyncIterator[BatchResult]:
         for result in reversed(self.batches[batch].results.values()):
             yield result
+            if self.breaks_off is not None:
+                raise self.breaks_off
 
     async def cancel_batch(self, batch: str) -> None:
         if self.batches[batch].state is BatchState.RUNNING:
@@ -117,3 +143,53 @@ def by_batch(*prompts: str, count: int = 3, **settings: object) -> ExperimentSpe
     """An experiment over `count` rows whose questions go by batches."""
     spec = experiment(*(prompts or ("say {{ input.n }}",)), rows=[{"n": n} for n in range(count)], **settings)
     return replace(spec, execution=BATCH)
+
+
+def echo(request: CompletionRequest) -> str:
+    return f"<{request.messages[-1].content}>"
+
+
+@asynccontextmanager
+async def runner_of(lab: Lab, **settings: Any) -> AsyncIterator[RunnerCore]:
+    async with lab.runner(**{"batch_pace": SOON, **settings}) as runner:
+        yield runner
+
+
+def model_of(lab: Lab, **settings: Any) -> BatchingModel:
+    model = BatchingModel(echo, **settings)
+    lab.model = model
+    return model
+
+
+def read(lab: Lab, work: Callable[[sa.Connection], T]) -> T:
+    database = Database(lab.database_url)
+    try:
+        return database.reading(work)
+    finally:
+        database.close()
+
+
+def wrote(lab: Lab, work: Callable[[sa.Connection], T]) -> T:
+    database = Database(lab.database_url)
+    try:
+        return database.writing(work)
+    finally:
+        database.close()
+
+
+def left(lab: Lab) -> list[int]:
+    """Rows of questions, of batches, and of experiments that somebody keeps."""
+
+    def count(connection: sa.Connection) -> list[int]:
+        kept = sa.select(progress).where(progress.c.batch_keeper.is_not(None))
+        queries = (sa.select(batch_items), sa.select(batches), kept)
+        return [len(connection.execute(query).all()) for query in queries]
+
+    return read(lab, count)
+
+
+async def in_batch(runner: RunnerCore, experiment_id: str, count: int) -> None:
+    async def waits() -> bool:
+        return (await runner.get(experiment_id)).counts.in_batch == count
+
+    await eventually(waits)

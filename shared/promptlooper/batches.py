@@ -60,6 +60,7 @@ class BatchStatus:
     failed: int = 0
     expires_at: datetime | None = None
     message: str = ""  # of one that failed as a whole: why, as the provider says
+    too_much: bool = False  # it failed as the provider has too much in batches: later, or less of it, may go well
 
 
 def refuse_unended(status: BatchStatus) -> None:
@@ -78,8 +79,9 @@ class BatchGateway(Protocol):
         self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
     ) -> SubmittedBatch:
         """Hands all items, of one `provider/model`, to the provider as one batch. `label` (`[a-z0-9-]{1,63}`) names it
-        there. With `again` a batch with this label may be there already: it is looked for first, and returned. Raises
-        InvalidArgument where the provider answers no batches, or not such a one; TooLarge."""
+        there. With `again` a batch with this label may be there already: it is looked for first, and returned; without
+        items it is only looked for. Raises InvalidArgument where the provider answers no batches, or not such a one;
+        TooLarge."""
         ...
 
     async def batch_status(self, batch: str) -> BatchStatus: ...

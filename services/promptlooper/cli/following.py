@@ -198,8 +198,10 @@ def _farewell(stop: Interrupted, session: Session, experiment: Experiment | None
         return f"Stopped by {stop}; experiment {name} had ended. Its results:\n  {again}"
     least = ended(experiment)  # a moment ago: more may have ended
     kept = f" At least {least:,} of {count(experiment.counts.total, 'run')} had ended." if least else ""
+    waiting = experiment.counts.in_batch
+    there = f" Batches for {count(waiting, 'run')} go on at their provider and are billed." if waiting else ""
     return (
-        f"Stopped by {stop}.{kept} What was answered of experiment {name} is kept. Run the rest:\n"
+        f"Stopped by {stop}.{kept} What was answered of experiment {name} is kept.{there} Run the rest:\n"
         f"  promptlooper run --resume {name}{files}{option}\n"
         "See what there is, or end it:\n"
         f"  promptlooper show {name}{option}\n"

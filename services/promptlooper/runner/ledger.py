@@ -46,7 +46,7 @@ class Ledger:
     timeout_us: int | None  # limits.experiment_timeout
     deadline_us: int | None  # when the experiment's time is over
     first_event_seq: int  # events before it are not kept
-    in_batch: int = 0  # runs that wait for a batch: part of the returned ones
+    in_batch: int = 0  # runs that wait for a batch, and that none has woken: part of the returned ones
 
     @property
     def pending(self) -> int:
@@ -95,9 +95,14 @@ class Ledger:
         """A run does not wait for its batch any more; what it held is what it needs."""
         if run.in_batch:
             run.in_batch = False
-            self.in_batch -= 1
+            self.in_batch -= run.not_before_us > 0
             self.reserved_nanousd -= run.reserved_nanousd
             self.reserved_tokens -= run.reserved_tokens
+
+    def wake(self, run: RunRow) -> None:
+        """Lets a run that waits for its batch go on."""
+        run.not_before_us = 0
+        self.in_batch -= 1
 
     def drop(self, run: RunRow) -> None:
         """A run that waits is given up. One that waits for a batch may be answered and billed all the same."""
@@ -132,7 +137,7 @@ class RunRow:
     deadline_us: int | None = None  # of a stage that was parked: when its time is over
     run_deadline_us: int | None = None  # where limits.run_timeout is set
     cancel_requested: bool = False
-    in_batch: bool = False  # PENDING, waits for a batch, and still holds what it reserved
+    in_batch: bool = False  # PENDING, holds what it reserved: waits for a batch, or was woken (not_before_us 0)
     generation: int = 1  # in which it was claimed last
     cached_before: bool = True  # no call was made, paid or not, before this turn
     error: RunError | None = None

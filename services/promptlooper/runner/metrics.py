@@ -36,7 +36,7 @@ class RunnerMetrics(Collector):
     def _of_queue(self) -> Iterator[Metric]:
         queue = self._counts.queue
         yield gauge("claimable_runs", "Runs that could start now; the same from every Runner.", queue.claimable)
-        yield gauge("pending_runs", "Runs that wait, also for a cap, a pause or a time.", queue.pending)
+        yield gauge("pending_runs", "Runs that wait, also for a cap, a pause, a time or a batch.", queue.pending)
         yield gauge(
             "claimable_age_seconds",
             "How long some experiment has had claimable runs of which none was claimed.",

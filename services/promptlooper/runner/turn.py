@@ -236,9 +236,9 @@ class Turn:
                 self.blocked = True
                 continue
             row.state, row.owner, row.lease_epoch = RunState.RUNNING.value, self.runner_id, row.lease_epoch + 1
-            row.not_before_us = 0
             self.ledger.returned -= 1
             self._claim(row)
+            row.not_before_us = 0
             self.touched[row.run_index] = row
         self._started()
 

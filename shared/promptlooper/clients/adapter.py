@@ -137,11 +137,18 @@ class AdapterClient(CompletionGateway, EmbeddingGateway, BatchGateway):
         self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
     ) -> SubmittedBatch:
         messages = []  # all before the first is sent: grpc makes a cancellation of what its iterator raises
+        refused = []
         for message in batch_messages(model, label, items, again=again):
-            messages.append(message)
+            if isinstance(message, BatchResult):
+                refused.append(message)
+            else:
+                messages.append(message)
             await asyncio.sleep(0)
+        if refused and len(refused) == len(items) and not again:
+            return SubmittedBatch("", tuple(refused))
         with away(self._address, "adapter"):
-            return submitted_from_pb(await self._stub.SubmitBatch(iter(messages)))
+            submitted = submitted_from_pb(await self._stub.SubmitBatch(iter(messages)))
+        return replace(submitted, refused=(*refused, *submitted.refused))
 
     async def batch_status(self, batch: str) -> BatchStatus:
         with away(self._address, "adapter"):

@@ -389,7 +389,9 @@ class SubmitBatchRequest(_message.Message):
     label: _builtins.str
     """Names the batch at the provider: `[a-z0-9-]{1,63}`; in the first message."""
     again: _builtins.bool
-    """A batch of this label may have been submitted before: it is looked for where the provider can tell, and returned."""
+    """A batch of this label may have been submitted before: it is looked for where the provider can tell, and returned.
+    Without items it is only looked for.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItem]: ...
     def __init__(
@@ -448,10 +450,10 @@ class SubmitBatchResponse(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     batch: _builtins.str
-    """What GetBatch and CancelBatch take; empty where no item could be taken."""
+    """What GetBatch and CancelBatch take; empty where no item could be taken, or the batch looked for is not there."""
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItemResult]:
-        """Items that this provider can't be asked: they are not in the batch."""
+        """Items that this provider can't be asked: they are not in the batch. Where they are many, only the first say why."""
 
     def __init__(
         self,
@@ -503,12 +505,15 @@ class BatchStatus(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TOO_MUCH_FIELD_NUMBER: _builtins.int
     state: Global___BatchState.ValueType
     total: _builtins.int
     answered: _builtins.int
     failed: _builtins.int
     message: _builtins.str
     """Of a batch that failed as a whole: why, as the provider says."""
+    too_much: _builtins.bool
+    """It failed as the provider has too much in batches already: submit it later, or less at once."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When the provider gives up what is not answered."""
@@ -522,10 +527,11 @@ class BatchStatus(_message.Message):
         failed: _builtins.int = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         message: _builtins.str = ...,
+        too_much: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "expires_at", b"expires_at", "failed", b"failed", "message", b"message", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "expires_at", b"expires_at", "failed", b"failed", "message", b"message", "state", b"state", "too_much", b"too_much", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from promptlooper.wire.limits import BATCH_BYTES, BATCH_ITEMS, MAX_MESSAGE
 from promptlooper.wire.scalars import moment, timestamp
 
 _STATES = {state: pb.BatchState.Value(f"BATCH_STATE_{state.name}") for state in BatchState}
+_REASONS = 256 * 1024  # bytes: beside it 50,000 ids fit into a message
 _NAMES = {number: state for state, number in _STATES.items()}
 
 
@@ -44,7 +45,14 @@ def result_from_pb(message: pb.BatchItemResult) -> BatchResult:
 
 
 def submitted_to_pb(submitted: SubmittedBatch) -> pb.SubmitBatchResponse:
-    return pb.SubmitBatchResponse(batch=submitted.batch, refused=[result_to_pb(each) for each in submitted.refused])
+    """In one message: of refused items the first say why, as far as there is room, and all that they are."""
+    room = _REASONS
+    message = pb.SubmitBatchResponse(batch=submitted.batch)
+    for result in submitted.refused:
+        refused = result_to_pb(result)
+        room -= refused.ByteSize()
+        message.refused.append(refused if room >= 0 else pb.BatchItemResult(item_id=result.item_id))
+    return message
 
 
 def submitted_from_pb(message: pb.SubmitBatchResponse) -> SubmittedBatch:
@@ -59,6 +67,7 @@ def status_to_pb(status: BatchStatus) -> pb.BatchStatus:
         failed=status.failed,
         expires_at=timestamp(status.expires_at),
         message=status.message,
+        too_much=status.too_much,
     )
 
 
@@ -73,27 +82,25 @@ def status_from_pb(message: pb.BatchStatus) -> BatchStatus:
         message.failed,
         moment(message.expires_at) if message.HasField("expires_at") else None,
         message.message,
+        message.too_much,
     )
 
 
 def batch_messages(
     model: str, label: str, items: Sequence[BatchItem], *, again: bool
-) -> Iterator[pb.SubmitBatchRequest]:
-    """A batch in pieces that fit into messages. Raises TooLarge for an item that fits into none."""
+) -> Iterator[pb.SubmitBatchRequest | BatchResult]:
+    """A batch in pieces that fit into messages, and the items that fit into none, refused."""
     message, room = pb.SubmitBatchRequest(model=model, label=label, again=again), BATCH_BYTES
     for item in items:
-        sent = _sent(item)
-        size = sent.ByteSize()
+        sent = item_to_pb(item)
+        if (size := sent.ByteSize()) > MAX_MESSAGE:
+            yield BatchResult(
+                item.item_id, error=TooLarge(f"it has {size} bytes, and at most {MAX_MESSAGE} can be sent")
+            )
+            continue
         if message.items and (size > room or len(message.items) == BATCH_ITEMS):
             yield message
             message, room = pb.SubmitBatchRequest(), BATCH_BYTES
         message.items.append(sent)
         room -= size
     yield message
-
-
-def _sent(item: BatchItem) -> pb.BatchItem:
-    message = item_to_pb(item)
-    if (size := message.ByteSize()) > MAX_MESSAGE:
-        raise TooLarge(f"the item {item.item_id!r} has {size} bytes, and at most {MAX_MESSAGE} can be sent")
-    return message

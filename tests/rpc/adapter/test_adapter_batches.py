@@ -9,7 +9,7 @@ import pytest
 
 from promptlooper.adapter.app import gateway_from
 from promptlooper.adapter.servicer import SERVICE_NAME, AdapterServicer
-from promptlooper.batches import BatchItem, BatchState
+from promptlooper.batches import MOST_ITEMS, BatchItem, BatchResult, BatchState, SubmittedBatch
 from promptlooper.clients.adapter import AdapterClient
 from promptlooper.completion import CompletionRequest, Message
 from promptlooper.errors import (
@@ -24,6 +24,8 @@ from promptlooper.rpc.client import domain_errors, open_channel
 from promptlooper.rpc.server import serving
 from promptlooper.v1 import adapter_service_pb2 as pb
 from promptlooper.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from promptlooper.wire.batches import submitted_to_pb
+from promptlooper.wire.limits import LARGEST_MESSAGE
 
 PROVIDERS = """
 providers:
@@ -105,8 +107,29 @@ async def test_what_is_no_batch_is_refused(client):
         await client.submit_batch("mock/m", "b-1", [])
     with pytest.raises(ProviderRejected, match="answers no batches"):
         await client.submit_batch("mine/m", "b-1", items("hi", model="mine/m"))
-    with pytest.raises(TooLarge, match="q-0"):
-        await client.submit_batch("mock/m", "b-1", items("x" * 3_700_000))
+
+
+async def test_an_item_that_fits_into_no_message_is_refused_alone(client):
+    submitted = await client.submit_batch("mock/m", "b-1", items("x" * 3_700_000, "fine"))
+    assert [(each.item_id, type(each.error)) for each in submitted.refused] == [("q-0", TooLarge)]
+    assert (await client.batch_status(submitted.batch)).total == 1
+    alone = await client.submit_batch("mock/m", "b-2", items("x" * 3_700_000))
+    assert (alone.batch, len(alone.refused)) == ("", 1)
+
+
+async def test_a_batch_is_only_looked_for_where_there_are_no_items(client):
+    assert not (await client.submit_batch("mock/m", "b-1", [], again=True)).batch
+    submitted = await client.submit_batch("mock/m", "b-1", items("hi"))
+    assert await client.submit_batch("mock/m", "b-1", [], again=True) == submitted
+
+
+def test_as_many_items_as_there_may_be_can_be_refused():
+    error = ProviderRejected("the parameter 'top_k' has no equivalent at this provider; remove it from 'params'")
+    refused = tuple(BatchResult(f"{n:064}", error=error) for n in range(MOST_ITEMS))
+    message = submitted_to_pb(SubmittedBatch("", refused))
+    assert message.ByteSize() < LARGEST_MESSAGE
+    assert len(message.refused) == MOST_ITEMS
+    assert message.refused[0].error.message == error.message
 
 
 async def test_only_the_first_message_names_the_batch(address):

@@ -118,6 +118,16 @@ async def test_tools_are_called_where_they_help(promptlooper: CommandLine, tmp_p
     assert rows[0]["stages"][1]["messages"][-1]["content"] == "Oslo: rain, 8 °C"
 
 
+async def test_reviews_go_by_batches_but_for_what_expires(promptlooper: CommandLine, tmp_path: Path) -> None:
+    folder = EXAMPLES / "batch"
+    providers = str(folder / "providers.yaml")
+    file = str(folder / "promptlooper.yaml")
+    ended = await promptlooper("run", file, "-o", "rows.jsonl", PROMPTLOOPER_PROVIDERS=providers)
+    assert ended.code == 0, ended.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [[stage["batched"] for stage in row["stages"]] for row in rows] == [[True, True]] * 2 + [[False, True]]
+
+
 async def test_the_handbook_makes_the_answers_right(promptlooper: CommandLine) -> None:
     ended = await promptlooper("run", str(EXAMPLES / "files" / "promptlooper.yaml"), "--json")
     assert ended.code == 0, ended.stderr

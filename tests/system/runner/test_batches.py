@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
-from batch_lab import BatchingModel, by_batch
+from batch_lab import by_batch, in_batch, left, model_of, read, runner_of, wrote
 from runner_lab import Lab, ended, exported, stage, watched
 
 from promptlooper.batches import BatchState
-from promptlooper.completion import CompletionRequest, Price
+from promptlooper.completion import Price
 from promptlooper.errors import (
     BatchCancelled,
     ContentFiltered,
@@ -25,24 +23,18 @@ from promptlooper.errors import (
 from promptlooper.experiment import CacheMode, CachePolicy, Experiment, ExperimentSpec, ExperimentState
 from promptlooper.run import Run, RunState
 from promptlooper.runner.batches import BatchPace
-from promptlooper.runner.core import RunnerCore
-from promptlooper.runner.store.database import Database
-from promptlooper.runner.store.models import batch_items, batches, progress
+from promptlooper.runner.ledger import RunRow
+from promptlooper.runner.outcomes import BatchQuestion
+from promptlooper.runner.store import batches as store
+from promptlooper.runner.store import questions, repository
+from promptlooper.runner.store.models import batch_items
+from promptlooper.runner.store.questions import ANSWERED
+from promptlooper.runner.store.turns import locked_ledger
+from promptlooper.runner.turn import Turn
 from promptlooper.sources import RunTarget
 from promptlooper.testing.eventually import eventually
 
-SOON = BatchPace(poll=0.02)
 PRICE = Price(2_000_000, 4_000_000)
-
-
-def echo(request: CompletionRequest) -> str:
-    return f"<{request.messages[-1].content}>"
-
-
-@asynccontextmanager
-async def runner_of(lab: Lab, **settings: Any) -> AsyncIterator[RunnerCore]:
-    async with lab.runner(**{"batch_pace": SOON, **settings}) as runner:
-        yield runner
 
 
 async def ran(lab: Lab, spec: ExperimentSpec) -> tuple[Experiment, list[Run]]:
@@ -50,34 +42,6 @@ async def ran(lab: Lab, spec: ExperimentSpec) -> tuple[Experiment, list[Run]]:
         created = await runner.create(spec)
         await ended(runner, created.experiment_id)
         return await runner.get(created.experiment_id), await exported(runner, created.experiment_id)
-
-
-def model_of(lab: Lab, **settings: Any) -> BatchingModel:
-    model = BatchingModel(echo, **settings)
-    lab.model = model
-    return model
-
-
-def left(lab: Lab) -> list[int]:
-    """Rows of questions, of batches, and of experiments that somebody keeps."""
-
-    def count(connection: sa.Connection) -> list[int]:
-        kept = sa.select(progress).where(progress.c.batch_keeper.is_not(None))
-        queries = (sa.select(batch_items), sa.select(batches), kept)
-        return [len(connection.execute(query).all()) for query in queries]
-
-    database = Database(lab.database_url)
-    try:
-        return database.reading(count)
-    finally:
-        database.close()
-
-
-async def in_batch(runner: RunnerCore, experiment_id: str, count: int) -> None:
-    async def waits() -> bool:
-        return (await runner.get(experiment_id)).counts.in_batch == count
-
-    await eventually(waits)
 
 
 async def test_all_questions_of_a_stage_go_in_one_batch_and_the_next_stages_in_another(lab: Lab) -> None:
@@ -108,6 +72,57 @@ async def test_a_run_that_waits_holds_no_slot_and_says_so(lab: Lab) -> None:
     assert len(model.batches) == 1
     assert [event.detail["error_reason"] for event in events.events] == ["BATCH"] * 5
     assert set(said) <= {"BATCH"}
+
+
+async def test_all_runs_wait_together_whatever_may_run_at_once(lab: Lab) -> None:
+    model = model_of(lab)
+    _, runs = await ran(lab, by_batch("{{ input.n }}", count=20, limits={"max_concurrency": 2}))
+    assert [len(prompts) for prompts in model.asked] == [20]
+    assert all(run.stages[0].batched for run in runs)
+
+
+async def test_runs_that_wait_are_nothing_to_claim_until_their_answer_is_there(lab: Lab) -> None:
+    model = model_of(lab, hold_batches=True)
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch(count=3))
+        await in_batch(runner, created.experiment_id, 3)
+        assert [one.room for one in read(lab, repository.active)[0]] == [0]
+        await eventually(lambda: model.batches)
+        await runner.pause(created.experiment_id)
+        model.finish()
+        await in_batch(runner, created.experiment_id, 0)
+        await runner.resume(created.experiment_id)
+        assert (await ended(runner, created.experiment_id)).counts.completed == 3
+
+
+async def test_an_answer_that_comes_while_its_run_looks_for_it_wakes_it(lab: Lab) -> None:
+    model = model_of(lab, hold_batches=True)
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch(count=1))
+        await eventually(lambda: model.batches and left(lab)[1] == 1)
+
+    def looks(connection: sa.Connection) -> tuple[int, int]:
+        connection.execute(sa.update(batch_items).values(state=ANSWERED, result="{}"))
+        ledger = locked_ledger(connection, created.experiment_id)
+        row = RunRow(0, 0, "PENDING", None, 2, 0, not_before_us=9, in_batch=True)
+        asked = BatchQuestion(0, "item", "mock/m", "{}")
+        questions.keep(connection, Turn(ledger, "", 0, touched={0: row}, questions=[(row, asked)]))
+        return row.not_before_us, ledger.in_batch
+
+    assert wrote(lab, looks) == (0, 0)
+
+
+async def test_the_question_of_a_cancelled_run_does_not_wait(lab: Lab) -> None:
+    model_of(lab).price = PRICE
+    limits = {"budget_nanousd": 200}  # for two: the others may still come
+    spec = by_batch("{{ input.n }}", count=4, params={"max_tokens": 10}, limits=limits)
+    async with runner_of(lab, batch_pace=BatchPace(0.02, quiet=60)) as runner:
+        created = await runner.create(spec)
+        await in_batch(runner, created.experiment_id, 2)
+        await runner.cancel_run(f"{created.experiment_id}-1")
+        stands = read(lab, partial(store.standing, experiment_id=created.experiment_id, now_us=0))
+        assert (stands.waiting, stands.coming) == (1, True)
+        await runner.cancel(created.experiment_id)
 
 
 async def test_answers_are_remembered_and_what_the_cache_has_is_not_asked(lab: Lab) -> None:

@@ -122,6 +122,9 @@ async def test_a_batch_that_failed_as_a_whole_says_why_and_has_no_results(batchi
     server.finish(end="failed")
     status = await batching.batch_status(submitted.batch)
     assert (status.state, status.message) == (BatchState.ENDED, "the file can't be read, ***")
+    assert not status.too_much
+    server.batches[-1].code = "token_limit_exceeded"
+    assert (await batching.batch_status(submitted.batch)).too_much
     assert await results(batching, submitted.batch) == {}
 
 

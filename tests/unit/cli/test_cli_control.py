@@ -112,6 +112,15 @@ def test_signal_before_a_run_has_ended_counts_none(promptlooper: Any, runner: An
     assert result.stderr.startswith("Error: Stopped by SIGINT. What was answered of experiment abc123 is kept. Run the")
 
 
+def test_signal_while_runs_wait_for_batches_says_that_these_go_on(promptlooper: Any, runner: Any, make: Any) -> None:
+    counts = RunCounts(total=4, pending=4, in_batch=3)
+    runner.experiments = [make.experiment(state=ExperimentState.RUNNING, counts=counts)]
+    runner.hold = asyncio.Event()
+    runner.on_watch = lambda: os.kill(os.getpid(), signal.SIGINT)
+    result = promptlooper("resume", "abc", "-q")
+    assert " is kept. Batches for 3 runs go on at their provider and are billed. Run the rest:\n" in result.stderr
+
+
 @pytest.mark.parametrize("command", [["resume"], ["run", "--resume"]])
 def test_signal_where_another_process_works_on_it_ends_only_the_watching(
     promptlooper: Any, paused: Any, tmp_path: Path, command: list[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from promptlooper.experiment import ExperimentState
 from promptlooper.runner.counts import EventLag, Queue
 from promptlooper.runner.store.repository import Active
@@ -16,6 +18,14 @@ def test_claimable_are_the_runs_that_caps_admit_and_pending_all_that_wait() -> N
     queue.look([active(100, running=7), active(5, name="b"), active(50, state="PAUSED", name="c")], 2, now=0.0)
     assert (queue.claimable, queue.pending, queue.runners) == (3 + 5, 155, 2)
     assert queue.states == {"RUNNING": 2, "PAUSED": 1}
+
+
+def test_what_waits_for_a_batch_is_nothing_to_claim_and_nothing_that_lies_there() -> None:
+    queue = Queue()
+    queue.look([replace(active(100), in_batch=97)], 1, now=0.0)
+    assert (queue.claimable, queue.pending) == (3, 100)
+    queue.look([replace(active(100), in_batch=100)], 1, now=10.0)
+    assert (queue.claimable, queue.pending, queue.age(99.0)) == (0, 100, 0.0)
 
 
 def test_the_age_grows_while_nothing_is_claimed_and_starts_anew_with_each_claim() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from promptlooper.completion import Message
 from promptlooper.run import RunError, RunState, StageResult
-from promptlooper.runner.claims import Claim
+from promptlooper.runner.claims import MOST_IN_BATCH, Claim
 from promptlooper.runner.ledger import Ledger, RunRow
-from promptlooper.runner.outcomes import Outcome, RunEnded, RunFacts, RunReturned, StageDone
+from promptlooper.runner.outcomes import BatchQuestion, Outcome, RunEnded, RunFacts, RunReturned, StageDone
 from promptlooper.runner.turn import Turn
 
 ME, NOW = "runner-a", 1_000_000
@@ -349,3 +349,43 @@ def test_no_order_of_outcomes_breaks_the_counts_the_cap_or_the_budget(seed: int)
     assert book.ended
     assert book.completed + book.failed + book.cancelled == book.total
     assert sum(kind in ("experiment.completed", "experiment.cancelled") for kind in events) == 1
+
+
+QUESTION = BatchQuestion(0, "q", "p/m", "{}")
+BOUND = {"budget_nanousd": 150, "unit_nanousd": 100, "state": "RUNNING", "next_index": 1}
+
+
+def waiting_for_its_batch() -> tuple[Ledger, RunRow]:
+    book = ledger(**BOUND, running=1, reserved_nanousd=100)
+    row = RunRow(0, 0, "RUNNING", ME, 1, 0, reserved_nanousd=100)
+    turn = Turn(book, ME, NOW)
+    turn.take([RunReturned(0, 1, FACTS, not_before_us=NOW + 9, why="BATCH", item=QUESTION)], {0: row})
+    assert [question for _, question in turn.questions] == [QUESTION]
+    assert [(event.kind, event.detail["error_reason"]) for event in turn.events] == [("run.waiting", "BATCH")]
+    return book, row
+
+
+def test_a_run_that_waits_for_a_batch_holds_its_reservation_until_it_goes_on() -> None:
+    book, row = waiting_for_its_batch()
+    assert (book.in_batch, book.returned, book.running, book.reserved_nanousd) == (1, 1, 0, 100)
+    turn = Turn(replace(book, budget_nanousd=100), ME, NOW + 9)  # lowered since: its answer may be paid already
+    turn.claim_returned([row])
+    book = turn.ledger
+    assert [claim.reserved_nanousd for claim in turn.claims] == [100]
+    assert (book.in_batch, book.returned, book.running, book.reserved_nanousd) == (0, 0, 1, 100)
+    assert not row.in_batch
+
+
+def test_a_run_that_is_cancelled_in_a_batch_may_be_billed() -> None:
+    book, row = waiting_for_its_batch()
+    turn = Turn(replace(book, state="CANCELLING"), ME, NOW)
+    assert turn.settle(lambda: [row])
+    book = turn.ledger
+    assert (book.in_batch, book.reserved_nanousd, book.uncertain_nanousd) == (0, 0, 100)
+    assert (row.state, row.reserved_nanousd, row.in_batch) == ("CANCELLED", 0, False)
+
+
+def test_no_more_runs_are_begun_than_may_wait_for_batches() -> None:
+    turn = Turn(ledger(in_batch=MOST_IN_BATCH - 2, returned=MOST_IN_BATCH - 2), ME, NOW)
+    turn.claim_new(4, ["v"], 1)
+    assert len(turn.claims) == 2

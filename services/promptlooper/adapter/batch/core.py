@@ -71,7 +71,7 @@ class Batches(BatchGateway):
     async def submit_batch(
         self, model: str, label: str, items: Sequence[BatchItem], *, again: bool = False
     ) -> SubmittedBatch:
-        _check(model, label, items)
+        _check(model, label, items, again)
         routes = self._routes(model)
         async with _within(SUBMIT_TIMEOUT, next(iter(routes))):
             if again:
@@ -79,6 +79,8 @@ class Batches(BatchGateway):
                     find = partial(provider.find, label)
                     if (found := await self._done(route, find, repeat=True)) is not None:
                         return SubmittedBatch(_handle(route, found))
+                if not items:
+                    return SubmittedBatch("")
             route = by_weight(list(routes), self._random)
             submit = partial(routes[route].submit, route.model, label, items)
             submitted = await self._done(route, submit, repeat=False)
@@ -195,10 +197,10 @@ class Batches(BatchGateway):
         return BatchResult(item_id, error=error)
 
 
-def _check(model: str, label: str, items: Sequence[BatchItem]) -> None:
+def _check(model: str, label: str, items: Sequence[BatchItem], again: bool) -> None:
     if not _LABEL.fullmatch(label):
         raise InvalidArgument(f"the label {label!r} is none; write 1 to 63 of a-z, 0-9 and '-'", field="label")
-    if not 0 < len(items) <= MOST_ITEMS:
+    if not (0 if again else 1) <= len(items) <= MOST_ITEMS:
         raise InvalidArgument(f"a batch has 1 to {MOST_ITEMS} items, not {len(items)}", field="items")
     seen: set[str] = set()
     for item in items:

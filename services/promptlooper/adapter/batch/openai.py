@@ -27,6 +27,7 @@ _UNANSWERED: Mapping[object, Unanswered] = {
     "batch_expired": Unanswered.EXPIRED,
     "batch_cancelled": Unanswered.CANCELLED,
 }
+_TOO_MUCH = frozenset({"token_limit_exceeded", "request_limit_exceeded"})  # of all that a key has in batches
 _LABEL = "promptlooper"  # among a batch's metadata
 _PAGE, _PAGES = 100, 10  # where a label is looked for: among the newest 1,000 batches
 
@@ -103,14 +104,15 @@ class OpenAIBatches:
         if state is None:
             raise malformed(f"the status {batch['status']!r} of the batch is not known")
         counts, errors = batch.get("request_counts"), batch.get("errors")
-        messages = [str(each.get("message")) for each in (errors or {}).get("data") or () if isinstance(each, dict)]
+        said = [each for each in (errors or {}).get("data") or () if isinstance(each, dict)]
         return BatchStatus(
             state,
             total=number_in(counts, "total"),
             answered=number_in(counts, "completed"),
             failed=number_in(counts, "failed"),
             expires_at=moment(batch.get("expires_at")),
-            message=self._calls.redacted(messages[0]) if messages else "",
+            message=self._calls.redacted(str(said[0].get("message"))) if said else "",
+            too_much=any(each.get("code") in _TOO_MUCH for each in said),
         )
 
     def _answer(self, line: Mapping[str, Any], model: str) -> Answer:

@@ -4,12 +4,14 @@ writes."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from promptlooper.clock import IdMaker
+from promptlooper.errors import ExperimentNotFound
 from promptlooper.experiment import ExperimentState
 from promptlooper.runner.store.models import batch_items, batches, progress, runners, runs
 from promptlooper.runner.store.questions import ANSWERED, DIRECT, SUBMITTED, WAITING
@@ -32,17 +34,32 @@ SELECT_OPEN = (
     .where(batches.c.experiment_id == sa.bindparam("x"))
     .order_by(batches.c.created_us, batches.c.batch_id)
 )
+IS_OVERDUE = sa.and_(
+    runs.c.experiment_id == sa.bindparam("x"),
+    runs.c.state == sa.literal_column("'PENDING'"),
+    runs.c.not_before_us.between(1, sa.bindparam("now_us")),
+    runs.c.in_batch,
+)
 SELECT_STATE = sa.select(
     progress.c.state,
-    progress.c.batch_keeper,
-    progress.c.running,
-    (progress.c.total - progress.c.next_index + progress.c.returned - progress.c.in_batch).label("coming"),
-    sa.exists(
-        sa.select(runners.c.runner_id).where(runners.c.runner_id == progress.c.batch_keeper, runners.c.dead.is_(False))
-    ).label("kept"),
+    (progress.c.total - progress.c.next_index + progress.c.running + progress.c.returned - progress.c.in_batch).label(
+        "coming"
+    ),
+    sa.exists(sa.select(runs.c.run_index).where(IS_OVERDUE)).label("overdue"),
 ).where(progress.c.experiment_id == sa.bindparam("x"))
-SELECT_WAITING = sa.select(sa.func.count(), sa.func.sum(batch_items.c.size), sa.func.max(batch_items.c.added_us)).where(
-    batch_items.c.experiment_id == sa.bindparam("x"), IS_WAITING
+SELECT_KEEPER = (
+    sa.select(progress.c.batch_keeper)
+    .join(runners, runners.c.runner_id == progress.c.batch_keeper)
+    .where(progress.c.experiment_id == sa.bindparam("x"), runners.c.dead.is_(False))
+)
+OF_ITS_RUN = sa.and_(runs.c.experiment_id == batch_items.c.experiment_id, runs.c.run_index == batch_items.c.run_index)
+WAITING_ITEMS = (  # questions of runs that still wait for them
+    sa.select(batch_items)
+    .join(runs, OF_ITS_RUN)
+    .where(batch_items.c.experiment_id == sa.bindparam("x"), IS_WAITING, runs.c.in_batch)
+)
+SELECT_WAITING = WAITING_ITEMS.with_only_columns(
+    sa.func.count(), sa.func.sum(batch_items.c.size), sa.func.max(batch_items.c.added_us)
 )
 
 
@@ -71,6 +88,7 @@ class Standing:
     waiting: int
     size_waiting: int
     newest_us: int
+    overdue: bool  # runs have waited for as long as they may
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +104,24 @@ def with_batches(connection: sa.Connection) -> list[str]:
     return list(connection.execute(WITH_BATCHES).scalars())
 
 
-def standing(connection: sa.Connection, experiment_id: str) -> Standing:
+def standing(connection: sa.Connection, experiment_id: str, now_us: int) -> Standing:
     found = tuple(Open(*row) for row in connection.execute(SELECT_OPEN, {"x": experiment_id}))
-    row = connection.execute(SELECT_STATE, {"x": experiment_id}).one_or_none()
+    row = connection.execute(SELECT_STATE, {"x": experiment_id, "now_us": now_us}).one_or_none()
     if row is None:
-        return Standing(None, "", False, found, 0, 0, 0)
+        return Standing(None, "", False, found, 0, 0, 0, False)
     count, size, newest_us = connection.execute(SELECT_WAITING, {"x": experiment_id}).one()
-    keeper, coming = row.batch_keeper if row.kept else "", bool(row.running or row.coming)
-    return Standing(ExperimentState(row.state), keeper, coming, found, count, int(size or 0), newest_us or 0)
+    state, keeper = ExperimentState(row.state), _keeper(connection, experiment_id)
+    return Standing(state, keeper, row.coming > 0, found, count, int(size or 0), newest_us or 0, row.overdue)
+
+
+def _keeper(connection: sa.Connection, experiment_id: str) -> str:
+    return connection.execute(SELECT_KEEPER, {"x": experiment_id}).scalar() or ""
 
 
 def take(connection: sa.Connection, experiment_id: str, runner_id: str) -> bool:
     """Makes this Runner the one that keeps the experiment's batches, unless another that lives does."""
     locked_ledger(connection, experiment_id)
-    keeper = standing(connection, experiment_id).keeper
-    if keeper not in ("", runner_id):
+    if _keeper(connection, experiment_id) not in ("", runner_id):
         return False
     _set_keeper(connection, experiment_id, runner_id)
     return True
@@ -123,11 +144,11 @@ def form(
     """Makes a batch of what waits for each model, and returns their ids. Equal questions are one item: also what waits
     for the same as a batch that is under way. Nothing where the experiment is paused or ends, or another keeps it."""
     ledger = locked_ledger(connection, experiment_id)
-    if ledger.state not in GOING or standing(connection, experiment_id).keeper != runner_id:
+    if ledger.state not in GOING or _keeper(connection, experiment_id) != runner_id:
         return []
     _join(connection, experiment_id)
     formed = []
-    waiting = _waiting(experiment_id)
+    waiting = WAITING_ITEMS.params(x=experiment_id)
     for model in connection.execute(waiting.with_only_columns(batch_items.c.model).distinct()).scalars().all():
         rows = connection.execute(
             waiting.with_only_columns(batch_items.c.run_index, batch_items.c.item_id, batch_items.c.size)
@@ -144,23 +165,11 @@ def form(
     return formed
 
 
-def _waiting(experiment_id: str) -> sa.Select[Any]:
-    """Questions of runs that still wait for them."""
-    return (
-        sa.select(batch_items)
-        .join(
-            runs,
-            sa.and_(runs.c.experiment_id == batch_items.c.experiment_id, runs.c.run_index == batch_items.c.run_index),
-        )
-        .where(batch_items.c.experiment_id == experiment_id, IS_WAITING, runs.c.in_batch)
-    )
-
-
 def _join(connection: sa.Connection, experiment_id: str) -> None:
     """What waits and was asked by another run already waits for the same, or has its answer."""
     asked = batch_items.alias()
     equal = (
-        _waiting(experiment_id)
+        WAITING_ITEMS.params(x=experiment_id)
         .join(
             asked,
             sa.and_(
@@ -201,11 +210,21 @@ def _set(connection: sa.Connection, experiment_id: str, indexes: Sequence[int], 
 
 
 def wake(connection: sa.Connection, experiment_id: str, indexes: Sequence[int]) -> None:
-    """Lets runs that wait for their batch go on."""
+    """Lets runs that wait for their batch go on, under the experiment's lock."""
+    woken = 0
     for start in range(0, len(indexes), AT_ONCE):
         these = runs.c.run_index.in_(indexes[start : start + AT_ONCE])
-        waiting = sa.and_(runs.c.experiment_id == experiment_id, these, runs.c.in_batch)
-        connection.execute(sa.update(runs).where(waiting).values(not_before_us=0))
+        waiting = sa.and_(runs.c.experiment_id == experiment_id, these, runs.c.in_batch, runs.c.not_before_us > 0)
+        woken += connection.execute(sa.update(runs).where(waiting).values(not_before_us=0)).rowcount
+    of_it = progress.c.experiment_id == experiment_id
+    connection.execute(sa.update(progress).where(of_it).values(in_batch=progress.c.in_batch - woken))
+
+
+def wake_overdue(connection: sa.Connection, experiment_id: str, now_us: int) -> None:
+    """Lets runs go on that have waited for as long as they may."""
+    locked_ledger(connection, experiment_id)
+    late = sa.select(runs.c.run_index).where(IS_OVERDUE)
+    wake(connection, experiment_id, list(connection.execute(late, {"x": experiment_id, "now_us": now_us}).scalars()))
 
 
 def requests_of(connection: sa.Connection, batch_id: str) -> dict[str, str]:
@@ -218,9 +237,11 @@ def requests_of(connection: sa.Connection, batch_id: str) -> dict[str, str]:
 
 
 def submitted(connection: sa.Connection, batch: Open, handle: str, refused: Sequence[str]) -> None:
-    """The provider has taken a batch, but for what it refused: that is asked directly."""
-    locked_ledger(connection, batch.experiment_id)
-    _resolve(connection, batch, dict.fromkeys(refused, (DIRECT, None)))
+    """The provider has taken a batch, but for what it refused: that is asked directly. Where the experiment was deleted
+    meanwhile, the batch can be stopped from now on."""
+    with suppress(ExperimentNotFound):
+        locked_ledger(connection, batch.experiment_id)
+        _resolve(connection, batch, dict.fromkeys(refused, (DIRECT, None)))
     of_it = batches.c.batch_id == batch.batch_id
     connection.execute(sa.update(batches).where(of_it).values(state=SUBMITTED, handle=handle))
 
@@ -267,9 +288,21 @@ def end(connection: sa.Connection, batch: Open) -> int:
         _set(connection, batch.experiment_id, left, state=DIRECT)
         wake(connection, batch.experiment_id, left)
     forget(connection, batch)
-    if not standing(connection, batch.experiment_id).open:
+    if not connection.execute(SELECT_OPEN, {"x": batch.experiment_id}).first():
         _set_keeper(connection, batch.experiment_id, None)
     return len(left)
+
+
+def wait_again(connection: sa.Connection, batch: Open, since_us: int) -> int:
+    """Ends a batch that its provider had no room for. Its questions wait for another one, as many as are returned, but
+    for those that have waited since before: they are asked directly."""
+    locked_ledger(connection, batch.experiment_id)
+    of_it = sa.and_(batch_items.c.batch_id == batch.batch_id, batch_items.c.state == SUBMITTED)
+    query = sa.select(batch_items.c.run_index).where(of_it, batch_items.c.added_us >= since_us)
+    waiting = list(connection.execute(query).scalars())
+    _set(connection, batch.experiment_id, waiting, state=WAITING, batch_id=None)
+    end(connection, batch)
+    return len(waiting)
 
 
 def forget(connection: sa.Connection, batch: Open) -> None:

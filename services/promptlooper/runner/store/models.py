@@ -123,7 +123,7 @@ runs = Table(
     Column("passed", Boolean),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
-    Column("in_batch", Boolean, nullable=False, server_default=text("false")),  # PENDING, waits for a batch
+    Column("in_batch", Boolean, nullable=False, server_default=text("false")),  # PENDING, until its batch has an answer
     Index(
         "runs_pending",
         "experiment_id",

@@ -20,12 +20,12 @@ OF_RUNS = sa.and_(
 )
 SELECT_ITEMS = sa.select(*ITEM_COLUMNS).where(OF_RUNS)
 IS_USELESS = sa.or_(batch_items.c.state == FAILED, batch_items.c.state == DIRECT)
-# What the run has its answer to; and after a failure what would only fail again.
+# What the run does not ask now; and after a failure what would only fail again.
 DELETE_USED = sa.delete(batch_items).where(
     batch_items.c.experiment_id == sa.bindparam("x"),
     batch_items.c.run_index == sa.bindparam("i"),
     sa.or_(
-        batch_items.c.position < sa.bindparam("next"),
+        batch_items.c.position != sa.bindparam("next"),
         sa.and_(sa.bindparam("over", type_=sa.Boolean), IS_USELESS),
     ),
 )
@@ -46,11 +46,13 @@ def keep(connection: sa.Connection, decided: Turn) -> None:
     ]
     if used:
         connection.execute(DELETE_USED, used)
-    asked = {row.run_index: item for row, item in decided.questions}
+    asked = {row.run_index: (row, item) for row, item in decided.questions}
     if not asked:
         return
     for row in connection.execute(SELECT_ITEMS, {"x": experiment_id, "indexes": sorted(asked)}):
-        del asked[row.run_index]  # it came back without an answer, and waits on
+        run, _ = asked.pop(row.run_index)  # it came back without an answer, and waits on
+        if row.state not in (WAITING, SUBMITTED):  # it came while the run was looking
+            decided.ledger.wake(run)
     values = [
         {
             "experiment_id": experiment_id,
@@ -63,7 +65,7 @@ def keep(connection: sa.Connection, decided: Turn) -> None:
             "request": item.request,
             "added_us": decided.now_us,
         }
-        for run_index, item in asked.items()
+        for run_index, (_, item) in asked.items()
     ]
     if values:
         connection.execute(sa.insert(batch_items), values)

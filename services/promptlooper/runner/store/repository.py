@@ -36,6 +36,7 @@ SELECT_ACTIVE = sa.select(
     *(progress.c[name] for name in ("experiment_id", "state", "running", "total", "next_index", "returned")),
     progress.c.max_concurrency,
     progress.c.deadline_us,
+    progress.c.in_batch,
 ).where(progress.c.state.in_(ACTIVE))
 COUNT_LIVING = sa.select(sa.func.count()).where(runners.c.dead.is_(False))
 GET = EXPERIMENT.where(experiments.c.experiment_id == sa.bindparam("x"))
@@ -62,13 +63,14 @@ class Active:
     pending: int
     max_concurrency: int
     deadline_us: int | None  # when its time is over
+    in_batch: int = 0  # pending runs that no Runner can go on with: they wait for a batch
 
     @property
     def room(self) -> int:
         """How many more of its runs could run now, budgets aside, over all Runners."""
         if self.state not in (ExperimentState.PENDING, ExperimentState.RUNNING):
             return 0
-        return max(0, min(self.pending, self.max_concurrency - self.running))
+        return max(0, min(self.pending - self.in_batch, self.max_concurrency - self.running))
 
     @property
     def has_work(self) -> bool:
@@ -228,6 +230,7 @@ def active(connection: sa.Connection) -> tuple[list[Active], int]:
             r.total - r.next_index + r.returned,
             r.max_concurrency,
             r.deadline_us,
+            r.in_batch,
         )
         for r in connection.execute(SELECT_ACTIVE)
     ]

@@ -176,13 +176,15 @@ def turn(connection: sa.Connection, request: TurnRequest, now_us: int, failpoint
         if ledger.returned:
             ready, next_due_us = _ready(connection, decided, room, now_us)
             decided.claim_returned(ready)
-        new = min(room - len(decided.claims), MOST_PARKED * ledger.max_concurrency - ledger.returned)
+        parked = ledger.returned - ledger.in_batch
+        new = min(room - len(decided.claims), MOST_PARKED * ledger.max_concurrency - parked)
         decided.claim_new(max(0, new), request.variant_ids, request.repeats)
     ended = decided.settle(lambda: _waiting(connection, decided), parked=next_due_us is not None)
+    if request.batch:
+        questions.keep(connection, decided)
     write(connection, decided, failpoints)
     continuing: Sequence[Claim] = decided.continuing
     if request.batch:
-        questions.keep(connection, decided)
         continuing = questions.with_items(connection, request.experiment_id, continuing)
     if decided.claims:
         failpoints.hit("claim_before_commit")

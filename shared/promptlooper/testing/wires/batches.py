@@ -18,7 +18,8 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(slots=True)
 class WireBatch:
-    """`answers` are of the questions that were answered before it ended; `message` says why one failed as a whole."""
+    """`answers` are of the questions that were answered before it ended; `message` and `code` say why one failed as a
+    whole."""
 
     id: str
     label: str
@@ -27,6 +28,7 @@ class WireBatch:
     end: End = "completed"
     answers: dict[str, Reply] = field(default_factory=dict)
     message: str = ""
+    code: str = "invalid_request"
 
     @property
     def unanswered(self) -> list[str]:

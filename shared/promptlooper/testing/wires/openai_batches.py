@@ -158,7 +158,7 @@ class OpenAIBatchServer(BatchServer):
         completed = sum(reply.status == 200 for reply in batch.answers.values())
         failed = len(batch.answers) - completed
         errors = failed or (batch.end in ("expired", "cancelled") and batch.unanswered)
-        error = {"code": "invalid_request", "message": batch.message, "line": 1, "param": None}
+        error = {"code": batch.code, "message": batch.message, "line": 1, "param": None}
         return {
             "id": batch.id,
             "object": "batch",
