@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -13,6 +15,7 @@ from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.completion import CompletionRequest, Tool
 from promptlooper.jsonvalue import Json
 
+_log = logging.getLogger(__name__)
 _DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+);base64,", re.IGNORECASE)
 
 
@@ -29,6 +32,17 @@ def answer_in(body: bytes) -> dict[str, Any]:
 
 def malformed(message: str) -> AttemptFailed:
     return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
+
+
+@contextmanager
+def as_malformed() -> Iterator[None]:
+    """What reads an answer takes its parts to have the types of its format. Where one has not, that is the server's
+    mistake: raises AttemptFailed, which may be tried again."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        _log.info("a part of an answer is not of its format", exc_info=True)
+        raise malformed(f"a part of it is not of its format ({type(error).__name__})") from error
 
 
 def check_params(params: Mapping[str, Json], *, ours: Iterable[str], missing: Iterable[str]) -> None:

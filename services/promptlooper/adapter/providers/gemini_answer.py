@@ -171,10 +171,11 @@ def failure(
     """A wrong key is a 400 here, and how long to wait stands in the body."""
     error = _error(body)
     said = failure_of(status, headers, orjson.dumps({"error": error}) if error else body, now=now, redacted=redacted)
-    for detail in error.get("details") or ():
+    details = error.get("details")
+    for detail in details if isinstance(details, list) else ():
         if not isinstance(detail, dict):
             continue
-        if detail.get("reason") in _KEY_REASONS:
+        if str(detail.get("reason")) in _KEY_REASONS:
             said = replace(said, kind=Kind.CREDENTIALS, status=401)  # so that the key is not sent again
         delay = _SECONDS.fullmatch(str(detail.get("retryDelay")))
         if delay is not None and said.retry_after is None:

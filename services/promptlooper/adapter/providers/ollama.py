@@ -13,7 +13,7 @@ from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malfor
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import count_in, function_of, logprobs_of
+from promptlooper.adapter.providers.openai_format import count_in, function_of, logprobs_of, text_of
 from promptlooper.adapter.providers.refusal import (
     arguments_object,
     json_bytes,
@@ -175,14 +175,14 @@ def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     reason = _FINISH_REASONS.get(str(data.get("done_reason") or "stop"), "other")
     thinking = message.get("thinking")
     return Completion(
-        output=str(message.get("content") or ""),
+        output=text_of(message.get("content")) or "",
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
         finish_reason="tool_calls" if calls and reason == "stop" else reason,
         tokens_in=count_in(data, "prompt_eval_count"),
         tokens_out=count_in(data, "eval_count"),
         tokens_cached_in=count_in(data, "prompt_eval_cached_count"),
         latency_ms=latency_ms,
-        reasoning=thinking or None,
+        reasoning=text_of(thinking) or None,
         tool_calls=calls,
         logprobs=logprobs_of({"content": data.get("logprobs")}),
         # Models that think between calls of tools go on from there.
