@@ -40,6 +40,7 @@ _FINISH_REASONS = {
     "guardrail_intervened": "content_filter",
     "content_filtered": "content_filter",
 }
+_MALFORMED = ("malformed_model_output", "malformed_tool_use")  # AWS could not read what the model wrote
 
 
 def request_body(model: str, request: CompletionRequest) -> bytes:
@@ -127,6 +128,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     said, content = data.get("stopReason"), part_of(part_of(data, "output"), "message").get("content")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a stopReason, so it may be cut off")
+    if said in _MALFORMED:
+        raise malformed(f"it ended with {said}")
     blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
     thoughts = [thought for block in blocks if isinstance(thought := block.get("reasoningContent"), dict)]
     signed = any("redactedContent" in each or part_of(each, "reasoningText").get("signature") for each in thoughts)

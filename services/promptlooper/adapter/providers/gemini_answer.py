@@ -33,6 +33,7 @@ _FINISH_REASONS: Mapping[str, str] = {
         "content_filter",
     ),
 }
+_MALFORMED = ("MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE")  # Google could not read what the model wrote
 _KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED"})
 _APART = (
     ("promptTokensDetails", "tokens_{}_in"),
@@ -61,6 +62,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     said = candidate.get("finishReason")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a finishReason, so it may be cut off")
+    if said in _MALFORMED:
+        raise malformed(f"it ended with {said}")
     parts = _parts(candidate)
     calls = tuple(_call(part["functionCall"], index) for index, part in enumerate(parts) if "functionCall" in part)
     finish_reason = _FINISH_REASONS.get(said, "other")

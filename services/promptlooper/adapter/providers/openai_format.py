@@ -48,6 +48,7 @@ _FINISH_REASONS: Mapping[str, str] = {
     "model_length": "length",
     "eos": "stop",
 }
+_BROKEN_OFF = ("error", "abort", "insufficient_system_resource")  # of OpenRouter, vLLM, DeepSeek
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _SPECIAL = _OURS | frozenset(_UNREADABLE)
 
@@ -151,8 +152,8 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
     said = choice.get("finish_reason")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a finish_reason, so it may be cut off")
-    if said == "error":
-        raise AttemptFailed(Failure(Kind.TRANSIENT, "the answer broke off with an error"))
+    if said in _BROKEN_OFF:
+        raise AttemptFailed(Failure(Kind.TRANSIENT, f"the answer broke off: {said}", 200))
     output = text_of(message.get("content"))
     if output is None:
         output = text_of(message.get("refusal")) or ""
@@ -227,7 +228,7 @@ def reasoning_of(message: Mapping[str, Any]) -> str | None:
 def _tool_calls(calls: object) -> Iterator[ToolCall]:
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise malformed("it asks for a tool without a name")
         arguments = function.get("arguments")
         # Some servers send an object where the format has its text.
