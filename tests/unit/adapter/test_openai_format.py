@@ -364,3 +364,8 @@ def test_an_answer_that_broke_off_may_be_tried_again(reason):
     with pytest.raises(AttemptFailed, match=f"broke off: {reason}") as failed:
         answer({"content": "The capital of"}, reason)
     assert failed.value.failure.kind is Kind.TRANSIENT
+
+
+def test_calls_get_ids_where_a_server_gives_none():
+    call = {"function": {"name": "now", "arguments": "{}"}}
+    assert [called.id for called in answer({"tool_calls": [call, call]}).tool_calls] == ["call_0", "call_1"]

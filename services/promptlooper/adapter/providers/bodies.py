@@ -13,6 +13,7 @@ import orjson
 from promptlooper.adapter.providers.refusal import no_parameter, own_parameter, refusal
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.completion import CompletionRequest, Tool
+from promptlooper.digest import sha256_hex
 from promptlooper.jsonvalue import Json
 
 _log = logging.getLogger(__name__)
@@ -68,6 +69,17 @@ def inline_image(uri: str) -> tuple[str, str] | None:
 def stops(value: Json) -> list[Json]:
     """The parameter `stop` as a list: it may be one text."""
     return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+
+
+def id_of(known: str, form: re.Pattern[str]) -> str:
+    """The id of a call of a tool, for a provider that takes only ids of this form: another provider may have given it.
+    The same for the call and for its result."""
+    return known if form.fullmatch(known) else f"call_{sha256_hex(known)[:24]}"
+
+
+def made_id(index: int) -> str:
+    """For a call without an id: some servers give none, and an answer must say which it is for."""
+    return f"call_{index}"
 
 
 def tools_of(request: CompletionRequest) -> tuple[Tool, ...]:

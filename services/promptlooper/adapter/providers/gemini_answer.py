@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.providers.billing import billed_apart, completed
-from promptlooper.adapter.providers.bodies import answer_in, malformed
+from promptlooper.adapter.providers.bodies import answer_in, made_id, malformed
 from promptlooper.adapter.providers.error_bodies import failure_of
 from promptlooper.adapter.providers.gemini_format import OWNER
 from promptlooper.adapter.providers.kept import keeping
@@ -95,12 +95,7 @@ def _text(parts: Sequence[Mapping[str, Any]], *, thought: bool) -> str:
 def _call(call: object, index: int) -> ToolCall:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise malformed("it asks for a tool without a name")
-    return ToolCall(str(call.get("id") or _made_id(index)), call["name"], json_text(call.get("args") or {}))
-
-
-def _made_id(index: int) -> str:
-    """For a call without one: some models give none, and an answer must say which it is for."""
-    return f"call_{index}"
+    return ToolCall(str(call.get("id") or made_id(index)), call["name"], json_text(call.get("args") or {}))
 
 
 def _kept(parts: Sequence[Mapping[str, Any]]) -> str:
@@ -108,7 +103,7 @@ def _kept(parts: Sequence[Mapping[str, Any]]) -> str:
     if not any(part.get("thoughtSignature") for part in parts):
         return ""
     kept = [
-        {**part, "functionCall": {"id": _made_id(index), **part["functionCall"]}} if "functionCall" in part else part
+        {**part, "functionCall": {"id": made_id(index), **part["functionCall"]}} if "functionCall" in part else part
         for index, part in enumerate(parts)
     ]
     return keeping(OWNER, kept)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.heard import Heard
-from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed
+from promptlooper.adapter.providers.bodies import answer_in, image_bytes, made_id, malformed
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
@@ -171,7 +171,7 @@ def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     message = data.get("message")
     if data.get("done") is not True or not isinstance(message, dict):
         raise malformed("it ended before it was done, so it may be cut off")
-    calls = tuple(_call(call) for call in message.get("tool_calls") or ())
+    calls = tuple(_call(call, index) for index, call in enumerate(message.get("tool_calls") or ()))
     reason = _FINISH_REASONS.get(str(data.get("done_reason") or "stop"), "other")
     thinking = message.get("thinking")
     return Completion(
@@ -190,8 +190,9 @@ def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     )
 
 
-def _call(call: Any) -> ToolCall:
+def _call(call: Any, index: int) -> ToolCall:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise malformed("it asks for a tool without a name")
-    return ToolCall(str(call.get("id") or ""), function["name"], orjson.dumps(function.get("arguments") or {}).decode())
+    arguments = orjson.dumps(function.get("arguments") or {}).decode()
+    return ToolCall(str(call.get("id") or made_id(index)), function["name"], arguments)
