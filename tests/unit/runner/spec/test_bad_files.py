@@ -241,6 +241,8 @@ CASES: dict[str, tuple[str, int, str]] = {
             ("tool_results", "{b: x}", "no tool is named 'b'"),
             ("tool_results", "x", "tool_results must be a mapping"),
             ("images", "x", "an image must be an https:// address"),
+            ("images", "http://a.example/b.png", "an image must be an https:// address"),
+            ("images", "[{file: text.png}]", "the file 'text.png' is no image: its content is none of png, jpeg, gif, webp"),
             ("images", "[{file: none.png}]", "there is no file 'none.png'"),
             ("images", "[{file: rows.csv}]", "an image file must end in .png"),
             ("images", "'{{ imput.x }}'", "did you mean 'input'?"),
@@ -269,6 +271,7 @@ CASES: dict[str, tuple[str, int, str]] = {
 def test_bad_file_is_refused_with_line_and_sentence(desk: Any, name: str) -> None:
     text, line, said = CASES[name]
     desk.write("rows.csv", "a\n1\n")
+    desk.write("text.png", "no image")
     problems = desk.problems(text)
     assert any(problem.startswith(f"e.yaml:{line}: ") and said in problem for problem in problems), problems
     assert len(problems) == 1, problems
