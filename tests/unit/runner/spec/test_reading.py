@@ -302,7 +302,7 @@ def test_experiment_file_itself_may_be_a_symlink(desk: Any, tmp_path: Path) -> N
         (b"\x89PNG\r\n\x1a\n", "png"),
         (b"\xff\xd8\xff\xe0", "jpeg"),
         (b"GIF89a", "gif"),
-        (b"RIFF\n\0\0\0WEBPVP8", "webp"),
+        (b"RIFF\n\0\0\0WEBP", "webp"),
     ],
 )
 def test_an_image_is_of_the_type_that_its_content_is(desk: Any, content: bytes, kind: str) -> None:
