@@ -80,6 +80,24 @@ class CompletionRequest:
     experiment_id: str = ""  # limits are shared among experiments in turn; "" waits for this one answer: it comes first
 
 
+def fault_of(request: CompletionRequest) -> str | None:
+    """Why no provider is to be asked this, with the field; None for a question."""
+    if not request.messages:
+        return "messages: there is none; give one at least"
+    for index, message in enumerate(request.messages):
+        role = message.role
+        if role not in ROLES:
+            return f"messages[{index}].role: {role!r} is none; use one of {', '.join(ROLES)}"
+        if message.images and role != "user":
+            return f"messages[{index}].images: only a user shows images, not {role!r}; put them into a user's message"
+        if message.tool_calls and role != "assistant":
+            return f"messages[{index}].tool_calls: only an assistant calls tools, not {role!r}"
+    choice = request.tool_choice
+    if choice and choice not in TOOL_CHOICES and all(tool.name != choice for tool in request.tools):
+        return f"tool_choice: {choice!r} is none of {', '.join(TOOL_CHOICES)}, and no tool in 'tools' has that name"
+    return None
+
+
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "other")
 
 
@@ -186,8 +204,9 @@ class CompletionGateway(Protocol):
     """The Adapter: its core when embedded, its client when distributed."""
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
-        """Raises CompletionFailed and its kind, UnknownProvider or ServiceUnavailable. `on_delta` hears the output
-        piece by piece where the provider can stream; what fails after the first piece is not tried again."""
+        """Raises InvalidArgument, CompletionFailed and its kind, UnknownProvider or ServiceUnavailable. `on_delta`
+        hears the output piece by piece where the provider can stream; what fails after the first piece is not tried
+        again."""
         ...
 
     async def check_models(self, models: Sequence[str]) -> list[ModelCheck]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from promptlooper.completion import Message
+from promptlooper.completion import Message, Tool
 from promptlooper.experiment import ExperimentSpec
 from promptlooper.jsonvalue import Json, JsonObject
 
@@ -68,6 +68,9 @@ class RenderedStage:
     params: JsonObject
     messages: tuple[Message, ...]
     problem: str = ""  # why there are none: a template that needs more of an output than a placeholder has
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""
+    response_schema: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

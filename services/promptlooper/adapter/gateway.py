@@ -35,9 +35,10 @@ from promptlooper.completion import (
     ModelCheck,
     ModelInfo,
     OnDelta,
+    fault_of,
 )
 from promptlooper.embeddings import EmbeddingGateway, EmbeddingRequest, Embeddings, check_embedding_request
-from promptlooper.errors import DeadlineExceeded, DomainError
+from promptlooper.errors import DeadlineExceeded, DomainError, InvalidArgument
 from promptlooper.tracing import span
 
 AnswerT = TypeVar("AnswerT", Completion, Embeddings)
@@ -64,6 +65,8 @@ class Gateway(CompletionGateway, EmbeddingGateway, BatchGateway):
         self._batches = Batches(router, self.counts, clock=self._clock, sleep=sleep)
 
     async def complete(self, request: CompletionRequest, on_delta: OnDelta | None = None) -> Completion:
+        if fault := fault_of(request):
+            raise InvalidArgument(fault, field=fault.partition(":")[0])
         way = self._router.way(request.model)
         if isinstance(way, Problem):
             raise error_of_problem(way, request.model)

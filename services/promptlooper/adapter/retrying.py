@@ -120,7 +120,7 @@ def retry_after_of(headers: Mapping[str, str], now: datetime) -> float | None:
     return min(max(0.0, seconds), LONGEST_SAID)
 
 
-_TRANSIENT_STATUSES = frozenset({408, 409, 425, 529})
+_TRANSIENT_STATUSES = frozenset({408, 409, 425, 498, 529})  # 498: Groq has no place for it now
 _NOT_IMPLEMENTED = 501  # such as embeddings of a server that was not started for them: it stays so
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
@@ -132,8 +132,13 @@ _TOO_LONG = re.compile(
 )
 
 
+_FLAGGED = re.compile(r"input was flagged|violates usage guidelines", re.IGNORECASE)  # OpenRouter, xAI
+
+
 def kind_of(status: int, code: str, message: str) -> Kind:
     """The kind of an HTTP error by its status, and by the provider's own code and message where the status is vague."""
+    if status == 403 and _FLAGGED.search(message):
+        return Kind.CONTENT_FILTERED
     if status in (401, 402, 403) or code in _NO_CREDIT:
         return Kind.CREDENTIALS
     if status == 429:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from promptlooper.cli.documents import print_document
+from promptlooper.cli.messages import said
 from promptlooper.cli.outcome import USAGE, Refused
 from promptlooper.cli.overrides import file_argument, override_options, overrides_of
 from promptlooper.cli.reading import read_file
@@ -16,7 +19,7 @@ from promptlooper.cli.wording import printable
 from promptlooper.errors import InvalidArgument
 from promptlooper.jsonvalue import json_text
 from promptlooper.rows import message_row
-from promptlooper.sources import RenderedRun
+from promptlooper.sources import RenderedRun, RenderedStage
 
 if TYPE_CHECKING:
     from promptlooper.experiment import ExperimentSpec
@@ -55,10 +58,22 @@ def _print(run: RenderedRun) -> None:
         name = f" ({stage.name})" if stage.name else ""
         click.secho(printable(f"\nstage {stage.stage_index}{name}: {stage.model} {json_text(stage.params)}"), bold=True)
         for message in stage.messages:
-            click.echo(printable(f"[{message.role}]\n{message.content}"))
+            click.echo(printable("\n".join((f"[{message.role}]", message.content, *said(message)))))
+        for line in _besides(stage):
+            click.echo(printable(line))
         if stage.problem:
             why = "not known before earlier stages answer" if stage.stage_index else "this run would fail"
             click.echo(printable(f"{why}: {stage.problem}"))
+
+
+def _besides(stage: RenderedStage) -> Iterator[str]:
+    """What is sent beside the messages."""
+    for tool in stage.tools:
+        yield f"[tool] {tool.name} {json_text(tool.parameters)}"
+    if stage.tool_choice:
+        yield f"[tool_choice] {stage.tool_choice}"
+    if stage.response_schema is not None:
+        yield f"[response_schema] {json_text(stage.response_schema)}"
 
 
 def _document(run: RenderedRun) -> dict[str, Any]:
@@ -75,6 +90,9 @@ def _document(run: RenderedRun) -> dict[str, Any]:
                 "params": stage.params,
                 "messages": [message_row(message) for message in stage.messages],
                 "problem": stage.problem or None,
+                "tools": [asdict(tool) for tool in stage.tools],
+                "tool_choice": stage.tool_choice or None,
+                "response_schema": stage.response_schema,
             }
             for stage in run.stages
         ],

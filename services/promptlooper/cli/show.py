@@ -6,6 +6,7 @@ import click
 
 from promptlooper.cli.documents import print_document
 from promptlooper.cli.ids import meant
+from promptlooper.cli.messages import asked_for, said
 from promptlooper.cli.report import print_report
 from promptlooper.cli.session import Session, json_option, project_option, session_options
 from promptlooper.cli.signals import run_interruptibly
@@ -64,6 +65,11 @@ async def _run(session: Session, text: str, project: str | None, run_index: int)
         return await experiments.get_run(f"{found.experiment_id}-{run_index}")
 
 
+def _echo(*lines: str) -> None:
+    for line in lines:
+        click.echo(printable(line))
+
+
 def _print_run(run: Run) -> None:
     click.secho(f"run {run.run_id}  {run.state.value}", bold=True)
     click.echo(printable(f"{run.pipeline} · {run.model} · input {run.input_id} · repeat {run.repeat}"))
@@ -76,8 +82,14 @@ def _print_run(run: Run) -> None:
             bold=True,
         )
         for message in stage.messages:
-            click.echo(printable(f"[{message.role}] {message.content}"))
-        click.echo(printable(f"[answer] {stage.output}") if stage.error is None else "[no answer]")
+            _echo(f"[{message.role}] {message.content}", *said(message))
+        if not stage.finish_reason:
+            click.echo("[no answer]")
+            continue
+        calls = list(asked_for(stage.tool_calls))
+        _echo(*([] if calls and not stage.output else [f"[answer] {stage.output}"]), *calls)
+        if stage.error is not None:
+            _echo(f"{stage.error.reason}: {stage.error.message}")
     if run.scores:
         click.secho(f"\nscore {share(run.score)}", bold=True)
     for score in run.scores:

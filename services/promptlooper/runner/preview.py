@@ -48,7 +48,17 @@ def rendered_at(
             problem = error.message
         model = stage_model(variant, stage)
         stages.append(
-            RenderedStage(call.stage_index, stage.name, model, stage_params(variant, stage), messages, problem)
+            RenderedStage(
+                call.stage_index,
+                stage.name,
+                model,
+                stage_params(variant, stage),
+                messages,
+                problem,
+                stage.tools,
+                stage.tool_choice,
+                stage.response_schema,
+            )
         )
         earlier.append(_placeholder(call, stage, model, messages))
         call = _following(conversation, call, earlier, len(variant.pipeline.stages))

@@ -26,7 +26,7 @@ STAGE_ROOTS = ("input", "expected", "config", "files", "stages", "prev_output", 
 SCORER_ROOTS = (*STAGE_ROOTS, "output")
 
 
-IMAGE = re.compile(r"https?://[^\s/]+\S*\Z|data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}\Z")
+IMAGE = re.compile(r"https://[^\s/]+\S*\Z|data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}\Z")
 
 
 def _shown(value: object) -> str:

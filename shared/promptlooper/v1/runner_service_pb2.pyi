@@ -1387,6 +1387,9 @@ class RenderedStage(_message.Message):
     PARAMS_JSON_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    RESPONSE_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     name: _builtins.str
     model: _builtins.str
@@ -1394,8 +1397,15 @@ class RenderedStage(_message.Message):
     """A JSON object."""
     problem: _builtins.str
     """Why there are no messages: what the templates need is not known before earlier stages answer, or the run would fail."""
+    tool_choice: _builtins.str
+    response_schema_json: _builtins.str
+    """A JSON object; empty is none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Message]: ...
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_completion_pb2.Tool]:
+        """What is sent beside them."""
+
     def __init__(
         self,
         *,
@@ -1405,10 +1415,13 @@ class RenderedStage(_message.Message):
         params_json: _builtins.str = ...,
         messages: _abc.Iterable[_completion_pb2.Message] | None = ...,
         problem: _builtins.str = ...,
+        tools: _abc.Iterable[_completion_pb2.Tool] | None = ...,
+        tool_choice: _builtins.str = ...,
+        response_schema_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "name", b"name", "params_json", b"params_json", "problem", b"problem", "stage_index", b"stage_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "name", b"name", "params_json", b"params_json", "problem", b"problem", "response_schema_json", b"response_schema_json", "stage_index", b"stage_index", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,14 @@ from promptlooper.sources import (
     Uploaded,
 )
 from promptlooper.v1 import runner_service_pb2 as pb
-from promptlooper.wire.completion import message_from_pb, message_to_pb
+from promptlooper.wire.completion import (
+    message_from_pb,
+    message_to_pb,
+    schema_of,
+    schema_text,
+    tool_from_pb,
+    tool_to_pb,
+)
 from promptlooper.wire.experiment import spec_from_pb, spec_to_pb
 from promptlooper.wire.scalars import object_of, object_text
 
@@ -90,6 +97,9 @@ def rendered_stage_to_pb(stage: RenderedStage) -> pb.RenderedStage:
         params_json=object_text(stage.params, "params"),
         messages=map(message_to_pb, stage.messages),
         problem=stage.problem,
+        tools=[tool_to_pb(tool, f"tools[{i}]") for i, tool in enumerate(stage.tools)],
+        tool_choice=stage.tool_choice,
+        response_schema_json=schema_text(stage.response_schema, "response_schema_json"),
     )
 
 
@@ -101,6 +111,9 @@ def rendered_stage_from_pb(message: pb.RenderedStage) -> RenderedStage:
         object_of(message.params_json, "params_json"),
         tuple(map(message_from_pb, message.messages)),
         message.problem,
+        tuple(tool_from_pb(tool, f"tools[{i}]") for i, tool in enumerate(message.tools)),
+        message.tool_choice,
+        schema_of(message.response_schema_json, "response_schema_json"),
     )
 
 

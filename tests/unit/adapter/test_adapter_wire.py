@@ -62,7 +62,7 @@ async def test_answer_brings_text_model_reason_and_tokens(gateway, fake, asking)
         (Reply("", finish_reason="content_filter"), "", "content_filter"),
         (error(400, "filtered", code="content_filter"), "", "content_filter"),
         (Reply(finish_reason="function_call", message={"content": None}), "", "tool_calls"),
-        (Reply(finish_reason="abort"), "ok", "other"),
+        (Reply(finish_reason="tired"), "ok", "other"),
         (Reply(message={"content": None, "refusal": "No."}), "No.", "stop"),
         (Reply(message={"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}), "ab", "stop"),
     ],

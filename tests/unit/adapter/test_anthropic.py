@@ -71,6 +71,7 @@ async def test_operator_may_set_another_version(gateways, server):
     ("params", "sent"),
     [
         ({"reasoning_effort": "low"}, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}),
+        ({"reasoning_effort": "max"}, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}),
         ({"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}),
         ({"reasoning_tokens": 2000}, {"thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 10192}),
         ({"reasoning_tokens": 2000, "max_tokens": 3000}, {"max_tokens": 3000}),
@@ -84,6 +85,16 @@ async def test_parameters_are_mapped(gateway, server, params, sent):
     await gateway.complete(asking(**params))
     assert {name: server.asked[0].body[name] for name in sent} == sent
     assert not {"reasoning_effort", "reasoning_tokens", "logprobs"} & set(server.asked[0].body)
+
+
+async def test_ids_of_calls_that_another_provider_gave_are_put_into_its_form(gateway, server):
+    calls = (ToolCall("functions.weather:0", "weather", "{}"), ToolCall("", "weather", "{}"))
+    results = (Message("tool", "rain", tool_call_id=call.id, name="weather") for call in calls)
+    await gateway.complete(replace(asking(Message("assistant", "", tool_calls=calls), *results), tools=(TOOL,)))
+    asked, answered = server.asked[0].body["messages"]
+    ids = [block["id"] for block in asked["content"]]
+    assert ids == [block["tool_use_id"] for block in answered["content"]]
+    assert len(set(ids)) == 2
 
 
 @pytest.mark.parametrize(

@@ -265,3 +265,19 @@ async def test_tools_that_only_the_conversation_has_are_defined_for_it(ask, serv
     assert server.refused == []
     (tool,) = server.asked[0].body["toolConfig"]["tools"]
     assert tool["toolSpec"]["name"] == "weather"
+
+
+async def test_a_budget_of_no_tokens_switches_reasoning_off(ask, server):
+    await ask(params={"reasoning_tokens": 0})
+    assert server.asked[0].body["additionalModelRequestFields"] == {"thinking": {"type": "disabled"}}
+
+
+async def test_ids_of_calls_that_another_provider_gave_are_put_into_its_form(ask, server):
+    long = "call_" + "x" * 80
+    call = ToolCall(long, "weather", "{}")
+    result = Message("tool", "4 °C", tool_call_id=long, name="weather")
+    await ask(Message("user", "hi"), Message("assistant", "", tool_calls=(call,)), result, tools=(WEATHER,))
+    _, asked, answered = server.asked[0].body["messages"]
+    (use,), (said,) = asked["content"], answered["content"]
+    assert use["toolUse"]["toolUseId"] == said["toolResult"]["toolUseId"]
+    assert len(use["toolUse"]["toolUseId"]) <= 64

@@ -175,6 +175,13 @@ async def test_tokens_and_logprobs_are_counted(gateway, server, streamed):
     assert answer.logprobs == [{**token, "top": [token]}]
 
 
+async def test_what_the_model_wrote_and_google_could_not_read_is_no_answer(gateway, server):
+    candidate = {"content": {"parts": []}, "finishReason": "MALFORMED_FUNCTION_CALL"}
+    server.answer = Reply(body=orjson.dumps({"candidates": [candidate]}))
+    with pytest.raises(ProviderMalformed, match="it ended with MALFORMED_FUNCTION_CALL"):
+        await gateway.complete(asking())
+
+
 async def test_a_refused_question_is_a_filtered_answer(gateway, server):
     usage = {"promptTokenCount": 7}
     server.answer = Reply(body=orjson.dumps({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": usage}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from promptlooper.completion import CompletionRequest, Message, Tool, ToolCall
@@ -135,3 +136,12 @@ async def test_errors_are_read_also_in_the_middle_of_a_stream(ask, server):
     server.answer = Reply(body=line)
     with pytest.raises(ProviderUnavailable, match="model runner died"):
         await ask(on_delta=lambda piece: None)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_calls_get_ids_where_it_gives_none(ask, server, streamed):
+    call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    answer = {"message": {"role": "assistant", "content": "", "tool_calls": [call, call]}, "done": True}
+    server.answer = Reply(body=orjson.dumps(answer))
+    said = await ask(on_delta=(lambda piece: None) if streamed else None)
+    assert [called.id for called in said.tool_calls] == ["call_0", "call_1"]

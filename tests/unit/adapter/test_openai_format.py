@@ -12,7 +12,7 @@ from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.providers.openai_format import completion_of, request_body
 from promptlooper.adapter.providers.openai_stream import Gathered
 from promptlooper.adapter.providers.quirks import ENDPOINTS, OPENAI, SERVERS, UNKNOWN, Quirks, of_host
-from promptlooper.adapter.retrying import AttemptFailed
+from promptlooper.adapter.retrying import AttemptFailed, Kind
 from promptlooper.adapter.tariff import Billed, billed
 from promptlooper.completion import Completion, CompletionRequest, Message, Tool, ToolCall
 
@@ -312,3 +312,60 @@ def test_a_stream_of_parts_is_output_and_reasoning():
 def test_a_refusal_in_a_stream_is_the_output():
     said, pieces = gathered({"refusal": "I "}, {"refusal": "won't."})
     assert (said.output, pieces) == ("I won't.", [])
+
+
+def part(arguments: Any, index: int | None = None, call_id: str | None = None, name: str | None = None):
+    """Of a call of a tool in a stream."""
+    function = {**({"name": name} if name else {}), "arguments": arguments}
+    said = {"index": index, "id": call_id, "function": function}
+    return {"tool_calls": [{key: value for key, value in said.items() if value is not None}]}
+
+
+FIRST, SECOND = ToolCall("c1", "now", '{"a":1}'), ToolCall("c2", "then", '{"b":2}')
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        # In turn, as OpenAI may send them.
+        (
+            part("", 0, "c1", "now"),
+            part("", 1, "c2", "then"),
+            part('{"a"', 0),
+            part('{"b":', 1),
+            part(":1}", 0),
+            part("2}", 1),
+        ),
+        # All with the same number, as Ollama and others send them.
+        (part('{"a":1}', 0, "c1", "now"), part('{"b":', 0, "c2", "then"), part("2}", 0)),
+        # Without a number, also with the id in every part.
+        (part('{"a":1}', None, "c1", "now"), part('{"b":', None, "c2", "then"), part("2}", None, "c2")),
+        # With an object where the format has its text.
+        (part({"a": 1}, 0, "c1", "now"), part({"b": 2}, 1, "c2", "then")),
+    ],
+)
+def test_calls_of_tools_in_a_stream_are_kept_apart_however_they_are_numbered(deltas):
+    said, _ = gathered(*deltas, finish_reason="tool_calls")
+    assert said.tool_calls == (FIRST, SECOND)
+
+
+def test_calls_without_a_number_and_an_id_are_told_apart_by_their_names():
+    said, _ = gathered(part("{}", None, None, "now"), part('{"b"', None, None, "then"), part(":2}"))
+    assert [(call.name, call.arguments) for call in said.tool_calls] == [("now", "{}"), ("then", '{"b":2}')]
+
+
+def test_a_call_without_a_name_is_malformed():
+    with pytest.raises(AttemptFailed, match="a tool without a name"):
+        gathered(part("{}", 0, "c1"), finish_reason="tool_calls")
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+def test_an_answer_that_broke_off_may_be_tried_again(reason):
+    with pytest.raises(AttemptFailed, match=f"broke off: {reason}") as failed:
+        answer({"content": "The capital of"}, reason)
+    assert failed.value.failure.kind is Kind.TRANSIENT
+
+
+def test_calls_get_ids_where_a_server_gives_none():
+    call = {"function": {"name": "now", "arguments": "{}"}}
+    assert [called.id for called in answer({"tool_calls": [call, call]}).tool_calls] == ["call_0", "call_1"]

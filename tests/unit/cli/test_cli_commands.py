@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from click.testing import CliRunner
 
 from promptlooper.caching import CacheStats, Worth
 from promptlooper.cli.main import main
+from promptlooper.completion import Message, ToolCall
 from promptlooper.errors import NotAvailableYet, ServiceUnavailable
 from promptlooper.experiment import ExperimentState, GateResult, RunCounts
 from promptlooper.experiments import ExperimentFilter
+from promptlooper.run import RunError
 
 LATER = ["compare", "rescore"]
 
@@ -137,6 +140,23 @@ def test_show_run_prints_what_was_sent_and_answered(promptlooper: Any, runner: A
     assert "[user] Capital of France?" in out
     assert "[answer] Paris" in out
     assert json.loads(promptlooper("show", "latest", "--run", "0", "--json").stdout)["run_id"] == "abc123-0"
+
+
+def test_show_run_prints_calls_of_tools_and_answers_that_cannot_be_used(
+    promptlooper: Any, runner: Any, make: Any
+) -> None:
+    run = make.run(0)
+    call = ToolCall("c1", "now", '{"zone":"UTC"}')
+    asks = replace(run.stages[0], output="", tool_calls=(call,), finish_reason="tool_calls")
+    told = Message("assistant", "", tool_calls=(call,))
+    invalid = RunError("OUTPUT_INVALID", "The answer is not JSON.", 0, "")
+    wrong = replace(run.stages[0], messages=(told,), output="noon", error=invalid)
+    runner.experiments = [make.experiment()]
+    runner.runs = {"abc123": [replace(run, stages=(asks, wrong))]}
+    out = promptlooper("show", "latest", "--run", "0").stdout
+    assert '[user] Capital of France?\n[calls] now {"zone":"UTC"}\n\n' in out
+    said = '[assistant] \n[calls] now {"zone":"UTC"}\n[answer] noon\nOUTPUT_INVALID: The answer is not JSON.\n'
+    assert said in out
 
 
 def test_show_exits_0_also_for_a_failed_experiment(promptlooper: Any, runner: Any, make: Any) -> None:

@@ -249,6 +249,23 @@ def test_render_prints_exact_messages_and_placeholders(promptlooper: Any, runner
     assert runner.targets == []
 
 
+def test_render_shows_what_is_sent_beside_the_messages(promptlooper: Any, runner: Any, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(292))
+    (tmp_path / "e.yaml").write_text(
+        "model: mock/echo\npipelines:\n  p:\n    - prompt: Look\n      images: [{file: photo.png}, 'https://a.example/b.png']\n"
+        "      tools: [{name: now, parameters: {type: object}}]\n      tool_choice: now\n"
+        "      response_schema: {type: object}\n"
+    )
+    text = promptlooper("render", "e.yaml").stdout
+    assert text.endswith(
+        "[user]\nLook\n[image] data:image/png;base64,… (300 bytes)\n[image] https://a.example/b.png\n"
+        '[tool] now {"type":"object"}\n[tool_choice] now\n[response_schema] {"type":"object"}\n'
+    )
+    (stage,) = json.loads(promptlooper("render", "e.yaml", "--json").stdout)["stages"]
+    assert stage["tools"] == [{"name": "now", "description": "", "parameters": {"type": "object"}}]
+    assert (stage["tool_choice"], stage["response_schema"]) == ("now", {"type": "object"})
+
+
 def test_render_of_a_run_that_is_not_there_names_those_that_are(promptlooper: Any, runner: Any, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TWO_STAGES)
     result = promptlooper("render", "two.yaml", "--run-index", "2")

@@ -191,6 +191,7 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (experiment.ExperimentSpec, "repeats"): st.integers(1, 2**31 - 1),
     (run.Score, "error"): st.none() | names,
     (sources.ExperimentSource, "path"): names,
+    (sources.RenderedStage, "response_schema"): st.none() | objects,
     (run.StageResult, "finish_reason"): st.sampled_from(("", *completion.FINISH_REASONS)),
     (scoring.ScoreValue, "error"): st.none() | names,
 }

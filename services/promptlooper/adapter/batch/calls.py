@@ -11,7 +11,7 @@ import httpx
 import orjson
 
 from promptlooper.adapter.batch.format import Answer
-from promptlooper.adapter.providers.bodies import answer_in, malformed
+from promptlooper.adapter.providers.bodies import answer_in, as_malformed, malformed
 from promptlooper.adapter.providers.headers import Headers, Sent
 from promptlooper.adapter.providers.http import Dialect
 from promptlooper.adapter.providers.transport import LARGEST_BODY, Transport, failures_of
@@ -71,7 +71,8 @@ class Calls:
         data = orjson.dumps(body)
         if status == 200:
             try:
-                return self.dialect.completion(data, model, 0)
+                with as_malformed():
+                    return self.dialect.completion(data, model, 0)
             except AttemptFailed as error:
                 if (hidden := self.dialect.error_in(data)) is None:
                     return error.failure

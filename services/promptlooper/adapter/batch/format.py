@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
 
+from promptlooper.adapter.providers.refusal import refusal
 from promptlooper.adapter.retrying import AttemptFailed, Failure
 from promptlooper.batches import LARGEST_BATCH, BatchItem, BatchStatus
-from promptlooper.completion import Completion, CompletionRequest
+from promptlooper.completion import Completion, CompletionRequest, fault_of
 from promptlooper.errors import TooLarge
 
 _AT_ONCE = 256  # questions that are written before others have their turn
@@ -64,6 +65,8 @@ async def written(
         if index % _AT_ONCE == 0:
             await asyncio.sleep(0)
         try:
+            if fault := fault_of(item.request):
+                raise refusal(fault)
             question = write(item.request)
         except AttemptFailed as error:
             refused.append((item.item_id, error.failure))

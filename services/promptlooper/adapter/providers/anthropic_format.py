@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptlooper.adapter.providers.bodies import check_params, inline_image, stops, tools_of
+from promptlooper.adapter.providers.bodies import check_params, id_of, inline_image, stops, tools_of
 from promptlooper.adapter.providers.kept import kept_of
 from promptlooper.adapter.providers.refusal import json_bytes, refusal
 from promptlooper.completion import CompletionRequest, Message, Tool, arguments_of
@@ -16,7 +17,8 @@ OWNER = "anthropic"  # of the provider data that this format takes
 _FORMAT = "the Anthropic format"
 _OURS = ("model", "messages", "system", "stream", "tools", "tool_choice")
 _MISSING = ("seed", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs")
-_EFFORTS = ("low", "medium", "high")
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+_ID = re.compile(r"[a-zA-Z0-9_-]+")
 _CHOICES: Mapping[str, str] = {"auto": "auto", "none": "none", "required": "any"}
 _CONSUMED = frozenset(
     {*_MISSING, "max_tokens", "stop", "reasoning_effort", "reasoning_tokens", "parallel_tool_calls", "output_config"}
@@ -73,7 +75,7 @@ def _listed(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _blocks(message: Message) -> str | list[dict[str, Any]]:
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content}]
+        return [{"type": "tool_result", "tool_use_id": id_of(message.tool_call_id, _ID), "content": message.content}]
     if signed := kept_of(message.provider_data, OWNER):
         return list(signed)  # as they came: another order of signed blocks is refused
     blocks = [*_images(message), *(_calls(message))]
@@ -101,7 +103,7 @@ def _calls(message: Message) -> list[dict[str, Any]]:
         arguments = arguments_of(call)
         if arguments is None:
             raise refusal(f"the call of {call.name!r} has arguments that are no JSON object, which {_FORMAT} can't say")
-        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
+        blocks.append({"type": "tool_use", "id": id_of(call.id, _ID), "name": call.name, "input": arguments})
     return blocks
 
 

@@ -6,6 +6,7 @@ The format is at https://docs.aws.amazon.com/transcribe/latest/dg/event-stream.h
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from struct import error as struct_error
 from struct import unpack_from
 from typing import Any
 from zlib import crc32
@@ -16,6 +17,7 @@ from promptlooper.adapter.providers.sse import LONGEST_LINE, MOST_EVENTS
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 
 _PRELUDE = 12  # bytes: lengths of the message and of its headers, and their checksum
+_SHORTEST = _PRELUDE + 4  # with the checksum at its end
 _STRING = 7
 _SIZES = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}  # of header values by their type; 6 and 7 say their own
 
@@ -41,6 +43,8 @@ def _length(data: bytes) -> int:
     length, _, checksum = unpack_from(">III", data)
     if crc32(data[: _PRELUDE - 4]) != checksum:
         raise _broken("a message of the stream has a wrong checksum")
+    if length < _SHORTEST:
+        raise _broken("a message of the stream is shorter than its own frame")
     if length > LONGEST_LINE:
         raise AttemptFailed(Failure(Kind.PERMANENT, f"a message is longer than {LONGEST_LINE >> 20} MiB"))
     return int(length)
@@ -51,7 +55,10 @@ def _event(message: bytes) -> dict[str, Any]:
     if crc32(message[:-4]) != checksum:
         raise _broken("a message of the stream has a wrong checksum")
     (size,) = unpack_from(">I", message, 4)
-    headers = dict(_headers(message[_PRELUDE : _PRELUDE + size]))
+    try:
+        headers = dict(_headers(message[_PRELUDE : _PRELUDE + size]))
+    except (IndexError, struct_error):
+        raise _broken("a message of the stream has broken headers") from None
     try:
         payload = orjson.loads(message[_PRELUDE + size : -4])
     except ValueError:

@@ -55,8 +55,7 @@ class BedrockConverse:
 
     def error_in(self, body: bytes) -> int | None:
         """Of an exception in a stream."""
-        status = error_in(body)
-        return _STATUSES.get(str(orjson.loads(body)["error"].get("code")), status) if status == 502 else status
+        return error_in(body, _STATUSES)
 
     def failure(
         self, status: int, headers: Mapping[str, str], body: bytes, *, now: datetime, redacted: Callable[[str], str]

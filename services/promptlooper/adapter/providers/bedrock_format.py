@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from promptlooper.adapter.providers.billing import billed_apart, completed, tier_terms
-from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed, tools_of
+from promptlooper.adapter.providers.bodies import answer_in, id_of, image_bytes, malformed, tools_of
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.openai_format import count_in, part_of
 from promptlooper.adapter.providers.refusal import arguments_object, json_bytes, no_parameter, put, refusal
@@ -25,9 +26,10 @@ _RENAMED = {
 _THEIRS = frozenset(
     {
         *("additionalModelRequestFields", "guardrailConfig", "requestMetadata", "performanceConfig", "serviceTier"),
-        *("promptVariables", "inferenceConfig", "outputConfig"),
+        *("promptVariables", "inferenceConfig", "outputConfig", "projectIdentifier"),
     }
 )
+_ID = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _IMAGES = {f"image/{name}": name for name in ("png", "jpeg", "gif", "webp")}
 _HINT = "remove it from 'params', or write the model's own into 'additionalModelRequestFields'"
@@ -40,6 +42,7 @@ _FINISH_REASONS = {
     "guardrail_intervened": "content_filter",
     "content_filtered": "content_filter",
 }
+_MALFORMED = ("malformed_model_output", "malformed_tool_use")  # AWS could not read what the model wrote
 
 
 def request_body(model: str, request: CompletionRequest) -> bytes:
@@ -71,7 +74,8 @@ def _put(body: dict[str, Any], model: str, name: str, value: Any) -> None:
     elif name == "top_k" and "anthropic." in model:
         put(body, "additionalModelRequestFields.top_k", value)
     elif name == "reasoning_tokens" and "anthropic." in model:
-        put(body, "additionalModelRequestFields.thinking", {"type": "enabled", "budget_tokens": value})
+        thinking = {"type": "enabled", "budget_tokens": value} if value else {"type": "disabled"}
+        put(body, "additionalModelRequestFields.thinking", thinking)
     else:
         raise no_parameter(name, _HINT)
 
@@ -91,7 +95,7 @@ def _turns(messages: list[Message]) -> list[dict[str, Any]]:
 
 def _blocks(message: Message) -> Iterator[dict[str, Any]]:
     if message.role == "tool":
-        yield {"toolResult": {"toolUseId": message.tool_call_id, "content": [{"text": message.content}]}}
+        yield {"toolResult": {"toolUseId": id_of(message.tool_call_id, _ID), "content": [{"text": message.content}]}}
         return
     for reasoning in kept_of(message.provider_data, _TAG) or ():
         yield {"reasoningContent": reasoning}
@@ -103,7 +107,7 @@ def _blocks(message: Message) -> Iterator[dict[str, Any]]:
             raise refusal(f"Bedrock takes no {media_type!r}; it takes {', '.join(_IMAGES)}")
         yield {"image": {"format": _IMAGES[media_type], "source": {"bytes": data}}}
     for call in message.tool_calls:
-        yield {"toolUse": {"toolUseId": call.id, "name": call.name, "input": arguments_object(call)}}
+        yield {"toolUse": {"toolUseId": id_of(call.id, _ID), "name": call.name, "input": arguments_object(call)}}
 
 
 def _tools(tools: tuple[Tool, ...], choice: str) -> dict[str, Any]:
@@ -127,6 +131,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     said, content = data.get("stopReason"), part_of(part_of(data, "output"), "message").get("content")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a stopReason, so it may be cut off")
+    if said in _MALFORMED:
+        raise malformed(f"it ended with {said}")
     blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
     thoughts = [thought for block in blocks if isinstance(thought := block.get("reasoningContent"), dict)]
     signed = any("redactedContent" in each or part_of(each, "reasoningText").get("signature") for each in thoughts)

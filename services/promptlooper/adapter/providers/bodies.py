@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -11,8 +13,10 @@ import orjson
 from promptlooper.adapter.providers.refusal import no_parameter, own_parameter, refusal
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
 from promptlooper.completion import CompletionRequest, Tool
+from promptlooper.digest import sha256_hex
 from promptlooper.jsonvalue import Json
 
+_log = logging.getLogger(__name__)
 _DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]+);base64,", re.IGNORECASE)
 
 
@@ -29,6 +33,17 @@ def answer_in(body: bytes) -> dict[str, Any]:
 
 def malformed(message: str) -> AttemptFailed:
     return AttemptFailed(Failure(Kind.MALFORMED, message, 200))
+
+
+@contextmanager
+def as_malformed() -> Iterator[None]:
+    """What reads an answer takes its parts to have the types of its format. Where one has not, that is the server's
+    mistake: raises AttemptFailed, which may be tried again."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        _log.info("a part of an answer is not of its format", exc_info=True)
+        raise malformed(f"a part of it is not of its format ({type(error).__name__})") from error
 
 
 def check_params(params: Mapping[str, Json], *, ours: Iterable[str], missing: Iterable[str]) -> None:
@@ -54,6 +69,17 @@ def inline_image(uri: str) -> tuple[str, str] | None:
 def stops(value: Json) -> list[Json]:
     """The parameter `stop` as a list: it may be one text."""
     return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+
+
+def id_of(known: str, form: re.Pattern[str]) -> str:
+    """The id of a call of a tool, for a provider that takes only ids of this form: another provider may have given it.
+    The same for the call and for its result."""
+    return known if form.fullmatch(known) else f"call_{sha256_hex(known)[:24]}"
+
+
+def made_id(index: int) -> str:
+    """For a call without an id: some servers give none, and an answer must say which it is for."""
+    return f"call_{index}"
 
 
 def tools_of(request: CompletionRequest) -> tuple[Tool, ...]:

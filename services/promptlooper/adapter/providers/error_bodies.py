@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from http import HTTPStatus
+from types import MappingProxyType
 
 import orjson
 
 from promptlooper.adapter.retrying import Failure, kind_of, retry_after_of
 
 
-def error_in(body: bytes) -> int | None:
-    """The status of an error that some routers send in a 200 response: 502 where it has none, None without an error."""
+def error_in(body: bytes, statuses: Mapping[str, int] = MappingProxyType({}), otherwise: int = 502) -> int | None:
+    """The status of an error that some routers send in a 200 response: a number that it has for its code, else that of
+    `statuses` for a word; 502 where it has no code, None without an error."""
     try:
         error = orjson.loads(body).get("error")
     except (ValueError, AttributeError):
@@ -20,6 +22,10 @@ def error_in(body: bytes) -> int | None:
     if not isinstance(error, dict):
         return 502 if isinstance(error, str) else None
     code = error.get("code")
+    if isinstance(code, str) and code:
+        if not code.isdecimal():
+            return statuses.get(code, otherwise)
+        code = int(code[:4])
     return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.providers.billing import billed_apart, completed
-from promptlooper.adapter.providers.bodies import answer_in, malformed
+from promptlooper.adapter.providers.bodies import answer_in, made_id, malformed
 from promptlooper.adapter.providers.error_bodies import failure_of
 from promptlooper.adapter.providers.gemini_format import OWNER
 from promptlooper.adapter.providers.kept import keeping
@@ -33,6 +33,7 @@ _FINISH_REASONS: Mapping[str, str] = {
         "content_filter",
     ),
 }
+_MALFORMED = ("MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE")  # Google could not read what the model wrote
 _KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED"})
 _APART = (
     ("promptTokensDetails", "tokens_{}_in"),
@@ -61,6 +62,8 @@ def completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     said = candidate.get("finishReason")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a finishReason, so it may be cut off")
+    if said in _MALFORMED:
+        raise malformed(f"it ended with {said}")
     parts = _parts(candidate)
     calls = tuple(_call(part["functionCall"], index) for index, part in enumerate(parts) if "functionCall" in part)
     finish_reason = _FINISH_REASONS.get(said, "other")
@@ -92,12 +95,7 @@ def _text(parts: Sequence[Mapping[str, Any]], *, thought: bool) -> str:
 def _call(call: object, index: int) -> ToolCall:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise malformed("it asks for a tool without a name")
-    return ToolCall(str(call.get("id") or _made_id(index)), call["name"], json_text(call.get("args") or {}))
-
-
-def _made_id(index: int) -> str:
-    """For a call without one: some models give none, and an answer must say which it is for."""
-    return f"call_{index}"
+    return ToolCall(str(call.get("id") or made_id(index)), call["name"], json_text(call.get("args") or {}))
 
 
 def _kept(parts: Sequence[Mapping[str, Any]]) -> str:
@@ -105,7 +103,7 @@ def _kept(parts: Sequence[Mapping[str, Any]]) -> str:
     if not any(part.get("thoughtSignature") for part in parts):
         return ""
     kept = [
-        {**part, "functionCall": {"id": _made_id(index), **part["functionCall"]}} if "functionCall" in part else part
+        {**part, "functionCall": {"id": made_id(index), **part["functionCall"]}} if "functionCall" in part else part
         for index, part in enumerate(parts)
     ]
     return keeping(OWNER, kept)
@@ -171,10 +169,11 @@ def failure(
     """A wrong key is a 400 here, and how long to wait stands in the body."""
     error = _error(body)
     said = failure_of(status, headers, orjson.dumps({"error": error}) if error else body, now=now, redacted=redacted)
-    for detail in error.get("details") or ():
+    details = error.get("details")
+    for detail in details if isinstance(details, list) else ():
         if not isinstance(detail, dict):
             continue
-        if detail.get("reason") in _KEY_REASONS:
+        if str(detail.get("reason")) in _KEY_REASONS:
             said = replace(said, kind=Kind.CREDENTIALS, status=401)  # so that the key is not sent again
         delay = _SECONDS.fullmatch(str(detail.get("retryDelay")))
         if delay is not None and said.retry_after is None:

@@ -14,6 +14,7 @@ from promptlooper.adapter.cost import Prices
 from promptlooper.adapter.heard import Heard
 from promptlooper.adapter.images import ImageFetcher, with_bytes
 from promptlooper.adapter.keys import Key
+from promptlooper.adapter.providers.bodies import as_malformed
 from promptlooper.adapter.providers.embedding import EmbeddingDialect
 from promptlooper.adapter.providers.headers import Headers, Sent
 from promptlooper.adapter.providers.provider import Problem, no_batches
@@ -192,7 +193,8 @@ class HttpProvider:
         """What a response says. Raises AttemptFailed where it is no answer."""
         if status == 200:
             try:
-                return read(answer)
+                with as_malformed():
+                    return read(answer)
             except AttemptFailed as error:
                 if headers.get("content-encoding", "identity") != "identity":
                     message = "it is compressed, though identity was asked for"
@@ -214,11 +216,12 @@ class HttpProvider:
             if status != 200 or not self._dialect.is_stream(headers.get("content-type", "")):
                 return status, headers, b"".join([part async for part in parts]), None
             gathered, first = self._dialect.gathering(heard), None
-            async for event in self._dialect.events(parts):
-                gathered.add(event)
-                if first is None and gathered.begun:
-                    first = self._clock.monotonic()
-            return status, headers, gathered.body(), first
+            with as_malformed():
+                async for event in self._dialect.events(parts):
+                    gathered.add(event)
+                    if first is None and gathered.begun:
+                        first = self._clock.monotonic()
+                return status, headers, gathered.body(), first
 
     async def aclose(self) -> None:
         await self._transport.aclose()

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.heard import Heard
-from promptlooper.adapter.providers.bodies import answer_in, image_bytes, malformed
+from promptlooper.adapter.providers.bodies import answer_in, image_bytes, made_id, malformed
 from promptlooper.adapter.providers.error_bodies import error_in, failure_of
 from promptlooper.adapter.providers.headers import bearer
 from promptlooper.adapter.providers.kept import keeping, kept_of
-from promptlooper.adapter.providers.openai_format import count_in, function_of, logprobs_of
+from promptlooper.adapter.providers.openai_format import count_in, function_of, logprobs_of, text_of
 from promptlooper.adapter.providers.refusal import (
     arguments_object,
     json_bytes,
@@ -171,18 +171,18 @@ def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     message = data.get("message")
     if data.get("done") is not True or not isinstance(message, dict):
         raise malformed("it ended before it was done, so it may be cut off")
-    calls = tuple(_call(call) for call in message.get("tool_calls") or ())
+    calls = tuple(_call(call, index) for index, call in enumerate(message.get("tool_calls") or ()))
     reason = _FINISH_REASONS.get(str(data.get("done_reason") or "stop"), "other")
     thinking = message.get("thinking")
     return Completion(
-        output=str(message.get("content") or ""),
+        output=text_of(message.get("content")) or "",
         model=answered if isinstance(answered := data.get("model"), str) and answered else model,
         finish_reason="tool_calls" if calls and reason == "stop" else reason,
         tokens_in=count_in(data, "prompt_eval_count"),
         tokens_out=count_in(data, "eval_count"),
         tokens_cached_in=count_in(data, "prompt_eval_cached_count"),
         latency_ms=latency_ms,
-        reasoning=thinking or None,
+        reasoning=text_of(thinking) or None,
         tool_calls=calls,
         logprobs=logprobs_of({"content": data.get("logprobs")}),
         # Models that think between calls of tools go on from there.
@@ -190,8 +190,9 @@ def _completion_of(body: bytes, model: str, latency_ms: int) -> Completion:
     )
 
 
-def _call(call: Any) -> ToolCall:
+def _call(call: Any, index: int) -> ToolCall:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise malformed("it asks for a tool without a name")
-    return ToolCall(str(call.get("id") or ""), function["name"], orjson.dumps(function.get("arguments") or {}).decode())
+    arguments = orjson.dumps(function.get("arguments") or {}).decode()
+    return ToolCall(str(call.get("id") or made_id(index)), function["name"], arguments)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from promptlooper.adapter.providers.billing import billed_apart, completed, tier_terms
-from promptlooper.adapter.providers.bodies import answer_in, malformed
+from promptlooper.adapter.providers.bodies import answer_in, made_id, malformed
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.quirks import Quirks
 from promptlooper.adapter.providers.refusal import json_bytes, no_parameter, own_parameter, put, refusal
@@ -48,6 +48,7 @@ _FINISH_REASONS: Mapping[str, str] = {
     "model_length": "length",
     "eos": "stop",
 }
+_BROKEN_OFF = ("error", "abort", "insufficient_system_resource")  # of OpenRouter, vLLM, DeepSeek
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _SPECIAL = _OURS | frozenset(_UNREADABLE)
 
@@ -151,8 +152,8 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
     said = choice.get("finish_reason")
     if not isinstance(said, str) or not said:
         raise malformed("it ended without a finish_reason, so it may be cut off")
-    if said == "error":
-        raise AttemptFailed(Failure(Kind.TRANSIENT, "the answer broke off with an error"))
+    if said in _BROKEN_OFF:
+        raise AttemptFailed(Failure(Kind.TRANSIENT, f"the answer broke off: {said}", 200))
     output = text_of(message.get("content"))
     if output is None:
         output = text_of(message.get("refusal")) or ""
@@ -225,14 +226,14 @@ def reasoning_of(message: Mapping[str, Any]) -> str | None:
 
 
 def _tool_calls(calls: object) -> Iterator[ToolCall]:
-    for call in calls if isinstance(calls, list) else ():
+    for index, call in enumerate(calls if isinstance(calls, list) else ()):
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise malformed("it asks for a tool without a name")
         arguments = function.get("arguments")
         # Some servers send an object where the format has its text.
         text = arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
-        yield ToolCall(str(call.get("id") or ""), function["name"], text)
+        yield ToolCall(str(call.get("id") or made_id(index)), function["name"], text)
 
 
 def logprobs_of(said: object) -> Json:

@@ -16,7 +16,8 @@ class Gathered:
     def __init__(self, heard: Heard) -> None:
         self._heard = heard
         self._texts: dict[str, list[str]] = {"content": [], "refusal": [], "reasoning_content": [], "reasoning": []}
-        self._calls: dict[int, dict[str, Any]] = {}  # tools asked for, by their number in the answer
+        self._calls: list[dict[str, Any]] = []  # of tools
+        self._places: dict[Any, dict[str, Any]] = {}  # the last call that had this number in the answer
         self._details: list[dict[str, Any]] = []  # of the reasoning, where OpenRouter signs it
         self._logprobs: list[Any] = []
         self._finish_reason: Any = None
@@ -62,14 +63,19 @@ class Gathered:
                     self._heard.thought()
 
     def _add_call(self, part: dict[str, Any]) -> None:
-        """The arguments come in parts, the name and the id with the first of them."""
+        """The arguments come in parts, the name and the id with the first of them. Some servers give all calls the same
+        number, or none."""
         self.begun = True
         self._heard.thought()
-        call = self._calls.setdefault(part.get("index", len(self._calls)), {"id": "", "name": "", "arguments": ""})
-        function = part.get("function") or {}
+        place, function = part.get("index"), part.get("function") or {}
+        call = self._places.get(place)
+        if call is None or _is_another(call, part):
+            call = self._places[place] = {"id": "", "name": "", "arguments": ""}
+            self._calls.append(call)
         call["id"] = part.get("id") or call["id"]
         call["name"] = function.get("name") or call["name"]
-        call["arguments"] += function.get("arguments") or ""
+        arguments = function.get("arguments") or ""
+        call["arguments"] += arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
 
     def _add_detail(self, part: dict[str, Any]) -> None:
         """Texts come in parts; the last that is said of anything else stays."""
@@ -96,7 +102,7 @@ class Gathered:
         message: dict[str, Any] = {name: "".join(texts) for name, texts in self._texts.items() if texts}
         if self._details:
             message["reasoning_details"] = self._details
-        calls = [{"id": call.pop("id"), "type": "function", "function": call} for call in self._calls.values()]
+        calls = [{"id": call.pop("id"), "type": "function", "function": call} for call in self._calls]
         choice = {
             "message": {"content": None, **message, "tool_calls": calls},
             "logprobs": {"content": self._logprobs} if self._logprobs else None,
@@ -104,3 +110,10 @@ class Gathered:
         }
         told = {"model": self._model, "service_tier": self._tier, "usage": self._usage}
         return orjson.dumps({**told, "choices": [choice]})
+
+
+def _is_another(call: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Whether a part with the number of this call begins another one."""
+    if (said := part.get("id")) and call["id"]:
+        return bool(said != call["id"])
+    return part.get("index") is None and bool((part.get("function") or {}).get("name"))

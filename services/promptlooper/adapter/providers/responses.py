@@ -70,9 +70,7 @@ class OpenAIResponses:
 
     def error_in(self, body: bytes) -> int | None:
         """Also of an answer that failed: it has an error with a word for its code."""
-        status = error_in(body)
-        code = orjson.loads(body)["error"].get("code") if status == 502 else None
-        return status if code is None else _STATUSES.get(code, 400)  # the others blame the question
+        return error_in(body, _STATUSES, 400)  # the others blame the question
 
     def failure(
         self, status: int, headers: Mapping[str, str], body: bytes, *, now: datetime, redacted: Callable[[str], str]

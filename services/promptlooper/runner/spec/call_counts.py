@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from promptlooper.errors import TemplateError
+from promptlooper.errors import Problem, TemplateError
 from promptlooper.experiment import ExperimentSpec, InputRow, Pipeline, Stage
 from promptlooper.runner.calls import Conversation
 from promptlooper.runner.render import Renderer
 
 _ROWS_COUNTED = 1_000  # the rest is taken to be like these
+_OF_ANSWERS = frozenset({"stages", "prev_output"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,27 @@ def items_of(spec: ExperimentSpec, pipeline: Pipeline, index: int, renderer: Ren
     counts = [_items(spec, pipeline, index, row, renderer) for row in rows]
     known = [count for count in counts if count is not None]
     return sum(known) / len(known) if known else None
+
+
+def stages_over_nothing(spec: ExperimentSpec, renderer: Renderer) -> Iterator[Problem]:
+    """Of stages whose `for_each` fails in every run, as far as no earlier answer has a say in it."""
+    if len(spec.inputs) > _ROWS_COUNTED:
+        return
+    for i, pipeline in enumerate(spec.pipelines):
+        for j, stage in enumerate(pipeline.stages):
+            if not stage.for_each or not _OF_ANSWERS.isdisjoint(renderer.references(stage.for_each).roots):
+                continue
+            faults = (_fault(spec, pipeline, j, row, renderer) for row in spec.inputs)
+            if (first := next(faults, None)) and all(faults):
+                yield Problem(f"pipelines[{i}].stages[{j}].for_each", f"{first}; so it is for every input")
+
+
+def _fault(spec: ExperimentSpec, pipeline: Pipeline, index: int, row: InputRow, renderer: Renderer) -> str | None:
+    try:
+        Conversation(renderer, spec, pipeline.stages, row).items(index, ())
+        return None
+    except TemplateError as error:
+        return error.message
 
 
 def spread(rows: Sequence[InputRow], most: int) -> Sequence[InputRow]:

@@ -10,7 +10,7 @@ from promptlooper.errors import Problem, TemplateError
 from promptlooper.experiment import ExperimentSpec, Stage
 from promptlooper.experiments import Validation
 from promptlooper.runner.render import Renderer, variables
-from promptlooper.runner.spec.call_counts import counted, items_of, spread
+from promptlooper.runner.spec.call_counts import counted, items_of, spread, stages_over_nothing
 from promptlooper.runner.spec.check_spec import problems_of
 from promptlooper.runner.spec.check_templates import texts_in
 from promptlooper.runner.spec.expand import Variant, shape, stage_model, stage_params, variants
@@ -37,6 +37,8 @@ async def check(
             problems.append(Problem("execution.mode", _no_batches(model)))
     problems += await _scorer_problems(spec, scoring, renderer)
     problems += _budget_problems(spec, found, checks)
+    if not problems:
+        problems += stages_over_nothing(spec, renderer)
     estimate = None if problems else _estimate(spec, found, checks, renderer)
     count = counted(spec, renderer)
     versions = {one.price_version for one in checks.values() if one.price_version}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from promptlooper.digest import canonical
 from promptlooper.errors import Problem
@@ -21,8 +21,17 @@ MAX_CONCURRENCY = 10_000
 LONGEST_TIMEOUT = 365 * 24 * 3600.0  # seconds
 ROLES = ("system", "user", "assistant")  # tools speak through tool_results
 
-_NUMBERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
-_INTEGERS = ("max_tokens", "seed")
+_TYPES: Mapping[str, tuple[Callable[[Json], bool], str]] = {
+    **dict.fromkeys(("temperature", "top_p", "frequency_penalty", "presence_penalty"), (is_number, "a number")),
+    **dict.fromkeys(("max_tokens", "seed", "top_k", "reasoning_tokens", "top_logprobs"), (is_integer, "an integer")),
+    "parallel_tool_calls": (lambda value: isinstance(value, bool), "true or false"),
+    "logprobs": (lambda value: isinstance(value, int), "true or false"),  # a number at Together
+    "reasoning_effort": (lambda value: isinstance(value, str), "text such as low"),
+    "stop": (
+        lambda value: isinstance(value, list | tuple) and all(isinstance(each, str) for each in value),
+        "text or a list of texts",
+    ),
+}
 _SET_ELSEWHERE = {
     "model": "write 'model' beside 'params'",
     "messages": "write 'prompt' or 'messages' beside 'params'",
@@ -176,18 +185,16 @@ def _typed(field: str, params: Mapping[str, Json]) -> Iterator[Problem]:
             wrong = f"{name!r} is not a parameter; {_BESIDE[name]}"
         elif name in _ANSWERS and value != 1:
             wrong = f"{name!r} must be 1, not {noun(value)}: a run has one answer; 'repeats' asks again"
-        elif name in _NUMBERS and not is_number(value):
-            wrong = f"{name!r} must be a number, not {noun(value)}"
-        elif name in _INTEGERS and not is_integer(value):
-            wrong = f"{name!r} must be an integer, not {noun(value)}"
+        elif name in _TYPES and not _TYPES[name][0](value):
+            wrong = f"{name!r} must be {_TYPES[name][1]}, not {noun(value)}"
         elif name == "max_tokens" and not value >= 1:  # type: ignore[operator]
             wrong = f"'max_tokens' must be at least 1, not {value}"
+        elif name == "top_logprobs" and not value >= 0:  # type: ignore[operator]
+            wrong = f"'top_logprobs' must be at least 0, not {value}"
         elif name == "temperature" and not value >= 0:  # type: ignore[operator]
             wrong = f"'temperature' must be at least 0, not {value}"
         elif name == "top_p" and not 0 <= value <= 1:  # type: ignore[operator]
             wrong = f"'top_p' must be from 0 to 1, not {value}"
-        elif name == "stop" and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
-            wrong = f"'stop' must be text or a list of texts, not {noun(value)}"
         if wrong is not None:
             yield Problem(f"{field}.{name}", wrong)
 

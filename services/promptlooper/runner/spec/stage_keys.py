@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,7 +19,13 @@ CALL_KEYS = (
     "for_each",
 )
 MAX_IMAGE_BYTES = 1 << 20  # it stands in the experiment, and in each question that shows it
-_IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
+_IMAGE_FILES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+_IMAGE_TYPES = {  # by how the content begins, as a name may say another one and providers compare
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "gif": re.compile(rb"GIF8[79]a"),
+    "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
 
 
 class StageKeys:
@@ -119,13 +126,16 @@ class StageKeys:
 
     def _image_file(self, at: Path, name: Json) -> str | None:
         """As a data URI."""
-        kind = _IMAGE_TYPES.get(PurePosixPath(name).suffix.lower()) if isinstance(name, str) else None
-        if not isinstance(name, str) or kind is None:
-            self._form.notes.add(at, f"an image file must end in {', '.join(_IMAGE_TYPES)}, not {noun(name)}")
+        if not isinstance(name, str) or PurePosixPath(name).suffix.lower() not in _IMAGE_FILES:
+            self._form.notes.add(at, f"an image file must end in {', '.join(_IMAGE_FILES)}, not {noun(name)}")
             return None
         try:
             content = self._form.folder.read(name, MAX_IMAGE_BYTES)
         except FileRefused as error:
             self._form.notes.add(at, f"image: {error}")
+            return None
+        kind = next((kind for kind, begins in _IMAGE_TYPES.items() if begins.match(content)), None)
+        if kind is None:
+            self._form.notes.add(at, f"the file {name!r} is no image: its content is none of {', '.join(_IMAGE_TYPES)}")
             return None
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

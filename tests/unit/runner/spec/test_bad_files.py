@@ -86,6 +86,12 @@ CASES: dict[str, tuple[str, int, str]] = {
     "max_tokens of a float": (GOOD + "params: {max_tokens: 1.5}\n", 3, "'max_tokens' must be an integer"),
     "max_tokens of 0": (GOOD + "params: {max_tokens: 0}\n", 3, "'max_tokens' must be at least 1"),
     "top_p": (GOOD + "params: {top_p: 2}\n", 3, "'top_p' must be from 0 to 1"),
+    "budget of reasoning": (GOOD + "params: {reasoning_tokens: many}\n", 3, "'reasoning_tokens' must be an integer"),
+    "effort of reasoning": (GOOD + "params: {reasoning_effort: 3}\n", 3, "'reasoning_effort' must be text such as low"),
+    "one of the best": (GOOD + "params: {top_k: 1.5}\n", 3, "'top_k' must be an integer, not the number 1.5"),
+    "fewer than none": (GOOD + "params: {top_logprobs: -1}\n", 3, "'top_logprobs' must be at least 0, not -1"),
+    "logprobs": (GOOD + "params: {logprobs: yes}\n", 3, "'logprobs' must be true or false, not the text 'yes'"),
+    "one or zero": (GOOD + "params: {parallel_tool_calls: 1}\n", 3, "'parallel_tool_calls' must be true or false"),
     "stop": (GOOD + "params: {stop: 3}\n", 3, "'stop' must be text or a list of texts"),
     "params as a list": (GOOD + "params: [a]\n", 3, "params must be a mapping, not a list"),
     "model in params": (GOOD + "params: {model: x}\n", 3, "'model' is not a parameter; write 'model' beside 'params'"),
@@ -235,6 +241,8 @@ CASES: dict[str, tuple[str, int, str]] = {
             ("tool_results", "{b: x}", "no tool is named 'b'"),
             ("tool_results", "x", "tool_results must be a mapping"),
             ("images", "x", "an image must be an https:// address"),
+            ("images", "http://a.example/b.png", "an image must be an https:// address"),
+            ("images", "[{file: text.png}]", "the file 'text.png' is no image: its content is none of png, jpeg, gif, webp"),
             ("images", "[{file: none.png}]", "there is no file 'none.png'"),
             ("images", "[{file: rows.csv}]", "an image file must end in .png"),
             ("images", "'{{ imput.x }}'", "did you mean 'input'?"),
@@ -263,6 +271,7 @@ CASES: dict[str, tuple[str, int, str]] = {
 def test_bad_file_is_refused_with_line_and_sentence(desk: Any, name: str) -> None:
     text, line, said = CASES[name]
     desk.write("rows.csv", "a\n1\n")
+    desk.write("text.png", "no image")
     problems = desk.problems(text)
     assert any(problem.startswith(f"e.yaml:{line}: ") and said in problem for problem in problems), problems
     assert len(problems) == 1, problems

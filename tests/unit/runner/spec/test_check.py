@@ -132,6 +132,24 @@ async def test_items_of_inputs_are_counted_and_what_answers_decide_is_said_to_be
     assert (found.problems, found.calls, found.calls_at_least) == ((), calls, at_least)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "for_each", "said"),
+    [
+        ("[{a: 1}, {a: 2}]", "{{ range(101) | list }}", "'for_each' must give 1 to 100 items, and gave 101"),
+        ("[{a: 1}, {a: []}]", "{{ input.a }}", "'for_each' must give a list, and gave 1"),
+        ("[{a: 1}, {a: [1]}]", "{{ input.a }}", None),
+        ("[{a: 1}]", "{{ prev_output }}", None),
+    ],
+)
+async def test_a_list_that_no_input_gives_is_told_before_anything_runs(
+    desk: Any, inputs: str, for_each: str, said: str | None
+) -> None:
+    stages = f"[{{prompt: a}}, {{prompt: '{{{{ item }}}}', for_each: '{for_each}'}}]"
+    found = await checked(desk, f"model: free/a\ninputs: {inputs}\npipelines: {{p: {stages}}}\n")
+    problem = Problem("pipelines[0].stages[1].for_each", f"{said}; so it is for every input")
+    assert found.problems == (() if said is None else (problem,))
+
+
 async def test_many_rows_are_counted_by_some_from_all_over_them(desk: Any) -> None:
     rows = ", ".join(f"{{turns: [a{', b' * (n % 2)}]}}" for n in range(3_000))
     stages = "[{prompt: '{{ item }}', for_each: '{{ input.turns }}'}]"

@@ -294,3 +294,19 @@ def test_experiment_file_itself_may_be_a_symlink(desk: Any, tmp_path: Path) -> N
     link = tmp_path / "here" / "e.yaml"
     link.symlink_to(real)
     assert read_experiment(link).spec.name == "e"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "png"),
+        (b"\xff\xd8\xff\xe0", "jpeg"),
+        (b"GIF89a", "gif"),
+        (b"RIFF\n\0\0\0WEBP", "webp"),
+    ],
+)
+def test_an_image_is_of_the_type_that_its_content_is(desk: Any, content: bytes, kind: str) -> None:
+    desk.write("photo.png", content)
+    spec = desk.spec("model: free/a\npipelines: {p: [{prompt: Look, images: {file: photo.png}}]}\n")
+    (image,) = spec.pipelines[0].stages[0].images
+    assert image.startswith(f"data:image/{kind};base64,")
