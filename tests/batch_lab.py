@@ -50,6 +50,7 @@ class BatchingModel(ScriptedModel):
         self.on_submitted: Callable[[], None] = lambda: None  # after
         self.says_so = asyncio.Event()  # that it is taken
         self.says_so.set()
+        self.lost: DomainError | None = None  # of every question about a batch
         self.lost_by_cancelling: Sequence[str] = ("*",)
         self.ends_cancelled = True
         self.breaks_off: DomainError | None = None  # raised after one result
@@ -121,6 +122,8 @@ class BatchingModel(ScriptedModel):
         return BatchResult(item.item_id, answer)
 
     async def batch_status(self, batch: str) -> BatchStatus:
+        if self.lost is not None:
+            raise self.lost
         kept = self.batches.get(batch)
         if kept is None:
             return BatchStatus(BatchState.UNKNOWN)
@@ -135,6 +138,8 @@ class BatchingModel(ScriptedModel):
                 raise self.breaks_off
 
     async def cancel_batch(self, batch: str) -> None:
+        if self.lost is not None:
+            raise self.lost
         if self.batches[batch].state is BatchState.RUNNING:
             self.batches[batch].state = BatchState.CANCELLING
 

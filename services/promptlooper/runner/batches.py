@@ -178,7 +178,8 @@ class BatchKeeper:
         self._failpoints.hit("batch_formed")
 
     async def _guarded(self, batch: Open, work: Awaitable[None]) -> None:
-        """What goes wrong with a batch is said, and tried again later; for ever it is not."""
+        """What goes wrong with a batch is said, and tried again later; not for ever, and not where the batch is to stop
+        and nobody can be asked any more."""
         try:
             await work
         except StoreUnavailable:
@@ -186,8 +187,9 @@ class BatchKeeper:
         except Exception as error:  # one batch must not keep the others from being looked after
             unexpected = None if isinstance(error, DomainError) else error
             log.warning("experiment %s: batch %s: %s", batch.experiment_id, batch.batch_id, error, exc_info=unexpected)
+            is_lost = bool(batch.stop_reason) and isinstance(error, DomainError) and not error.retryable
             self._look_later(batch)
-            if self._is_hopeless(batch):
+            if is_lost or self._is_hopeless(batch):
                 await self._end(batch)
 
     def _is_hopeless(self, batch: Open) -> bool:

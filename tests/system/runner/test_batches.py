@@ -17,6 +17,7 @@ from promptlooper.errors import (
     ContentFiltered,
     InvalidArgument,
     InvalidExperiment,
+    ProviderCredentials,
     ProviderUnavailable,
     ServiceUnavailable,
 )
@@ -265,6 +266,20 @@ async def test_cancelling_an_experiment_cancels_its_batches_and_keeps_what_was_a
     assert model.asked == [["0", "1", "2"], ["1"]]
     assert all(run.stages[0].batched for run in runs)
     assert not model.calls
+
+
+async def test_a_batch_whose_key_is_gone_waits_for_it_until_it_is_given_up(lab: Lab) -> None:
+    model = model_of(lab, hold_batches=True)
+    async with runner_of(lab) as runner:
+        created = await runner.create(by_batch("{{ input.n }}", count=2))
+        await eventually(lambda: model.batches)
+        model.lost = ProviderCredentials("the key is gone")
+        await runner.cancel(created.experiment_id)
+        await eventually(lambda: left(lab) == [2, 0, 0])
+        model.lost, model.hold_batches = None, False
+        await runner.resume(created.experiment_id)
+        assert (await ended(runner, created.experiment_id)).counts.completed == 2
+    assert model.asked == [["0", "1"]] * 2
 
 
 async def test_a_paused_experiment_hands_nothing_in_and_takes_answers_when_it_goes_on(lab: Lab) -> None:
