@@ -130,8 +130,7 @@ _TOO_LONG = re.compile(
     r"exceeds? context limit|exceeds the maximum number of (?:input )?tokens",
     re.IGNORECASE,
 )
-
-
+_CANNOT = re.compile(r"(?:image|audio) input is not supported", re.IGNORECASE)  # a 500 of llama.cpp
 _FLAGGED = re.compile(r"input was flagged|violates usage guidelines", re.IGNORECASE)  # OpenRouter, xAI
 
 
@@ -147,7 +146,9 @@ def kind_of(status: int, code: str, message: str) -> Kind:
         return Kind.CONTEXT_TOO_LONG
     if status == 400 and code in ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"):
         return Kind.CONTENT_FILTERED
-    if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _TRANSIENT_STATUSES:
+    if status == _NOT_IMPLEMENTED or _CANNOT.search(message):
+        return Kind.PERMANENT
+    if status >= 500 or status in _TRANSIENT_STATUSES:
         return Kind.TRANSIENT
     return Kind.PERMANENT
 

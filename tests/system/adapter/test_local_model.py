@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from promptlooper.adapter.routes.router import Router
 from promptlooper.adapter.tariff import FREE
 from promptlooper.clock import SystemClock
 from promptlooper.completion import CompletionRequest, Message
-from promptlooper.errors import ContextTooLong
+from promptlooper.errors import ContextTooLong, ProviderRejected
 from promptlooper.testing.eventually import eventually
 
 CAPITAL = "What is the capital of France? Answer with one word."
@@ -74,6 +75,17 @@ async def test_same_question_gets_the_same_answer_amid_others(gateway):
 async def test_prompt_that_does_not_fit_is_context_too_long(gateway):
     with pytest.raises(ContextTooLong, match="too long for model 'smollm2-135m-instruct'"):
         await gateway.complete(asking("word " * 5000))
+
+
+async def test_what_the_model_cannot_do_is_refused_and_not_tried(gateway):
+    seeing = replace(asking(), messages=(Message("user", "What is it?", images=("https://a.example/b.png",)),))
+    for request, said in (
+        (seeing, "sees no images"),
+        (replace(asking(), params={"reasoning_effort": "low"}), "'reasoning_effort'"),
+    ):
+        with pytest.raises(ProviderRejected, match=said) as refused:
+            await gateway.complete(request)
+        assert refused.value.attempts == 1
 
 
 async def test_child_is_in_a_session_of_its_own_and_has_none_of_our_keys(gateway, local, monkeypatch):

@@ -28,6 +28,7 @@ NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
         (425, "", "", Kind.TRANSIENT),
         (500, "", "", Kind.TRANSIENT),
         (501, "", "This server does not support embeddings", Kind.PERMANENT),
+        (500, "", "image input is not supported - hint: ...", Kind.PERMANENT),
         (502, "", "", Kind.TRANSIENT),
         (503, "", "Loading model", Kind.TRANSIENT),
         (529, "overloaded_error", "Overloaded", Kind.TRANSIENT),

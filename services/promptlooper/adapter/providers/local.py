@@ -21,7 +21,7 @@ from promptlooper.adapter.providers import local_server
 from promptlooper.adapter.providers.http import HttpProvider
 from promptlooper.adapter.providers.openai import OpenAIChat
 from promptlooper.adapter.providers.provider import Problem, no_batches
-from promptlooper.adapter.providers.quirks import SERVERS
+from promptlooper.adapter.providers.quirks import Quirks
 from promptlooper.adapter.providers.refusal import refusal
 from promptlooper.adapter.providers.transport import Transport
 from promptlooper.adapter.retrying import AttemptFailed, Failure, Kind
@@ -32,6 +32,7 @@ from promptlooper.embeddings import EmbeddingRequest, Embeddings
 MODEL = "smollm2-135m-instruct"
 PARALLEL = 2  # answers at once; each has half of the context
 _CONTEXT = 4096  # tokens
+_QUIRKS = Quirks(images=False, refused=frozenset({"reasoning_effort", "reasoning_tokens"}))  # it does not reason
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _POLL = 0.03  # seconds; a start takes about 0.5 s
 _START_TIMEOUT = 60.0
@@ -158,9 +159,7 @@ class _Server:
                 await self._healthy(base_url)
         except TimeoutError:
             raise self._failure(f"was not ready after {_START_TIMEOUT:g} s") from None
-        self._provider = HttpProvider(
-            self._name, base_url, OpenAIChat(SERVERS["llama.cpp"]), prices=self._prices, clock=self._clock
-        )
+        self._provider = HttpProvider(self._name, base_url, OpenAIChat(_QUIRKS), prices=self._prices, clock=self._clock)
 
     async def _healthy(self, base_url: str) -> None:
         """llama.cpp takes connections before its model is loaded, so an open port says nothing."""

@@ -114,6 +114,8 @@ def _message(message: Message, quirks: Quirks) -> dict[str, Any]:
         ]
         return {"role": message.role, "content": message.content or None, "tool_calls": calls, **kept}
     if message.images:
+        if not quirks.images:
+            raise refusal("this model sees no images; ask another one, or remove 'images' of this stage")
         images = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
         return {"role": message.role, "content": [{"type": "text", "text": message.content}, *images]}
     return {"role": message.role, "content": message.content, **kept}

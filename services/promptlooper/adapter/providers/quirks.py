@@ -13,6 +13,7 @@ class Quirks:
 
     renamed: Mapping[str, str] = field(default_factory=dict)  # ours to theirs; with a dot: into an object
     refused: frozenset[str] = frozenset()
+    images: bool = True  # whether it may have a model that sees them
     schema: bool = True  # whether it takes a JSON Schema of the answer
     strict: bool = True  # whether it takes `strict` beside the schema
     stream_usage: bool = True  # whether usage of a stream must be asked for, by stream_options
