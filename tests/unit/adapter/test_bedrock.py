@@ -90,7 +90,7 @@ async def test_everything_is_said_in_its_words(ask, server):
         tool_choice="weather",
         response_schema={"type": "object"},
     )
-    schema = {"jsonSchema": {"name": "answer", "schema": '{"type":"object"}'}}
+    schema = {"jsonSchema": {"name": "answer", "schema": '{"type":"object","additionalProperties":false}'}}
     assert server.asked[0].body == {
         "system": [{"text": "Be brief."}],
         "messages": [
@@ -281,3 +281,8 @@ async def test_ids_of_calls_that_another_provider_gave_are_put_into_its_form(ask
     (use,), (said,) = asked["content"], answered["content"]
     assert use["toolUse"]["toolUseId"] == said["toolResult"]["toolUseId"]
     assert len(use["toolUse"]["toolUseId"]) <= 64
+
+
+async def test_objects_of_a_schema_are_closed_where_it_did_not_say(ask, server):
+    await ask(response_schema={"type": "object", "properties": {"a": {"type": "object"}}})
+    assert server.refused == []

@@ -115,12 +115,17 @@ def test_schema_is_strict_where_it_may_be():
 def test_schema_with_definitions_and_lists_may_be_strict():
     schema = {
         "type": "object",
-        "properties": {"people": {"type": "array", "items": {"$ref": "#/$defs/person"}}, "kind": {"enum": ["a", "b"]}},
+        "properties": {
+            "people": {"type": "array", "items": {"$ref": "#/$defs/person"}},
+            "kind": {"type": "string", "enum": ["a", "b"]},
+        },
         "required": ["kind", "people"],
         "additionalProperties": False,
         "$defs": {"person": {"anyOf": [PERSON, {"type": "null"}]}},
     }
     assert sent(response_schema=schema)["response_format"]["json_schema"]["strict"] is True
+    untyped = {**schema, "properties": {**schema["properties"], "kind": {"enum": ["a", "b"]}}}
+    assert "strict" not in sent(response_schema=untyped)["response_format"]["json_schema"]
     schema["$defs"] = {"person": {**PERSON, "required": []}}
     assert "strict" not in sent(response_schema=schema)["response_format"]["json_schema"]
 
@@ -280,3 +285,10 @@ def test_an_answer_that_broke_off_may_be_tried_again(reason):
 def test_calls_get_ids_where_a_server_gives_none():
     call = {"function": {"name": "now", "arguments": "{}"}}
     assert [called.id for called in answer({"tool_calls": [call, call]}).tool_calls] == ["call_0", "call_1"]
+
+
+def test_an_empty_reasoning_goes_back_too():
+    call = {"id": "c1", "function": {"name": "now", "arguments": "{}"}}
+    said = answer({"reasoning_content": "", "tool_calls": [call]}, "tool_calls", kept=("reasoning_content",))
+    before = Message("assistant", "", tool_calls=said.tool_calls, provider_data=said.provider_data)
+    assert sent(ENDPOINTS["deepseek"].quirks, before)["messages"][0]["reasoning_content"] == ""

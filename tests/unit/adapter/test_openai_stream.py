@@ -101,3 +101,10 @@ def test_calls_without_a_number_and_an_id_are_told_apart_by_their_names():
 def test_a_call_without_a_name_is_malformed():
     with pytest.raises(AttemptFailed, match="a tool without a name"):
         gathered(part("{}", 0, "c1"), finish_reason="tool_calls")
+
+
+def test_empty_texts_are_kept_where_they_go_back_and_hide_nothing():
+    deltas = ({"content": "", "refusal": None}, {"reasoning_content": ""}, {"refusal": "I "}, {"refusal": "can't."})
+    said, pieces = gathered(*deltas, kept=("reasoning_content",))
+    assert (said.output, said.reasoning, pieces) == ("I can't.", None, [])
+    assert orjson.loads(said.provider_data) == {"openai": {"reasoning_content": ""}}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptlooper.adapter.providers.bodies import check_params, id_of, inline_image, stops, tools_of
+from promptlooper.adapter.providers.closed_schema import closed
 from promptlooper.adapter.providers.kept import kept_of
 from promptlooper.adapter.providers.refusal import json_bytes, refusal
 from promptlooper.completion import CompletionRequest, Message, Tool, arguments_of
@@ -149,28 +150,3 @@ def _output_config(schema: Mapping[str, Json] | None, params: Mapping[str, Json]
     if schema is not None:
         config["format"] = {"type": "json_schema", "schema": closed(schema)}
     return config
-
-
-def closed(schema: Any) -> Any:
-    """With objects that have no further properties, unless it says so itself: the format asks for that to be said. What
-    matches it matches the schema."""
-    if isinstance(schema, list | tuple):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    # The values of these are named by the caller: no words of JSON Schema.
-    inner = {
-        name: {each: closed(value) for each, value in part.items()}
-        if name in _NAMED and isinstance(part, Mapping)
-        else part
-        if name in _LITERAL
-        else closed(part)
-        for name, part in schema.items()
-    }
-    if inner.get("type") == "object":
-        inner.setdefault("additionalProperties", False)
-    return inner
-
-
-_NAMED = frozenset({"properties", "$defs", "definitions", "patternProperties"})
-_LITERAL = frozenset({"const", "enum", "default", "examples"})

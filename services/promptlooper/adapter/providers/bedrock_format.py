@@ -10,6 +10,7 @@ import orjson
 
 from promptlooper.adapter.providers.billing import billed_apart, completed, tier_terms
 from promptlooper.adapter.providers.bodies import answer_in, id_of, image_bytes, malformed, tools_of
+from promptlooper.adapter.providers.closed_schema import closed
 from promptlooper.adapter.providers.kept import keeping, kept_of
 from promptlooper.adapter.providers.openai_format import count_in, part_of
 from promptlooper.adapter.providers.refusal import arguments_object, json_bytes, no_parameter, put, refusal
@@ -59,7 +60,7 @@ def request_body(model: str, request: CompletionRequest) -> bytes:
     for name in [name for name in params if name not in _THEIRS]:
         _put(body, model, name, params[name])
     if request.response_schema is not None:
-        schema = {"name": "answer", "schema": orjson.dumps(request.response_schema).decode()}
+        schema = {"name": "answer", "schema": orjson.dumps(closed(request.response_schema)).decode()}
         put(body, "outputConfig.textFormat", {"type": "json_schema", "structure": {"jsonSchema": schema}})
     return json_bytes(body)
 

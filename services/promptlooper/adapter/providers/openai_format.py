@@ -156,13 +156,12 @@ def completion_of(body: bytes, model: str, latency_ms: int, kept: Sequence[str] 
         raise malformed("it ended without a finish_reason, so it may be cut off")
     if said in _BROKEN_OFF:
         raise AttemptFailed(Failure(Kind.TRANSIENT, f"the answer broke off: {said}", 200))
-    output = text_of(message.get("content"))
-    if output is None:
-        output = text_of(message.get("refusal")) or ""
+    output = text_of(message.get("content")) or text_of(message.get("refusal")) or ""
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     calls = tuple(_tool_calls(message.get("tool_calls")))
-    back = {name: value for name in kept if (value := message.get(name))}
+    # Also where it is empty: DeepSeek refuses the next turn without it.
+    back = {name: value for name in kept if (value := message.get(name)) is not None}
     return completed(
         billed_of(part_of(usage, "prompt_tokens_details"), part_of(usage, "completion_tokens_details"), data),
         output=output,

@@ -54,9 +54,11 @@ class Gathered:
 
     def _add_texts(self, delta: dict[str, Any]) -> None:
         for name, value in delta.items():
-            if name in self._texts and isinstance(value, str) and value:
+            if name not in self._texts or not isinstance(value, str):
+                continue
+            self._texts[name].append(value)
+            if value:
                 self.begun = True
-                self._texts[name].append(value)
                 if name == "content":
                     self._heard(value)
                 else:

@@ -176,7 +176,7 @@ class AnthropicWire:
         if request.tool_choice and not request.tools:
             raise Refused(400, "tool_choice may only be specified while providing tools")
         if request.output_config and request.output_config.format:
-            _check_schema(request.output_config.format.schema_)
+            check_closed(request.output_config.format.schema_)
         _check_turns(request.messages)
 
     def streams(self, asked: Asked) -> bool:
@@ -222,18 +222,19 @@ def _check_turns(messages: list[_User | _Assistant]) -> None:
         raise Refused(400, "the last `tool_use` blocks have no `tool_result`")
 
 
-def _check_schema(schema: Any) -> None:
+def check_closed(schema: Any) -> None:
+    """Raises Refused where an object of an answer's schema may have more properties than it names."""
     if isinstance(schema, list):
         for each in schema:
-            _check_schema(each)
+            check_closed(each)
     if isinstance(schema, dict):
         if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
-            raise Refused(400, "output_config.format.schema: For 'object' type, 'additionalProperties' must be false")
+            raise Refused(400, "schema: For 'object' type, 'additionalProperties' must be false")
         for name, part in schema.items():
             if name in ("properties", "$defs") and isinstance(part, dict):
-                _check_schema(list(part.values()))
+                check_closed(list(part.values()))
             elif name not in ("const", "enum", "default"):
-                _check_schema(part)
+                check_closed(part)
 
 
 def _message(asked: Asked, **fields: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from zlib import crc32
 import orjson
 from pydantic import Field
 
+from promptlooper.testing.wires.anthropic import check_closed
 from promptlooper.testing.wires.sigv4 import signature_problem
 from promptlooper.testing.wires.wire import Asked, Refused, Said, Strict, checked, needed, pieces
 
@@ -127,6 +128,8 @@ class BedrockWire:
         turns = checked(_Request, asked.body).messages
         if any(first.role == second.role for first, second in pairwise(turns)):
             raise Refused(400, "A conversation must alternate between user and assistant roles.")
+        if text_format := (asked.body.get("outputConfig") or {}).get("textFormat"):
+            check_closed(orjson.loads(text_format["structure"]["jsonSchema"]["schema"]))
         blocks = [block for turn in turns for block in turn.content]
         if "toolConfig" not in asked.body and any(block.toolUse or block.toolResult for block in blocks):
             raise Refused(400, "The toolConfig field must be defined when using toolUse and toolResult content blocks.")
