@@ -15,7 +15,7 @@ from promptlooper.errors import ExperimentNotFound
 from promptlooper.experiment import ExperimentState
 from promptlooper.runner.store.models import batch_items, batches, progress, runners, runs
 from promptlooper.runner.store.questions import ANSWERED, DIRECT, SUBMITTED, WAITING
-from promptlooper.runner.store.turns import locked_ledger
+from promptlooper.runner.store.turns import IS_PENDING, locked_ledger
 
 SUBMITTING = "SUBMITTING"  # of a batch that may be at its provider or not
 EXPERIMENT, TIME = "EXPERIMENT", "TIME"  # why a batch is cancelled: its experiment has ended, or it took too long
@@ -36,7 +36,7 @@ SELECT_OPEN = (
 )
 IS_OVERDUE = sa.and_(
     runs.c.experiment_id == sa.bindparam("x"),
-    runs.c.state == sa.literal_column("'PENDING'"),
+    IS_PENDING,
     runs.c.not_before_us.between(1, sa.bindparam("now_us")),
     runs.c.in_batch,
 )

@@ -145,6 +145,7 @@ class TurnResult:
 
 MOST_PARKED = 4  # times max_concurrency: else a rate limit has all runs of an experiment started and parked
 LIVING = sa.select(runners.c.runner_id).where(runners.c.runner_id == sa.bindparam("r"), runners.c.dead.is_(False))
+IS_PENDING = runs.c.state == sa.literal_column("'PENDING'")  # the partial index serves the literal
 LOCK = (
     sa.select(*LEDGER_COLUMNS, LIVING.scalar_subquery())
     .where(progress.c.experiment_id == sa.bindparam("x"))
@@ -223,10 +224,10 @@ def _rows(connection: sa.Connection, experiment_id: str, indexes: set[int]) -> d
 
 
 def _pending(decided: Turn) -> sa.Select[Any]:
-    """Rows that came back before this turn; the partial index serves the literal."""
+    """Rows that came back before this turn."""
     return sa.select(*RUN_COLUMNS).where(
         runs.c.experiment_id == decided.ledger.experiment_id,
-        runs.c.state == sa.literal_column("'PENDING'"),
+        IS_PENDING,
         runs.c.run_index.not_in([i for i, row in decided.touched.items() if row.state != RunState.PENDING.value]),
     )
 
@@ -243,9 +244,7 @@ def _ready(connection: sa.Connection, decided: Turn, room: int, now_us: int) -> 
     )
     ready = [run_row(row) for row in connection.execute(query)]
     later = sa.select(sa.func.min(runs.c.not_before_us)).where(
-        runs.c.experiment_id == decided.ledger.experiment_id,
-        runs.c.state == sa.literal_column("'PENDING'"),
-        runs.c.not_before_us > now_us,
+        runs.c.experiment_id == decided.ledger.experiment_id, IS_PENDING, runs.c.not_before_us > now_us
     )
     return ready, connection.execute(later).scalar()
 
@@ -258,11 +257,7 @@ def _waiting(connection: sa.Connection, decided: Turn) -> list[RunRow]:
 
 def pending_rows(connection: sa.Connection, experiment_id: str, but: int = -1) -> list[RunRow]:
     """Runs that came back and wait, but for one."""
-    query = sa.select(*RUN_COLUMNS).where(
-        runs.c.experiment_id == experiment_id,
-        runs.c.state == sa.literal_column("'PENDING'"),
-        runs.c.run_index != but,
-    )
+    query = sa.select(*RUN_COLUMNS).where(runs.c.experiment_id == experiment_id, IS_PENDING, runs.c.run_index != but)
     return [run_row(row) for row in connection.execute(query)]
 
 
